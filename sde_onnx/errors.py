@@ -1,0 +1,59 @@
+"""The errors of sde-onnx: one root, and a subclass where a caller may want to tell the cause.
+
+A message says what was got, what was expected and what to do, in one line; the command line prints it as it is.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "InputError",
+    "MissingExtraError",
+    "ModelFileError",
+    "NonFiniteError",
+    "OutputError",
+    "ParityError",
+    "ProviderError",
+    "SdeOnnxError",
+]
+
+
+class SdeOnnxError(Exception):
+    """Anything that sde-onnx refuses or cannot do."""
+
+
+class InputError(SdeOnnxError, ValueError):
+    """An argument is out of its range, or an array has the wrong shape or dtype."""
+
+
+class ConfigError(SdeOnnxError, ValueError):
+    """An architecture or schedule that cannot be."""
+
+
+class CheckpointError(SdeOnnxError, ValueError):
+    """A checkpoint is missing, damaged, or of a network that is not supported."""
+
+
+class MissingExtraError(SdeOnnxError, ImportError):
+    """A package that an optional part needs is not installed."""
+
+
+class ModelFileError(SdeOnnxError, ValueError):
+    """A file is not an ONNX model of ours."""
+
+
+class ProviderError(SdeOnnxError, RuntimeError):
+    """An execution provider was asked for and cannot run here."""
+
+
+class ParityError(SdeOnnxError, RuntimeError):
+    """An exported graph does not compute what the network computes."""
+
+
+class NonFiniteError(SdeOnnxError, ArithmeticError):
+    """NaN or infinity appeared while sampling."""
+
+
+class OutputError(SdeOnnxError, OSError):
+    """An output exists already or cannot be written."""

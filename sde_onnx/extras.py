@@ -1,0 +1,24 @@
+"""Optional dependencies: asked for where they are needed, missed with the line that installs them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from sde_onnx.errors import MissingExtraError
+
+__all__ = ["require_export"]
+
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
+
+
+def require_export() -> None:
+    """Makes sure that a checkpoint can be exported here.
+
+    Raises:
+        MissingExtraError: a package of the export extra is not installed.
+    """
+    missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"reading a checkpoint needs {', '.join(missing)}, not installed here: pip install 'sde-onnx[export]'"
+        )

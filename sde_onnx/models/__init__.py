@@ -1,0 +1,13 @@
+"""The models that come with the package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["bundled_model"]
+
+
+def bundled_model() -> Path:
+    """The model file of coloured handwritten digits, 16x16; ``examples/digits`` is how it was trained."""
+    return Path(str(files(__name__) / "digits.onnx"))
