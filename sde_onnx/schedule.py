@@ -1,0 +1,81 @@
+"""Noise levels: the reference's predictor-corrector schedule. The only module that knows a time ``t``.
+
+With N steps, ``t`` running evenly from 1 to ``sampling_eps``, and a grid even in log sigma:
+
+    sigma_cond_i = sigma_min (sigma_max / sigma_min)^t_i       what the network is told
+    sigma_i      = grid[N - 1 - i],  sigma_next_i = grid[N - 2 - i], 0 after the last
+
+The two differ by less than 1e-4; the reference uses both, and equal pictures need both.
+
+Source: Song et al. 2021, equation 31 (appendix C) and algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from sde_onnx.errors import ConfigError, InputError
+
+__all__ = ["NoiseLevel", "VeSchedule"]
+
+
+class NoiseLevel(NamedTuple):
+    """One step of a schedule. All float32 scalars, so that formulas round as the reference's do."""
+
+    sigma_cond: np.float32   # what the network is told, > 0
+    sigma: np.float32        # noise std before the step
+    sigma_next: np.float32   # noise std after it, 0 after the last
+
+
+@dataclass(frozen=True)
+class VeSchedule:
+    """A variance-exploding noise schedule, as the model was trained with.
+
+    Args:
+        sigma_min: smallest noise std, > 0, data in [0, 1].
+        sigma_max: largest noise std, > sigma_min; also the std of the initial latent.
+        num_scales: steps that the model's author samples with, >= 1.
+        sampling_eps: the last time that the network is asked at, in (0, 1).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    sigma_min: float
+    sigma_max: float
+    num_scales: int = 2000
+    sampling_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.sigma_max) and 0 < self.sigma_min < self.sigma_max):
+            raise ConfigError(
+                f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} are not a noise range: "
+                "0 < sigma_min < sigma_max is needed"
+            )
+        if self.num_scales < 1:
+            raise ConfigError(f"num_scales is {self.num_scales}, expected at least 1")
+        if not 0 < self.sampling_eps < 1:
+            raise ConfigError(f"sampling_eps is {self.sampling_eps}, expected a time between 0 and 1")
+
+    def levels(self, steps: int) -> Iterator[NoiseLevel]:
+        """Yields the reference's noise levels, from the largest.
+
+        Args:
+            steps: N, >= 1.
+
+        Raises:
+            InputError: ``steps`` below 1.
+        """
+        if steps < 1:
+            raise InputError(f"steps is {steps}, expected at least 1")
+        t = np.linspace(1.0, self.sampling_eps, steps)
+        # A single point of the grid is its start, sigma_min, in torch and numpy alike: the reference's one-step run.
+        grid = np.exp(np.linspace(math.log(self.sigma_min), math.log(self.sigma_max), steps)).astype(np.float32)
+        sigma_cond = (self.sigma_min * (self.sigma_max / self.sigma_min) ** t).astype(np.float32)
+        following = np.append(grid[-2::-1], np.float32(0))
+        return map(NoiseLevel, sigma_cond, grid[::-1], following)
