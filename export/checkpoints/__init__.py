@@ -1,0 +1,106 @@
+"""Foreign checkpoints: what they hold, and what every reader of one checks."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sde_onnx.errors import CheckpointError
+from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
+from sde_onnx.schedule import VeSchedule
+
+__all__ = ["Checkpoint", "load_network", "read_weights", "sha256"]
+
+SHOWN = 8   # names listed in a message before the rest is counted
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model, whatever it came from."""
+
+    network: NCSNpp        # in evaluation mode
+    schedule: VeSchedule
+    snr: float
+    n_corrector: int
+    name: str              # of the folder, hub model or file
+    sha256: str            # of the file with the weights
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads named tensors from ``.safetensors``, or from a pickle that holds nothing else.
+
+    Raises:
+        CheckpointError: the file is damaged, or unpickling it would run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read, it may be truncated: {_first_line(error)}") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a plain file of weights, unpickling it may run code, which is refused: {_first_line(error)}"
+        ) from None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} holds a {type(tensors).__name__}, expected named tensors")
+    return tensors
+
+
+def load_network(
+    config: NCSNppConfig, weights: dict[str, Tensor], foreign_key: Callable[[str], str], *, source: str
+) -> NCSNpp:
+    """Builds the network and gives it the weights of a checkpoint, each exactly once.
+
+    Args:
+        config: the architecture.
+        weights: by the checkpoint's own names.
+        foreign_key: from a name of ours to the checkpoint's.
+        source: what to call the checkpoint in messages.
+
+    Raises:
+        CheckpointError: names missing or left over, a wrong shape, or a value that is not finite.
+    """
+    network = NCSNpp(config).eval()
+    wanted = {foreign_key(name): name for name in network.state_dict()}
+    missing, unused = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
+    if missing or unused:
+        parts = [f"{len(names)} {what}: {_listing(names)}" for what, names in
+                 (("missing", missing), ("not known", unused)) if names]
+        raise CheckpointError(f"{source}: the weights do not fit the config; {'; '.join(parts)}")
+    state = {}
+    for key, name in wanted.items():
+        expected = network.state_dict()[name].shape
+        if weights[key].shape != expected:
+            raise CheckpointError(
+                f"{source}: {key} has shape {list(weights[key].shape)}, expected {list(expected)} by the config"
+            )
+        state[name] = weights[key].to(torch.float32)
+        if not torch.isfinite(state[name]).all():
+            raise CheckpointError(f"{source}: {key} holds NaN or infinity; the checkpoint is damaged")
+    network.load_state_dict(state)
+    return network
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listing(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
+    return ", ".join(ordered[:SHOWN]) + more
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

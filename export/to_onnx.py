@@ -1,0 +1,173 @@
+"""A network becomes one self-describing ONNX file: trace, annotate, verify, write."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from sde_onnx.errors import ConfigError, ParityError
+from sde_onnx.export.checkpoints import Checkpoint
+from sde_onnx.export.ncsnpp import NCSNpp
+from sde_onnx.files import check_writable, replacing
+from sde_onnx.metadata import KEY, ModelMetadata
+from sde_onnx.schedule import VeSchedule
+
+__all__ = ["OPSET", "TOLERANCE", "build_model", "export", "measure_parity"]
+
+# From opset 21 on, ONNX Runtime expands GroupNormalization into some 25 nodes a norm.
+OPSET = 20
+# Largest relative error |graph - network| / |network| at export. Rounding alone stays an order of magnitude below.
+TOLERANCE = 1e-5
+
+Float32Array = NDArray[np.float32]
+ScoreFunction = Callable[[Float32Array, Float32Array], Float32Array]
+
+
+def export(checkpoint: Checkpoint, path: str | os.PathLike[str], *, force: bool = False) -> ModelMetadata:
+    """Writes a checkpoint as a model file, after checking it against the network.
+
+    Args:
+        checkpoint: a trained model.
+        path: the ``.onnx`` file.
+        force: whether an existing file may be replaced.
+
+    Returns:
+        The file's metadata, the parity measured among it.
+
+    Raises:
+        OutputError: the file exists or cannot be written.
+        ParityError: the graph's scores differ by more than TOLERANCE; nothing is written.
+    """
+    path = Path(path)
+    check_writable(path, force=force)
+    config = checkpoint.network.config
+    model = build_model(checkpoint.network)
+    shape = (config.image_channels, config.image_size, config.image_size)
+    parity = measure_parity(_run_on_cpu(model), checkpoint.network, checkpoint.schedule, shape)
+    worst = max(parity, key=lambda case: parity[case] if math.isfinite(parity[case]) else math.inf)
+    if not parity[worst] <= TOLERANCE:
+        raise ParityError(
+            f"the exported graph differs from the network by {parity[worst]:.2e} relative at {worst}, above "
+            f"{TOLERANCE:.0e}; {path} was not written"
+        )
+    metadata = ModelMetadata(
+        schedule=checkpoint.schedule,
+        snr=checkpoint.snr,
+        n_corrector=checkpoint.n_corrector,
+        image_shape=shape,
+        data_range=(0.0, 1.0),
+        architecture=config.to_json() | {"parameters": sum(p.numel() for p in checkpoint.network.parameters())},
+        precision="fp32",
+        target="any",
+        source={"name": checkpoint.name, "sha256": checkpoint.sha256},
+        parity=parity,
+        versions={"sde_onnx": version("sde-onnx"), "torch": torch.__version__, "opset": str(OPSET)},
+    )
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    with replacing(path) as temporary:
+        onnx.save_model(model, temporary)
+    return metadata
+
+
+def build_model(network: NCSNpp) -> onnx.ModelProto:
+    """Traces the network into an ONNX model with a dynamic batch.
+
+    Raises:
+        ConfigError: the weights do not fit into one protobuf of 2 GB.
+    """
+    config = network.config
+    if sum(p.numel() * p.element_size() for p in network.parameters()) >= 2**31:
+        raise ConfigError("the network's weights pass 2 GB, more than one ONNX file holds")
+    # Two images and not one: a batch of one would be taken for a constant.
+    x = torch.rand(2, config.image_channels, config.image_size, config.image_size)
+    sigma = torch.tensor([0.1, 1.0])
+    batch = torch.export.Dim("N")
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            (x, sigma),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["x", "sigma"],
+            output_names=["score"],
+            dynamic_shapes={"x": {0: batch}, "sigma": {0: batch}},
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model)
+    return model
+
+
+def measure_parity(
+    score: ScoreFunction, network: NCSNpp, schedule: VeSchedule, shape: tuple[int, int, int]
+) -> dict[str, float]:
+    """Compares a score function with the network where sampling will use it.
+
+    Args:
+        score: what to judge, arrays in and out.
+        network: the oracle.
+        schedule: gives the smallest, the middle (in log) and the largest sigma.
+        shape: ``(C, H, W)``.
+
+    Returns:
+        ``|a - b| / |b|`` by case, for each sigma at batch 1 and 3, on images of smooth colours plus sigma times noise.
+    """
+    generator = torch.Generator().manual_seed(0)
+    middle = math.sqrt(schedule.sigma_min * schedule.sigma_max)
+    parity = {}
+    for sigma in (schedule.sigma_min, middle, schedule.sigma_max):
+        for batch in (1, 3):
+            coarse = torch.rand(batch, shape[0], 4, 4, generator=generator)
+            images = F.interpolate(coarse, size=shape[1:], mode="bilinear")
+            x = images + sigma * torch.randn(images.shape, generator=generator)
+            sigmas = torch.full((batch,), sigma)
+            with torch.no_grad():
+                expected = network(x, sigmas).numpy()
+            error = np.linalg.norm(score(x.numpy(), sigmas.numpy()) - expected) / np.linalg.norm(expected)
+            parity[f"sigma {sigma:.4g} batch {batch}"] = float(error)
+    return parity
+
+
+def _run_on_cpu(model: onnx.ModelProto) -> ScoreFunction:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda x, sigma: session.run(["score"], {"x": x, "sigma": sigma})[0]
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes what the exporter notes for its own debugging: stack traces with paths, a copy of each name."""
+    model.doc_string = ""
+    model.graph.doc_string = ""
+    del model.graph.metadata_props[:]
+    for element in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.graph.input,
+                    *model.graph.output, *model.functions):
+        element.doc_string = ""
+        del element.metadata_props[:]
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keeps the exporter's notes on its own internals off the terminal; errors still raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,48 @@
+"""Outputs that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sde_onnx.errors import OutputError
+
+__all__ = ["check_writable", "replacing"]
+
+
+def check_writable(path: Path, *, force: bool) -> None:
+    """Refuses an output before the work for it begins.
+
+    Args:
+        path: the file to be written; its folder is made if need be.
+        force: whether an existing file may be replaced.
+
+    Raises:
+        OutputError: the file exists and ``force`` is not set, is a folder, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, expected a file name")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name beside ``path`` that becomes ``path`` if the block succeeds and vanishes if it fails."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""What a model file says of itself: one JSON object under ``metadata_props["sde_onnx"]``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sde_onnx.errors import ConfigError, ModelFileError
+from sde_onnx.schedule import VeSchedule
+
+__all__ = ["FORMAT", "KEY", "ModelMetadata"]
+
+KEY = "sde_onnx"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """The metadata of a model file, format 1."""
+
+    schedule: VeSchedule
+    snr: float                       # the Langevin corrector's signal-to-noise ratio
+    n_corrector: int                 # corrections a step
+    image_shape: tuple[int, int, int]   # C, H, W
+    data_range: tuple[float, float]  # of the images that the model was trained on
+    architecture: Mapping[str, Any]  # summary of the network
+    precision: str                   # of the inside; inputs and outputs are float32 always
+    target: str                      # execution provider that the graph is written for: "any", "cuda"
+    source: Mapping[str, str]        # name and sha256 of the checkpoint
+    parity: Mapping[str, float] = field(default_factory=dict)  # relative error at export, by "sigma/batch"
+    versions: Mapping[str, str] = field(default_factory=dict)  # sde_onnx, torch, opset
+
+    def to_json(self) -> str:
+        """The metadata as the JSON text that the file holds."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str, *, name: str) -> ModelMetadata:
+        """Reads the JSON text of a model file.
+
+        Args:
+            text: the JSON.
+            name: what to call the file in messages.
+
+        Raises:
+            ModelFileError: no JSON object, a newer format, or fields missing or out of range.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ModelFileError(f"{name}: its sde_onnx metadata is not JSON ({error}); export it again") from None
+        number = values.get("format") if isinstance(values, dict) else None
+        if not isinstance(number, int) or number < 1:
+            raise ModelFileError(f"{name}: its sde_onnx metadata names no format; export the model again")
+        if number > FORMAT:
+            raise ModelFileError(
+                f"{name} has metadata format {number}, this sde-onnx reads up to {FORMAT}: upgrade sde-onnx"
+            )
+        try:
+            known = {item.name: values[item.name] for item in fields(cls)}
+            known["schedule"] = VeSchedule(**known["schedule"])
+            known["image_shape"] = tuple(known["image_shape"])
+            known["data_range"] = tuple(known["data_range"])
+            return cls(**known)
+        except (KeyError, TypeError, ConfigError) as error:
+            raise ModelFileError(f"{name}: its sde_onnx metadata is damaged ({error!r}); export it again") from None

@@ -1,0 +1,63 @@
+"""What tests share: recorded reference data, random checkpoints, the bundled model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import random_unet, save_pipeline
+
+import sde_onnx
+from sde_onnx.export import export, from_diffusers
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The recorded reference data, which lie beside the checkout and are never copied into it."""
+    folder = Path(os.environ.get("SDE_ONNX_GOLDEN", ROOT.parent / "shared" / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}: set SDE_ONNX_GOLDEN to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint16(tmp_path_factory) -> Path:
+    """A 16x16 checkpoint of random weights, saved by diffusers in the modern layout."""
+    folder = tmp_path_factory.mktemp("checkpoint16")
+    save_pipeline(folder, random_unet(16, (32, 64), seed=1), sigma_max=50.0, snr=0.16)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_file(checkpoint16, tmp_path_factory) -> Path:
+    """The 16x16 checkpoint, exported."""
+    path = tmp_path_factory.mktemp("model") / "random16.onnx"
+    export(from_diffusers(str(checkpoint16)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(model_file) -> sde_onnx.ScoreModel:
+    return sde_onnx.load(model_file, provider="cpu")
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """Fresh inputs at each run; the seed is printed when a test fails."""
+    seed = int(os.environ.get("SDE_ONNX_TEST_SEED", int.from_bytes(os.urandom(4))))
+    print(f"SDE_ONNX_TEST_SEED={seed}")
+    return np.random.default_rng(seed)

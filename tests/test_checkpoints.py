@@ -1,0 +1,190 @@
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from networks import random_unet
+from safetensors.torch import load_file, save_file
+
+from sde_onnx.errors import CheckpointError
+from sde_onnx.export import from_diffusers
+from sde_onnx.export.checkpoints import sha256
+from sde_onnx.export.checkpoints.diffusers import network_config
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(checkpoint16, tmp_path):
+    """A copy of the 16x16 checkpoint to be spoilt."""
+    return shutil.copytree(checkpoint16, tmp_path / "checkpoint")
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, other.network.state_dict()[key]) for key, value in one.network.state_dict().items())
+
+
+def test_modern_layout(checkpoint16):
+    checkpoint = from_diffusers(str(checkpoint16))
+    assert (checkpoint.schedule.sigma_min, checkpoint.schedule.sigma_max) == (0.01, 50.0)
+    assert (checkpoint.snr, checkpoint.n_corrector, checkpoint.schedule.num_scales) == (0.16, 1, 2000)
+    assert checkpoint.name == checkpoint16.name
+    assert checkpoint.sha256 == sha256(checkpoint16 / WEIGHTS)
+
+
+def test_schedule_can_be_overridden(checkpoint16):
+    checkpoint = from_diffusers(str(checkpoint16), sigma_min=0.02, sigma_max=348.0, snr=0.2)
+    assert (checkpoint.schedule.sigma_min, checkpoint.schedule.sigma_max, checkpoint.snr) == (0.02, 348.0, 0.2)
+
+
+def test_lone_unet_folder_needs_the_schedule(folder):
+    with pytest.raises(CheckpointError, match="no scheduler_config.json: give --sigma-max and --snr"):
+        from_diffusers(str(folder / "unet"))
+    lone = from_diffusers(str(folder / "unet"), sigma_max=50.0, snr=0.16)
+    assert same_weights(lone, from_diffusers(str(folder)))
+    assert lone.schedule == from_diffusers(str(folder)).schedule
+
+
+def test_legacy_root_layout_with_old_names_and_a_pickle(golden):
+    checkpoint = from_diffusers(str(golden / "hub" / "legacy_root_layout"))
+    assert (checkpoint.schedule.sigma_max, checkpoint.snr) == (380.0, 0.075)
+
+
+def test_pickled_weights_and_old_names_are_the_same_weights(folder):
+    expected = from_diffusers(str(folder))
+    weights = load_file(folder / WEIGHTS)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        weights = {key.replace(f".{new}.", f".{name}."): value for key, value in weights.items()}
+    weights["time_proj.W"] = weights.pop("time_proj.weight")
+    (folder / WEIGHTS).unlink()
+    torch.save(weights, (folder / WEIGHTS).with_suffix(".bin"))
+    assert same_weights(from_diffusers(str(folder)), expected)
+
+
+@pytest.mark.parametrize(("missing", "message"), [
+    ("unet/config.json", "config.json is missing"),
+    (WEIGHTS, "weights are missing"),
+    ("scheduler/scheduler_config.json", "scheduler_config.json is missing"),
+])
+def test_a_missing_file_is_named(missing, message, folder):
+    (folder / missing).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        from_diffusers(str(folder))
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("down_block_types", ["DownBlock2D", "AttnSkipDownBlock2D"]),
+    ("up_block_types", ["SkipUpBlock2D", "AttnUpBlock2D"]),
+    ("up_block_types", ["SkipUpBlock2D", "SkipUpBlock2D"]),
+    ("num_class_embeds", 10),
+    ("class_embed_type", "timestep"),
+    ("time_embedding_type", "positional"),
+    ("resnet_time_scale_shift", "scale_shift"),
+    ("act_fn", "relu"),
+    ("add_attention", False),
+    ("sample_size", [16, 32]),
+    ("in_channels", 4),
+])
+def test_an_unsupported_network_is_refused_by_its_option(option, value, folder):
+    edit_json(folder / "unet" / "config.json", **{option: value})
+    with pytest.raises(CheckpointError, match=f"option {option}"):
+        from_diffusers(str(folder))
+
+
+def test_another_class_is_refused():
+    with pytest.raises(CheckpointError, match="the network is a UNet2DConditionModel"):
+        network_config({"_class_name": "UNet2DConditionModel"})
+
+
+def test_missing_and_unknown_weights_are_listed(folder):
+    weights = load_file(folder / WEIGHTS)
+    weights["extra.weight"] = weights.pop("conv_in.weight")
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"1 missing: conv_in.weight; 1 not known: extra.weight"):
+        from_diffusers(str(folder))
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(folder):
+    weights = load_file(folder / WEIGHTS)
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :, :1].contiguous()
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"conv_in.weight has shape \[32, 3, 1, 3\], expected \[32, 3, 3, 3\]"):
+        from_diffusers(str(folder))
+
+
+def test_nan_weights_are_refused(folder):
+    weights = load_file(folder / WEIGHTS)
+    weights["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match="mid_block.resnets.0.conv1.weight holds NaN"):
+        from_diffusers(str(folder))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_truncated_weights_are_refused(suffix, folder):
+    path = (folder / WEIGHTS).with_suffix(suffix)
+    if suffix == ".bin":
+        torch.save(load_file(folder / WEIGHTS), path)
+        (folder / WEIGHTS).unlink()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read, it may be truncated"):
+        from_diffusers(str(folder))
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (self.marker, "w"))
+
+
+def test_a_pickle_that_wants_code_is_refused(folder, tmp_path):
+    (folder / WEIGHTS).unlink()
+    path = (folder / WEIGHTS).with_suffix(".bin")
+    torch.save({"conv_in.weight": Evil(str(tmp_path / "executed"))}, path)
+    with pytest.raises(CheckpointError, match="may run code, which is refused"):
+        from_diffusers(str(folder))
+    path.write_bytes(pickle.dumps(Evil(str(tmp_path / "executed"))))
+    with pytest.raises(CheckpointError, match="may run code, which is refused"):
+        from_diffusers(str(folder))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_config_that_is_not_json_is_refused(folder):
+    (folder / "unet" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        from_diffusers(str(folder))
+
+
+def test_neither_a_folder_nor_a_hub_id(tmp_path):
+    with pytest.raises(CheckpointError, match="is missing, expected a checkpoint folder"):
+        from_diffusers(str(tmp_path / "no" / "such" / "folder"))
+    (tmp_path / "file.bin").touch()
+    with pytest.raises(CheckpointError, match="is a file, expected a checkpoint folder"):
+        from_diffusers(str(tmp_path / "file.bin"))
+
+
+def test_a_hub_id_offline_fails_with_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="the Hugging Face hub cannot be reached") as caught:
+        from_diffusers("google/ncsnpp-celebahq-256")
+    assert "\n" not in str(caught.value)
+
+
+def test_half_precision_weights_are_read_as_float32(folder):
+    save_file({key: value.half() for key, value in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    network = from_diffusers(str(folder)).network
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_heads_are_counted_as_diffusers_does():
+    config = network_config(dict(random_unet(16, (32, 64), attention_head_dim=8).config))
+    assert config.attn_head_channels == 8
