@@ -1,0 +1,42 @@
+"""Seeds on the command line: ``7``, ``0-63``, ``0-3,8,12-15``."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+__all__ = ["format_seeds", "parse_seeds"]
+
+
+def parse_seeds(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
+    """Reads numbers and ranges, both ends included: a Click callback.
+
+    Raises:
+        click.BadParameter: no such list, a seed over 64 bits, or one that is named twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if match is None:
+            raise click.BadParameter(f"{part!r} is neither a seed nor a range such as 0-63")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise click.BadParameter(f"{part!r} runs backwards")
+        if last >= 1 << 64:
+            raise click.BadParameter(f"{last} does not fit 64 bits: expected 0 to 2^64 - 1")
+        seeds.extend(range(first, last + 1))
+    if len(set(seeds)) < len(seeds):
+        raise click.BadParameter("a seed is named twice")
+    return seeds
+
+
+def format_seeds(seeds: list[int]) -> str:
+    """The shortest text that :func:`parse_seeds` reads as these seeds."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

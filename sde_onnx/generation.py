@@ -1,0 +1,116 @@
+"""Seeds to images: the model's own defaults, batches, and the noise that makes batches not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sde_onnx.errors import InputError
+from sde_onnx.noise import PortableNoise, check_seeds
+from sde_onnx.samplers import Step, predictor_corrector
+from sde_onnx.session import ScoreModel
+from sde_onnx.steps import LangevinNorm
+
+__all__ = ["Batch", "default_batch_size", "sample", "sample_batches"]
+
+# Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
+VALUES_A_BATCH = 1 << 19
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that are sampled together."""
+
+    seeds: list[int]
+    steps: Iterator[Step]
+
+
+def sample(
+    model: ScoreModel,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    *,
+    batch_size: int | None = None,
+    snr: float | None = None,
+    n_corrector: int | None = None,
+    langevin_norm: LangevinNorm = "image",
+    progress: bool = False,
+) -> NDArray[np.float32]:
+    """Samples one image for each seed with the predictor-corrector sampler.
+
+    Args:
+        model: a loaded model file.
+        seeds: 0 to 2^64 - 1 each. An image depends on its own seed alone, unless ``langevin_norm`` is ``"batch"``.
+        steps: noise levels, >= 1; the model's own number if not given.
+        batch_size: images at a time, >= 1; chosen by their size if not given.
+        snr: the corrector's signal-to-noise ratio; the model's own if not given.
+        n_corrector: corrections a step; the model's own if not given.
+        langevin_norm: see :func:`sde_onnx.steps.langevin_step`.
+        progress: show a progress bar on standard error if it is a terminal.
+
+    Returns:
+        ``[N, C, H, W]`` float32 in [0, 1].
+
+    Raises:
+        InputError: an argument out of its range.
+        NonFiniteError: NaN or infinity appeared.
+    """
+    batches = sample_batches(
+        model, seeds, steps, batch_size=batch_size, snr=snr, n_corrector=n_corrector, langevin_norm=langevin_norm
+    )
+    total = len(seeds) * (steps or model.metadata.schedule.num_scales)
+    images = []
+    with tqdm(total=total, unit="step", disable=None if progress else True) as bar:
+        for batch in batches:
+            for step in batch.steps:   # noqa: B007  # the last one is the result
+                bar.update(len(batch.seeds))
+            images.append(np.clip(step.x_mean, 0, 1))
+    return np.concatenate(images)
+
+
+def sample_batches(
+    model: ScoreModel,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    *,
+    batch_size: int | None = None,
+    snr: float | None = None,
+    n_corrector: int | None = None,
+    langevin_norm: LangevinNorm = "image",
+) -> Iterator[Batch]:
+    """Returns the batches of :func:`sample`, each an iterator over its steps, for whoever wants to see them.
+
+    Arguments and errors are those of :func:`sample`; they are checked before the first batch.
+    """
+    metadata = model.metadata
+    check_seeds(seeds)
+    size = default_batch_size(metadata.image_shape) if batch_size is None else batch_size
+    if size < 1:
+        raise InputError(f"batch_size is {size}, expected at least 1")
+
+    def start(chunk: Sequence[int]) -> Batch:
+        return Batch(
+            list(chunk),
+            predictor_corrector(
+                model,
+                PortableNoise(chunk, metadata.image_shape),
+                metadata.schedule,
+                metadata.schedule.num_scales if steps is None else steps,
+                snr=metadata.snr if snr is None else snr,
+                n_corrector=metadata.n_corrector if n_corrector is None else n_corrector,
+                langevin_norm=langevin_norm,
+            ),
+        )
+
+    chunks = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    start(chunks[0])   # bad arguments raise here; nothing is computed before the steps are asked for
+    return map(start, chunks)
+
+
+def default_batch_size(image_shape: tuple[int, int, int]) -> int:
+    """Images to sample at a time: 64 at 32x32 and below, 2 at 256x256, 1 at 1024x1024."""
+    return max(1, min(64, VALUES_A_BATCH // int(np.prod(image_shape))))

@@ -1,0 +1,76 @@
+"""Arrays to pictures: 8-bit values, grids, PNG files, animations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sde_onnx.errors import InputError
+from sde_onnx.files import replacing
+
+__all__ = ["grid", "save_gif", "save_png", "to_pil", "to_uint8"]
+
+UInt8Array = NDArray[np.uint8]
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def to_uint8(images: NDArray[np.float32]) -> UInt8Array:
+    """Images in [0, 1], clipped and rounded to 8 bits: ``[N, C, H, W]`` to ``[N, H, W, C]``."""
+    return (np.clip(images, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def to_pil(image: UInt8Array) -> Image.Image:
+    """One ``[H, W, C]`` picture of 1 to 4 channels (gray, gray and alpha, RGB, RGBA) as a PIL image."""
+    channels = image.shape[2]
+    return Image.fromarray(image[:, :, 0] if channels == 1 else image, MODES[channels])
+
+
+def grid(images: UInt8Array, *, zoom: int = 1, columns: int | None = None) -> UInt8Array:
+    """Puts pictures side by side, row by row.
+
+    Args:
+        images: ``[N, H, W, C]``.
+        zoom: each pixel becomes a square of this many.
+        columns: pictures a row; about as many as rows if not given.
+
+    Returns:
+        One picture ``[H', W', C]``; places left over in the last row are black.
+    """
+    if zoom < 1:
+        raise InputError(f"zoom is {zoom}, expected at least 1")
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
+    sheet[:count] = images
+    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
+    return sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def save_png(path: Path, image: UInt8Array) -> None:
+    """Writes one ``[H, W, C]`` picture as PNG."""
+    with replacing(path) as temporary:
+        to_pil(image).save(temporary, format="PNG")
+
+
+def save_gif(path: Path, frames: Sequence[UInt8Array], *, milliseconds: int = 80, hold: int = 1500) -> None:
+    """Writes ``[H, W, C]`` frames as an endless GIF.
+
+    Args:
+        path: the file.
+        frames: one or more pictures of one size.
+        milliseconds: time a frame.
+        hold: time of the last frame.
+    """
+    pictures = [to_pil(frame).convert("RGB") for frame in frames]
+    durations = [milliseconds] * (len(pictures) - 1) + [hold]
+    with replacing(path) as temporary:
+        pictures[0].save(
+            temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        )

@@ -1,0 +1,119 @@
+"""A model file, loaded: an ONNX Runtime session that is a score function."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from sde_onnx.errors import InputError, ModelFileError
+from sde_onnx.metadata import KEY, ModelMetadata
+from sde_onnx.providers import ORT_ERRORS, PROVIDERS, choose_provider
+
+__all__ = ["ScoreModel", "load", "read_metadata"]
+
+Float32Array = NDArray[np.float32]
+INPUTS, OUTPUTS = ("x", "sigma"), ("score",)
+
+
+class ScoreModel:
+    """The score of a model file: ``model(x, sigma)`` is ``grad_x log p_sigma(x)``. Made by :func:`load`.
+
+    Args:
+        session: ONNX Runtime's session of the file.
+        metadata: what the file says of itself.
+        provider: the execution provider that runs it, a key of :data:`sde_onnx.providers.PROVIDERS`.
+    """
+
+    def __init__(self, session: ort.InferenceSession, metadata: ModelMetadata, provider: str) -> None:
+        self.session = session
+        self.metadata = metadata
+        self.provider = provider
+
+    def __call__(self, x: Float32Array, sigma: Float32Array) -> Float32Array:
+        """Returns the score.
+
+        Args:
+            x: noisy images in data units, ``[N, C, H, W]`` float32.
+            sigma: noise standard deviation, ``[N]`` float32, > 0.
+
+        Returns:
+            ``[N, C, H, W]`` float32.
+
+        Raises:
+            InputError: a wrong shape or dtype, or a sigma that is not above 0.
+        """
+        expected = self.metadata.image_shape
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != expected:
+            raise InputError(
+                f"x is {_describe(x)}, expected float32 [N, {', '.join(map(str, expected))}] as the model was made for"
+            )
+        if not isinstance(sigma, np.ndarray) or sigma.dtype != np.float32 or sigma.shape != x.shape[:1]:
+            raise InputError(f"sigma is {_describe(sigma)}, expected float32 [{len(x)}]: one for each image of x")
+        if not (sigma > 0).all():
+            raise InputError(f"sigma holds {sigma.min():g}, expected noise standard deviations above 0")
+        return cast(Float32Array, self.session.run(OUTPUTS, {"x": x, "sigma": sigma})[0])
+
+
+def load(
+    path: str | os.PathLike[str], provider: str = "auto", *, session_options: ort.SessionOptions | None = None
+) -> ScoreModel:
+    """Loads a model file.
+
+    Args:
+        path: an ``.onnx`` file made by ``sde-onnx export``.
+        provider: ``"auto"`` (the first that really runs here of cuda, cpu), ``"cuda"`` or ``"cpu"``.
+        session_options: passed to ONNX Runtime as they are.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or not ours.
+        ProviderError: the provider was asked for by name and cannot run here.
+    """
+    chosen = choose_provider(provider)
+    session = _open(Path(path), session_options or ort.SessionOptions(), [PROVIDERS[chosen]])
+    return ScoreModel(session, _metadata(Path(path), session), chosen)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
+    """Reads what a model file says of itself, without preparing it to run.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or not ours.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _metadata(Path(path), _open(Path(path), options, [PROVIDERS["cpu"]]))
+
+
+def _open(path: Path, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
+    if not path.is_file():
+        raise ModelFileError(f"{path} is {'a folder' if path.is_dir() else 'missing'}, expected an .onnx file")
+    try:
+        return ort.InferenceSession(path, options, providers=providers)
+    except ORT_ERRORS as error:
+        reason = str(error).split("failed:")[-1].splitlines()[0]
+        raise ModelFileError(
+            f"{path} is not an ONNX file that can be loaded, or it is truncated ({reason}): export it again"
+        ) from None
+
+
+def _metadata(path: Path, session: ort.InferenceSession) -> ModelMetadata:
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    if text is None:
+        raise ModelFileError(
+            f"{path} is an ONNX file without sde_onnx metadata: make it with `sde-onnx export CHECKPOINT -o FILE`"
+        )
+    names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
+    if names != (INPUTS, OUTPUTS):
+        raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {INPUTS} to {OUTPUTS}: export it again")
+    return ModelMetadata.from_json(text, name=str(path))
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return type(value).__name__
