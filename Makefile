@@ -10,6 +10,9 @@ sample: $(INSTALLED)    ## export the bundled checkpoint and sample 64 digits in
 	$(BIN)/sde-onnx export examples/digits/checkpoint -o build/digits.onnx --force
 	$(BIN)/sde-onnx sample build/digits.onnx --seeds 0-63 --steps $(STEPS) --zoom 4 -o samples.png --force
 
+model: $(INSTALLED)    ## export the bundled checkpoint into the package
+	$(BIN)/sde-onnx export examples/digits/checkpoint -o sde_onnx/models/digits.onnx --force
+
 test: $(INSTALLED)    ## run the test suite
 	$(BIN)/python -m pytest
 
@@ -19,8 +22,8 @@ lint: $(INSTALLED)    ## check style and types
 	ln -s $(CURDIR)/sde_onnx/* build/types/sde_onnx/ && ln -s $(CURDIR)/export build/types/sde_onnx/export
 	$(BIN)/mypy
 
-bench: $(INSTALLED)    ## measure the sampling loop on this machine
-	$(BIN)/python benchmarks/loop.py
+bench: $(INSTALLED)    ## time a sampling run against diffusers' pipeline, side by side
+	$(BIN)/python benchmarks/digits.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,4 +33,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 STEPS ?= 500
 
-.PHONY: help sample test lint bench
+.PHONY: help sample model test lint bench

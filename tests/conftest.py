@@ -55,6 +55,12 @@ def model(model_file) -> sde_onnx.ScoreModel:
     return sde_onnx.load(model_file, provider="cpu")
 
 
+@pytest.fixture(scope="session")
+def digits_checkpoint() -> Path:
+    """The diffusers checkpoint that the bundled model was exported from."""
+    return ROOT / "examples" / "digits" / "checkpoint"
+
+
 @pytest.fixture
 def rng(request) -> np.random.Generator:
     """Fresh inputs at each run; the seed is printed when a test fails."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler, UNet2DModel
+
+from sde_onnx.export.checkpoints import load_network, score_sde
+from sde_onnx.export.ncsnpp import NCSNpp
 
 
 def randomize(network: torch.nn.Module, seed: int) -> None:
@@ -47,6 +51,13 @@ def random_unet(size: int, channels: tuple[int, ...], *, seed: int = 0, attentio
 
 def save_pipeline(folder: Path, unet: UNet2DModel, **scheduler) -> None:
     ScoreSdeVePipeline(unet=unet, scheduler=ScoreSdeVeScheduler(**scheduler)).save_pretrained(folder)
+
+
+def score_sde_network(folder: Path) -> NCSNpp:
+    """The network of a recorded score_sde checkpoint, with the moving average of its weights."""
+    config = score_sde.network_config(json.loads((folder / "config.json").read_text()))
+    weights = score_sde.ema_weights(torch.load(folder / "checkpoint.pth", weights_only=True))
+    return load_network(config, weights, score_sde.score_sde_keys(config), source=folder.name)
 
 
 def noisy_images(rng: np.random.Generator, sigmas, shape) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from networks import noisy_images, random_unet, randomize, relative_error
+from networks import noisy_images, random_unet, randomize, relative_error, score_sde_network
 
 from sde_onnx.errors import ConfigError
 from sde_onnx.export.checkpoints import load_network
@@ -27,6 +27,18 @@ def test_the_network_equals_diffusers(options, rng):
     x, sigma = map(torch.tensor, noisy_images(rng, SIGMAS, (3, 16, 16)))
     with torch.no_grad():
         assert relative_error(network(x, sigma), unet(x, sigma).sample) < PARITY
+
+
+@pytest.mark.parametrize("name", [
+    "church_ncsnpp_continuous", "cifar10_ddpm", "cifar10_ncsnpp", "cifar10_ncsnpp_continuous", "ffhq_ncsnpp_continuous",
+])
+def test_the_network_equals_score_sde(name, golden):
+    """The original's families, those that diffusers cannot express among them; the moving average of the weights."""
+    recorded = np.load(golden / "score_sde" / name / "io.npz")
+    network = score_sde_network(golden / "score_sde" / name)
+    with torch.no_grad():
+        score = network(torch.tensor(recorded["x"]), torch.tensor(recorded["sigma"]))
+    assert relative_error(score, recorded["score"]) < PARITY
 
 
 @pytest.mark.parametrize("options", [

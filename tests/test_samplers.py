@@ -3,6 +3,7 @@ import pytest
 import torch
 from diffusers import ScoreSdeVeScheduler
 from diffusers.utils.torch_utils import randn_tensor
+from networks import relative_error, score_sde_network
 
 from sde_onnx.errors import InputError, NonFiniteError
 from sde_onnx.noise import NumpyNoise, PortableNoise, TorchNoise
@@ -61,6 +62,25 @@ def test_the_loop_equals_diffusers_on_a_closed_form_score(rng):
         tolerance = 1e-5 * step.sigma + 1e-5
         np.testing.assert_allclose(step.x, expected, atol=tolerance)
         np.testing.assert_allclose(step.x_mean, expected_mean, atol=tolerance)
+
+
+def test_the_loop_equals_score_sde(golden):
+    """A recorded run of the original: its network, its noise, ten steps."""
+    folder = golden / "score_sde" / "church_ncsnpp_continuous"
+    recorded = np.load(folder / "samplers" / "pc_reverse_diffusion_langevin.npz")
+    network = score_sde_network(folder)
+
+    def score(x, sigma):
+        with torch.no_grad():
+            return network(torch.tensor(x), torch.tensor(sigma)).numpy()
+
+    schedule = VeSchedule(0.01, 380.0, sampling_eps=float(recorded["eps"]))
+    steps = list(predictor_corrector(score, iter(recorded["noise"]).__next__, schedule, int(recorded["N"]),
+                                     snr=float(recorded["snr"]), langevin_norm="batch"))
+    after_predictor = recorded["x_after_each_update"][1::2]
+    for step, expected in zip(steps, after_predictor, strict=True):
+        assert relative_error(step.x, expected) < 1e-5   # ten steps' worth of rounding
+    assert relative_error(steps[-1].x_mean, recorded["result"]) < 1e-5
 
 
 def test_the_loop_runs_on_torch_tensors_too():

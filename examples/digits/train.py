@@ -1,10 +1,10 @@
 """Trains the bundled model: NCSN++ on coloured handwritten digits. Resumes where it was stopped.
 
-    python examples/digits/train.py --run runs/digits --iterations 8000
+    python examples/digits/train.py --run runs/digits
 
 Continuous VE training with the sigma^2-weighted denoising score matching loss (Song et al. 2021, equation 7): with
 ``x = x_0 + sigma z`` and log sigma uniform, the mean over dimensions of ``(sigma s(x, sigma) + z)^2``. When all
-iterations are done the weights' moving average is written as a diffusers checkpoint.
+iterations are done the weights' moving average is written as a diffusers checkpoint, which `make model` exports.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 import torch
+from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from sde_onnx.export.checkpoints.diffusers import network_config
+from sde_onnx.export.checkpoints.diffusers import diffusers_key, network_config
 from sde_onnx.export.fir import Downsample
 from sde_onnx.export.ncsnpp import NCSNpp
 
@@ -27,7 +28,6 @@ from data import colour, load_ink
 
 SIZE = 16
 UNET = {
-    "_class_name": "UNet2DModel",
     "sample_size": SIZE,
     "block_out_channels": (32, 64, 64),
     "layers_per_block": 1,
@@ -42,6 +42,8 @@ UNET = {
 }
 CONFIG = network_config(UNET)
 SIGMA_MIN, SIGMA_MAX = 0.01, 20.0
+NUM_SCALES, SNR = 1000, 0.16
+ITERATIONS = 5200
 BATCH, LEARNING_RATE, WARM_UP, EMA_DECAY, CLIP = 128, 1.5e-3, 300, 0.999, 1.0
 SAVE_EVERY = 250
 
@@ -161,12 +163,21 @@ def train(run: Path, iterations: int) -> NCSNpp:
     return trained.eval()
 
 
+def save_checkpoint(network: NCSNpp, folder: Path) -> None:
+    """Writes the network as a diffusers ``ScoreSdeVePipeline``."""
+    unet = UNet2DModel(**UNET)
+    unet.load_state_dict({diffusers_key(name, CONFIG): value for name, value in network.state_dict().items()})
+    scheduler = ScoreSdeVeScheduler(num_train_timesteps=NUM_SCALES, snr=SNR, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
+    ScoreSdeVePipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/digits"), help="folder of the resumable state and log")
-    parser.add_argument("--iterations", type=int, default=8000)
+    parser.add_argument("--iterations", type=int, default=ITERATIONS)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoint", help="the checkpoint")
     arguments = parser.parse_args()
-    train(arguments.run, arguments.iterations)
+    save_checkpoint(train(arguments.run, arguments.iterations), arguments.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ __all__ = ["sample_command"]
 
 @click.command("sample")
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
-@click.option("--seeds", callback=parse_seeds, default="0-15", metavar="LIST", help="An image for each: 7, 0-63, 0-3,8.")
+@click.option("--seeds", callback=parse_seeds, default="0-15", metavar="LIST",
+              help="An image for each: 7, 0-63, 0-3,8.")
 @click.option("--steps", type=click.IntRange(min=1), show_default="the model's", help="Noise levels.")
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time; they do not depend on it.")

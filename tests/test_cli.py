@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import sde_onnx
+from sde_onnx.cli import main
+from sde_onnx.cli.seeds import format_seeds
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refuses(message, *arguments, status=1):
+    """The command fails with one line that holds the message, and no traceback."""
+    result = run(*arguments)
+    assert result.exit_code == status, result.output
+    assert message in result.output
+    if status == 1:
+        assert result.output.startswith("Error: ")
+        assert result.output.count("\n") == 1
+    return result
+
+
+def sample(*arguments):
+    result = run("sample", *arguments, "--provider", "cpu")
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_every_command_and_option_is_documented():
+    for name, command in main.commands.items():
+        assert f"sde-onnx {name}" in README
+        assert "Example: sde-onnx" in command.help
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help
+                assert max(parameter.opts, key=len) in README, f"{name} {parameter.opts}"
+
+
+def test_a_png_of_several_seeds_is_a_grid(model_file, model, tmp_path):
+    result = sample(model_file, "--seeds", "0-2,7", "--steps", 3, "-o", tmp_path / "s.png", "--zoom", 2)
+    picture = np.asarray(Image.open(tmp_path / "s.png"))
+    assert picture.shape == (64, 64, 3)
+    expected = sde_onnx.images.to_uint8(sde_onnx.sample(model, seeds=[0, 1, 2, 7], steps=3))
+    np.testing.assert_array_equal(picture[32::2, 32::2], expected[3])
+    assert "4 images, seeds 0-2,7, 3 steps, nfe 6, cpu" in result.stdout
+    assert result.stderr == ""   # no progress bar without a terminal
+
+
+def test_npz_holds_floats_and_seeds(model_file, model, tmp_path):
+    sample(model_file, "--seeds", "5,3", "--steps", 3, "-o", tmp_path / "s.npz")
+    saved = np.load(tmp_path / "s.npz")
+    assert saved["seeds"].tolist() == [5, 3]
+    np.testing.assert_array_equal(saved["images"], sde_onnx.sample(model, seeds=[5, 3], steps=3))
+
+
+def test_a_folder_holds_a_picture_a_seed(model_file, tmp_path):
+    sample(model_file, "--seeds", "8-10", "--steps", 2, "--batch-size", 2, "-o", tmp_path / "out", "--grid",
+           "--gif", tmp_path / "d.gif")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000008.png", "000009.png", "000010.png",
+                                                                         "grid.png"]
+    assert Image.open(tmp_path / "out" / "grid.png").size == (32, 32)
+    animation = Image.open(tmp_path / "d.gif")
+    assert (animation.n_frames, animation.size) == (2, (32, 32))
+
+
+def test_the_options_of_the_sampler_reach_it(model_file, model, tmp_path):
+    sample(model_file, "--seeds", "1-2", "--steps", 3, "--snr", 0.3, "--corrector-steps", 2, "--langevin-norm",
+           "batch", "-o", tmp_path / "s.npz")
+    expected = sde_onnx.sample(model, seeds=[1, 2], steps=3, snr=0.3, n_corrector=2, langevin_norm="batch")
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
+
+
+def test_existing_outputs_are_kept_unless_forced(model_file, tmp_path):
+    path = tmp_path / "s.png"
+    path.write_text("precious")
+    refuses("exists already: choose another name, or --force", "sample", model_file, "--steps", 2, "-o", path)
+    assert path.read_text() == "precious"
+    sample(model_file, "--seeds", 0, "--steps", 2, "-o", path, "--force")
+    assert Image.open(path).size == (16, 16)
+
+
+def test_nothing_is_left_behind_by_a_run_that_fails(model_file, tmp_path):
+    result = run("sample", model_file, "--seeds", "0", "--steps", 5, "--snr", 1e30, "-o", tmp_path / "s.png",
+                 "--gif", tmp_path / "s.gif")
+    assert result.exit_code == 1
+    assert "NaN or infinity at step 1 of 5" in result.output
+    assert result.output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "message", "status"), [
+    (["--steps", "0"], "0 is not in the range x>=1", 2),
+    (["--seeds", ""], "neither a seed nor a range", 2),
+    (["--seeds", "9-3"], "runs backwards", 2),
+    (["--seeds", "1,0-3"], "named twice", 2),
+    (["--seeds", "0-18446744073709551616"], "does not fit 64 bits", 2),
+    (["--seeds", "-1"], "neither a seed nor a range", 2),
+    (["-o", "s.jpg"], "expected a .png, a .npz or a folder, got .jpg", 2),
+    (["-o", "s.npz", "--grid"], "--grid goes with a folder", 2),
+    (["--gif", "s.png"], "expected a .gif", 2),
+    (["-o", "/dev/null/s.png"], "cannot be written", 1),
+    (["--snr", "nan"], "snr is nan", 1),
+    (["--batch-size", "0"], "0 is not in the range", 2),
+])
+def test_bad_options_are_refused(arguments, message, status, model_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refuses(message, "sample", model_file, *arguments, status=status)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path):
+    refuses("m.onnx is missing", "info", tmp_path / "m.onnx")
+    refuses("m.onnx is missing", "sample", tmp_path / "m.onnx", "-o", tmp_path / "s.png")
+    refuses("is a folder", "info", tmp_path)
+    refuses("config.json is missing", "export", tmp_path, "-o", tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_prints_the_metadata(model_file):
+    result = run("info", model_file)
+    assert result.exit_code == 0
+    values = json.loads(result.stdout)
+    assert values["format"] == 1
+    assert values["schedule"]["sigma_max"] == 50.0
+
+
+def test_export(checkpoint16, tmp_path):
+    path = tmp_path / "m.onnx"
+    result = run("export", checkpoint16, "-o", path, "--sigma-max", 40, "--sigma-min", 0.02, "--snr", 0.1)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("relative error") == 6
+    assert "sigma 0.02 to 40, snr 0.1" in result.stdout
+    metadata = sde_onnx.read_metadata(path)
+    assert (metadata.schedule.sigma_min, metadata.schedule.sigma_max, metadata.snr) == (0.02, 40.0, 0.1)
+    refuses("exists already", "export", checkpoint16, "-o", path)
+
+
+def test_export_without_the_extra_names_the_line_that_installs_it(checkpoint16, tmp_path, monkeypatch):
+    monkeypatch.setattr("sde_onnx.extras.find_spec", lambda name: None)
+    refuses("pip install 'sde-onnx[export]'", "export", checkpoint16, "-o", tmp_path / "m.onnx")
+
+
+def test_the_bundled_digits_are_the_default(tmp_path):
+    result = sample("--steps", 2, "--seeds", 0, "-o", tmp_path / "s.png")
+    assert "1 images, seeds 0, 2 steps, nfe 4" in result.stdout
+    assert Image.open(tmp_path / "s.png").size == (16, 16)
+
+
+def test_sampling_imports_neither_torch_nor_onnx(model_file, tmp_path):
+    code = (
+        "import sys, sde_onnx\n"
+        "model = sde_onnx.load(sys.argv[1], provider='cpu')\n"
+        "sde_onnx.sample(model, seeds=[0], steps=1)\n"
+        "sde_onnx.ScoreSdeVePipeline(model)(num_inference_steps=1, generator=0)\n"
+        "from sde_onnx.cli import main\n"
+        "main(['sample', sys.argv[1], '--steps', '1', '--seeds', '0', '-o', sys.argv[2]], standalone_mode=False)\n"
+        "assert not {'torch', 'onnx', 'diffusers'} & sys.modules.keys(), sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, model_file, tmp_path / "s.png"], check=True)
+    assert (tmp_path / "s.png").is_file()
+
+
+def test_help_is_quick():
+    code = "import sys; from sde_onnx.cli import main; main(['--help'], standalone_mode=False)"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+    modules = subprocess.run([sys.executable, "-c", f"{code}; print(*sys.modules)"], check=True, text=True,
+                             capture_output=True).stdout
+    assert not {"numpy", "onnxruntime"} & set(modules.split())
+
+
+@pytest.mark.parametrize(("seeds", "text"), [([0], "0"), ([0, 1, 2, 5], "0-2,5"), ([5, 3, 4], "5,3-4")])
+def test_seeds_are_written_as_they_are_read(seeds, text):
+    assert format_seeds(seeds) == text

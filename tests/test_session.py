@@ -1,0 +1,115 @@
+import json
+import os
+
+import numpy as np
+import onnx
+import pytest
+
+import sde_onnx
+from sde_onnx.errors import InputError, ModelFileError, ProviderError
+from sde_onnx.metadata import KEY
+
+
+def rewritten(model_file, path, **metadata):
+    """A copy of the model with other metadata; ``None`` removes a field."""
+    model = onnx.load(model_file)
+    values = {**json.loads(model.metadata_props[0].value), **metadata}
+    onnx.helper.set_model_props(model, {KEY: json.dumps({k: v for k, v in values.items() if v is not None})})
+    onnx.save(model, path)
+    return path
+
+
+def test_a_model_is_a_score_function(model, rng):
+    x = rng.random((2, 3, 16, 16), np.float32)
+    score = model(x, np.array([0.1, 3], np.float32))
+    assert score.shape == x.shape
+    assert score.dtype == np.float32
+    assert model.provider == "cpu"
+
+
+@pytest.mark.parametrize(("x", "message"), [
+    (np.zeros((1, 3, 16), np.float32), r"x is float32 \[1, 3, 16\], expected float32 \[N, 3, 16, 16\]"),
+    (np.zeros((1, 1, 16, 16), np.float32), r"x is float32 \[1, 1, 16, 16\]"),
+    (np.zeros((1, 3, 32, 32), np.float32), r"x is float32 \[1, 3, 32, 32\]"),
+    (np.zeros((1, 3, 16, 16)), "x is float64"),
+    ([[0.0]], "x is list"),
+])
+def test_a_wrong_x_is_refused(x, message, model):
+    with pytest.raises(InputError, match=message):
+        model(x, np.ones(1, np.float32))
+
+
+@pytest.mark.parametrize(("sigma", "message"), [
+    (np.ones(2, np.float32), r"sigma is float32 \[2\], expected float32 \[1\]"),
+    (np.ones(1), "sigma is float64"),
+    (1.0, "sigma is float,"),
+    (np.zeros(1, np.float32), "sigma holds 0, expected"),
+    (np.full(1, np.nan, np.float32), "sigma holds nan, expected"),
+])
+def test_a_wrong_sigma_is_refused(sigma, message, model):
+    with pytest.raises(InputError, match=message):
+        model(np.zeros((1, 3, 16, 16), np.float32), sigma)
+
+
+@pytest.mark.parametrize("read", [sde_onnx.load, sde_onnx.read_metadata])
+class TestFilesThatAreNotOurs:
+    def refuses(self, read, path, message):
+        with pytest.raises(ModelFileError, match=message) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+    def test_missing(self, read, tmp_path):
+        self.refuses(read, tmp_path / "m.onnx", "is missing, expected an .onnx file")
+
+    def test_folder(self, read, tmp_path):
+        self.refuses(read, tmp_path, "is a folder, expected an .onnx file")
+
+    @pytest.mark.parametrize("content", [b"", b"not a model", os.urandom(4096)])
+    def test_not_onnx(self, content, read, tmp_path):
+        (tmp_path / "m.onnx").write_bytes(content)
+        self.refuses(read, tmp_path / "m.onnx", "is not an ONNX file")
+
+    @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+    def test_truncated(self, part, read, tmp_path, model_file):
+        content = model_file.read_bytes()
+        (tmp_path / "m.onnx").write_bytes(content[: int(part * len(content))])
+        self.refuses(read, tmp_path / "m.onnx", "or it is truncated")
+
+    def test_without_metadata(self, read, tmp_path, model_file):
+        model = onnx.load(model_file)
+        del model.metadata_props[:]
+        onnx.save(model, tmp_path / "m.onnx")
+        self.refuses(read, tmp_path / "m.onnx", "an ONNX file without sde_onnx metadata")
+
+    def test_newer_format(self, read, tmp_path, model_file):
+        path = rewritten(model_file, tmp_path / "m.onnx", format=2)
+        self.refuses(read, path, "has metadata format 2, this sde-onnx reads up to 1: upgrade sde-onnx")
+
+    @pytest.mark.parametrize("damage", [{"format": None}, {"snr": None}, {"schedule": {"sigma_min": 1}},
+                                        {"schedule": {"sigma_min": 2, "sigma_max": 1}}], ids=str)
+    def test_damaged_metadata(self, damage, read, tmp_path, model_file):
+        path = rewritten(model_file, tmp_path / "m.onnx", **damage)
+        self.refuses(read, path, "metadata (names no format|is damaged)")
+
+    def test_other_inputs(self, read, tmp_path, model_file):
+        model = onnx.load(model_file)
+        for node in model.graph.node:
+            node.input[:] = ["t" if name == "sigma" else name for name in node.input]
+        model.graph.input[1].name = "t"
+        onnx.save(model, tmp_path / "m.onnx")
+        self.refuses(read, tmp_path / "m.onnx", r"maps \('x', 't'\) to \('score',\), expected")
+
+
+def test_metadata_that_are_not_json(model_file, tmp_path):
+    model = onnx.load(model_file)
+    onnx.helper.set_model_props(model, {KEY: "{"})
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match="is not JSON"):
+        sde_onnx.read_metadata(tmp_path / "m.onnx")
+
+
+def test_a_provider_that_cannot_run_is_an_error(model_file):
+    if "cuda" in sde_onnx.providers.usable_providers():
+        pytest.skip("CUDA runs here")
+    with pytest.raises(ProviderError, match=r"provider cuda cannot run here \(.*\); usable: cpu"):
+        sde_onnx.load(model_file, provider="cuda")
