@@ -7,7 +7,7 @@ import torch
 from networks import random_unet
 from safetensors.torch import load_file, save_file
 
-from sde_onnx.errors import CheckpointError
+from sde_onnx.errors import CheckpointError, SdeOnnxError
 from sde_onnx.export import from_diffusers
 from sde_onnx.export.checkpoints import sha256
 from sde_onnx.export.checkpoints.diffusers import network_config
@@ -160,6 +160,22 @@ def test_a_pickle_that_wants_code_is_refused(folder, tmp_path):
 def test_a_config_that_is_not_json_is_refused(folder):
     (folder / "unet" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        from_diffusers(str(folder))
+
+
+@pytest.mark.parametrize(("file", "changes"), [
+    ("unet/config.json", {"block_out_channels": 32}),
+    ("unet/config.json", {"block_out_channels": ["a", "b"]}),
+    ("unet/config.json", {"norm_eps": "small"}),
+    ("unet/config.json", {"norm_num_groups": 7}),
+    ("unet/config.json", {"sample_size": 17}),
+    ("scheduler/scheduler_config.json", {"sigma_max": "large"}),
+    ("scheduler/scheduler_config.json", {"sigma_max": 0.001}),
+    ("scheduler/scheduler_config.json", {"correct_steps": None}),
+], ids=str)
+def test_config_values_that_make_no_sense_are_refused(file, changes, folder):
+    edit_json(folder / file, **changes)
+    with pytest.raises(SdeOnnxError):
         from_diffusers(str(folder))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,22 +78,26 @@ def from_diffusers(
     """
     files = find_files(source)
     name = source if not Path(source).is_dir() else Path(source).resolve().name
-    config = network_config(_read_json(files.unet_config))
-    scheduler = _read_json(files.scheduler_config) if files.scheduler_config else {}
+    with _naming(files.unet_config):
+        config = network_config(_read_json(files.unet_config))
     if files.scheduler_config is None and (sigma_max is None or snr is None):
         raise CheckpointError(f"{source} has no scheduler_config.json: give --sigma-max and --snr as trained with")
-    schedule = VeSchedule(
-        sigma_min=float(scheduler.get("sigma_min", 0.01)) if sigma_min is None else sigma_min,
-        sigma_max=float(scheduler.get("sigma_max", 1348.0)) if sigma_max is None else sigma_max,
-        num_scales=int(scheduler.get("num_train_timesteps", 2000)),
-        sampling_eps=float(scheduler.get("sampling_eps", 1e-5)),
-    )
+    with _naming(files.scheduler_config or files.unet_config):
+        scheduler = _read_json(files.scheduler_config) if files.scheduler_config else {}
+        schedule = VeSchedule(
+            sigma_min=float(scheduler.get("sigma_min", 0.01)) if sigma_min is None else sigma_min,
+            sigma_max=float(scheduler.get("sigma_max", 1348.0)) if sigma_max is None else sigma_max,
+            num_scales=int(scheduler.get("num_train_timesteps", 2000)),
+            sampling_eps=float(scheduler.get("sampling_eps", 1e-5)),
+        )
+        snr = float(scheduler.get("snr", 0.15)) if snr is None else snr
+        n_corrector = int(scheduler.get("correct_steps", 1))
     weights = modern_names(read_weights(files.weights))
     return Checkpoint(
         network=load_network(config, weights, lambda key: diffusers_key(key, config), source=str(files.weights)),
         schedule=schedule,
-        snr=float(scheduler.get("snr", 0.15)) if snr is None else snr,
-        n_corrector=int(scheduler.get("correct_steps", 1)),
+        snr=snr,
+        n_corrector=n_corrector,
         name=name,
         sha256=sha256(files.weights),
     )
@@ -153,12 +158,12 @@ def network_config(unet: Mapping[str, Any]) -> NCSNppConfig:
                 f"UNet2DModel option {option} = {value!r} is not supported, expected "
                 f"{' or '.join(map(repr, supported))}: this is not an unconditional VE NCSN++"
             )
-    channels = tuple(unet["block_out_channels"])
+    channels = tuple(unet.get("block_out_channels", (224, 448, 672, 896)))
     down = _attending(unet, "down_block_types", DOWN_BLOCKS, len(channels))
     up = _attending(unet, "up_block_types", UP_BLOCKS, len(channels))
     if down != up[::-1]:
         raise CheckpointError(
-            f"UNet2DModel option up_block_types = {list(unet['up_block_types'])} does not attend where "
+            f"UNet2DModel option up_block_types = {list(unet.get('up_block_types', []))} does not attend where "
             "down_block_types does: this is not NCSN++"
         )
     size = unet.get("sample_size")
@@ -270,6 +275,17 @@ def modern_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             key = "time_proj.weight"
         renamed[key] = value
     return renamed
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns values of the wrong type or range in a config file into an error that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds a value that makes no sense: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

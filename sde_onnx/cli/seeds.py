@@ -9,6 +9,9 @@ import click
 __all__ = ["format_seeds", "parse_seeds"]
 
 
+MOST_SEEDS = 10_000_000   # a slip of the finger must not fill the memory
+
+
 def parse_seeds(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
     """Reads numbers and ranges, both ends included: a Click callback.
 
@@ -25,6 +28,8 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, text: str) -
             raise click.BadParameter(f"{part!r} runs backwards")
         if last >= 1 << 64:
             raise click.BadParameter(f"{last} does not fit 64 bits: expected 0 to 2^64 - 1")
+        if last - first + len(seeds) >= MOST_SEEDS:
+            raise click.BadParameter(f"more than {MOST_SEEDS:,} seeds for one run")
         seeds.extend(range(first, last + 1))
     if len(set(seeds)) < len(seeds):
         raise click.BadParameter("a seed is named twice")

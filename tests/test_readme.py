@@ -1,0 +1,37 @@
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_timings_are_those_of_the_committed_run(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import fresh_clone
+
+    result = json.loads((ROOT / "benchmarks" / "results" / "fresh_clone.json").read_text())
+    start, end = (README.index(mark) for mark in fresh_clone.MARKS)
+    assert README[start + len(fresh_clone.MARKS[0]) : end].strip() == fresh_clone.timings(result)
+
+
+def test_its_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_names_it_uses_exist():
+    import sde_onnx
+
+    for name in set(re.findall(r"sde_onnx\.(\w+)\(", README)):
+        assert name in sde_onnx.__all__
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="make")
+def test_the_make_targets_it_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
