@@ -194,6 +194,7 @@ class Combine(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(image_channels, channels, 1)
         self.method = method
+        self.out_channels = channels if method == "sum" else 2 * channels
 
     def forward(self, image: Tensor, h: Tensor) -> Tensor:
         merged = self.conv(image)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from sde_onnx.errors import ConfigError
 from sde_onnx.export.fir import ConvDownsample, ConvUpsample, Downsample, Upsample
 from sde_onnx.export.layers import (
+    RESAMPLERS,
     Combine,
     FourierEmbedding,
     NoiseLevels,
@@ -92,6 +92,40 @@ class NCSNppConfig:
         return {key: value for key, value in asdict(self).items() if key != "norm_groups_at"}
 
 
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the blocks that a config asks for."""
+
+    config: NCSNppConfig
+    emb_channels: int
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        return group_norm(channels, groups=self.config.norm_groups, eps=self.config.norm_eps)
+
+    def block(
+        self, in_channels: int, out_channels: int, *, resample: Resampling | None = None, attend: bool = False,
+        scale: float | None = None,
+    ) -> ResnetBlock:
+        config = self.config
+        scale = config.skip_scale if scale is None else scale
+        attention = SelfAttention(
+            out_channels, head_channels=config.attn_head_channels, scale=scale, norm=self.norm
+        ) if attend else None
+        return ResnetBlock(in_channels, out_channels, self.emb_channels, resample=resample, fir=config.fir,
+                           scale=scale, attention=attention, norm=self.norm)
+
+    def resampler(self, channels: int, direction: Resampling) -> nn.Module:
+        if self.config.resblock == "biggan":
+            return self.block(channels, channels, resample=direction)
+        if self.config.resample_with_conv:
+            with_conv = ConvDownsample if direction == "down" else ConvUpsample
+            return with_conv(channels, channels, fir=self.config.fir)
+        return RESAMPLERS[direction](channels, fir=self.config.fir)
+
+    def norm_act_conv(self, channels: int, out_channels: int) -> NormActConv:
+        return NormActConv(channels, out_channels, norm=self.norm)
+
+
 class NCSNpp(nn.Module):
     """The score network. Modules are named by role and resolution: ``decoder.16x16_block0``.
 
@@ -103,96 +137,80 @@ class NCSNpp(nn.Module):
         super().__init__()
         self.config = config
         base = config.base_channels or config.channels[0]
-        emb = 4 * base
+        make = _Maker(config, emb_channels=4 * base)
 
         self.levels = NoiseLevels(*config.noise_levels) if config.noise_levels else None
         self.embedding = FourierEmbedding(base) if config.embedding == "fourier" else PositionalEmbedding(base)
-        self.emb0 = nn.Linear(self.embedding.channels, emb)
-        self.emb1 = nn.Linear(emb, emb)
+        self.emb0 = nn.Linear(self.embedding.channels, make.emb_channels)
+        self.emb1 = nn.Linear(make.emb_channels, make.emb_channels)
         self.conv_in = nn.Conv2d(config.image_channels, base, 3, padding=1)
 
-        norm = partial(group_norm, groups=config.norm_groups, eps=config.norm_eps)
+        self.encoder, self.input_pyramid = nn.ModuleDict(), nn.ModuleDict()
+        skips = self._add_encoder(make, base)
 
-        def attention(channels: int, scale: float) -> SelfAttention:
-            return SelfAttention(channels, head_channels=config.attn_head_channels, scale=scale, norm=norm)
-
-        def block(
-            in_channels: int, out_channels: int, *, resample: Resampling | None = None, attend: bool = False,
-            scale: float = config.skip_scale,
-        ) -> ResnetBlock:
-            return ResnetBlock(
-                in_channels, out_channels, emb, resample=resample, fir=config.fir, scale=scale,
-                attention=attention(out_channels, scale) if attend else None, norm=norm,
-            )
-
-        def resampler(channels: int, direction: Resampling) -> nn.Module:
-            if config.resblock == "biggan":
-                return block(channels, channels, resample=direction)
-            if config.resample_with_conv:
-                with_conv = ConvDownsample if direction == "down" else ConvUpsample
-                return with_conv(channels, channels, fir=config.fir)
-            without_conv = Downsample if direction == "down" else Upsample
-            return without_conv(channels, fir=config.fir)
-
-        self.encoder = nn.ModuleDict()
-        self.input_pyramid = nn.ModuleDict()
-        width, image_width = base, config.image_channels
-        skips = [width]
-        for level, (size, channels) in enumerate(zip(config.sizes, config.channels, strict=True)):
-            here = f"{size}x{size}"
-            if level > 0:
-                self.encoder[f"{here}_down"] = resampler(width, "down")
-                if config.progressive_input == "input_skip":
-                    self.input_pyramid[f"{here}_down"] = Downsample(config.image_channels, fir=config.fir)
-                    self.input_pyramid[here] = Combine(
-                        config.image_channels, width, method=config.progressive_combine
-                    )
-                    width *= 2 if config.progressive_combine == "cat" else 1
-                elif config.progressive_input == "residual":
-                    self.input_pyramid[here] = ConvDownsample(image_width, width, fir=config.fir)
-                    image_width = width
-                skips.append(width)
-            for index in range(config.num_res_blocks):
-                self.encoder[f"{here}_block{index}"] = block(width, channels, attend=size in config.attn_resolutions)
-                width = channels
-                skips.append(width)
-
+        width = skips[-1]
         mid_scale = config.skip_scale if config.mid_skip_scale is None else config.mid_skip_scale
-        self.middle0 = block(width, width, attend=True, scale=mid_scale)
-        self.middle1 = block(width, width, scale=mid_scale)
+        self.middle0 = make.block(width, width, attend=True, scale=mid_scale)
+        self.middle1 = make.block(width, width, scale=mid_scale)
 
-        self.decoder = nn.ModuleDict()
-        self.output_pyramid = nn.ModuleDict()
-        pyramid_width = 0
-        for level, (size, channels) in reversed(list(enumerate(zip(config.sizes, config.channels, strict=True)))):
-            here = f"{size}x{size}"
-            for index in range(config.num_res_blocks + 1):
-                attend = size in config.attn_resolutions and index == config.num_res_blocks
-                self.decoder[f"{here}_block{index}"] = block(width + skips.pop(), channels, attend=attend)
-                width = channels
-            deepest = level == len(config.channels) - 1
-            if config.progressive == "output_skip":
-                if not deepest:
-                    self.output_pyramid[f"{here}_up"] = Upsample(config.image_channels, fir=config.fir)
-                self.output_pyramid[here] = NormActConv(width, config.image_channels, norm=norm)
-            elif config.progressive == "residual":
-                self.output_pyramid[here] = (
-                    NormActConv(width, width, norm=norm) if deepest
-                    else ConvUpsample(pyramid_width, width, fir=config.fir)
-                )
-                pyramid_width = width
-            if level > 0:
-                self.decoder[f"{here}_up"] = resampler(width, "up")
+        self.decoder, self.output_pyramid = nn.ModuleDict(), nn.ModuleDict()
+        width = self._add_decoder(make, width, skips)
+        self.head = None if config.progressive == "output_skip" else make.norm_act_conv(width, config.image_channels)
 
-        self.head = (
-            None if config.progressive == "output_skip"
-            else NormActConv(width, config.image_channels, norm=norm)
-        )
         for name, groups in config.norm_groups_at.items():
             exception = self.get_submodule(name)
             if not isinstance(exception, nn.GroupNorm) or exception.num_channels % groups:
                 raise ConfigError(f"{name} cannot be a group norm of {groups} groups")
             exception.num_groups = groups
+
+    def _add_encoder(self, make: _Maker, width: int) -> list[int]:
+        """Adds the encoder and the input pyramid; returns the channels of every skip connection."""
+        config = self.config
+        skips = [width]
+        pyramid_width = config.image_channels
+        for level, (size, channels) in enumerate(zip(config.sizes, config.channels, strict=True)):
+            here = f"{size}x{size}"
+            if level > 0:
+                self.encoder[f"{here}_down"] = make.resampler(width, "down")
+                if config.progressive_input == "input_skip":
+                    combine = Combine(pyramid_width, width, method=config.progressive_combine)
+                    self.input_pyramid[f"{here}_down"] = Downsample(pyramid_width, fir=config.fir)
+                    self.input_pyramid[here] = combine
+                    width = combine.out_channels
+                elif config.progressive_input == "residual":
+                    self.input_pyramid[here] = ConvDownsample(pyramid_width, width, fir=config.fir)
+                    pyramid_width = width
+                skips.append(width)
+            for index in range(config.num_res_blocks):
+                attend = size in config.attn_resolutions
+                self.encoder[f"{here}_block{index}"] = make.block(width, channels, attend=attend)
+                width = channels
+                skips.append(width)
+        return skips
+
+    def _add_decoder(self, make: _Maker, width: int, skips: list[int]) -> int:
+        """Adds the decoder and the output pyramid, using up the skips; returns the channels of the last block."""
+        config = self.config
+        pyramid_width = 0
+        for level, (size, channels) in reversed(list(enumerate(zip(config.sizes, config.channels, strict=True)))):
+            here = f"{size}x{size}"
+            deepest = level == len(config.channels) - 1
+            for index in range(config.num_res_blocks + 1):
+                attend = size in config.attn_resolutions and index == config.num_res_blocks
+                self.decoder[f"{here}_block{index}"] = make.block(width + skips.pop(), channels, attend=attend)
+                width = channels
+            if config.progressive == "output_skip":
+                if not deepest:
+                    self.output_pyramid[f"{here}_up"] = Upsample(config.image_channels, fir=config.fir)
+                self.output_pyramid[here] = make.norm_act_conv(width, config.image_channels)
+            elif config.progressive == "residual":
+                self.output_pyramid[here] = (
+                    make.norm_act_conv(width, width) if deepest else ConvUpsample(pyramid_width, width, fir=config.fir)
+                )
+                pyramid_width = width
+            if level > 0:
+                self.decoder[f"{here}_up"] = make.resampler(width, "up")
+        return width
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Returns the score.

@@ -34,8 +34,12 @@ class ImagePipelineOutput:
 
     images: list[Image.Image] | NDArray[np.float32]
 
-    def __getitem__(self, index: int | slice) -> Any:
-        return (self.images,)[index]
+    def __getitem__(self, key: int | slice | str) -> Any:
+        return {"images": self.images}[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[list[Image.Image] | NDArray[np.float32]]:
+        """The images alone, in a tuple."""
+        return (self.images,)
 
 
 class ScoreSdeVePipeline:
@@ -123,6 +127,19 @@ class ScoreSdeVePipeline:
         else:
             images = np.clip(x_mean, 0, 1).transpose(0, 2, 3, 1)
         return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def to(self, device: Any) -> ScoreSdeVePipeline:
+        """Moves the model to ``"cpu"`` or ``"cuda"`` (or a ``torch.device``), as diffusers' ``to`` does.
+
+        Raises:
+            InputError: another device.
+            ProviderError: the device cannot run here.
+        """
+        kind, _, index = str(device).partition(":")
+        if kind not in ("cpu", "cuda") or index not in ("", "0"):
+            raise InputError(f"device is {str(device)!r}, expected 'cpu' or 'cuda'")
+        self.model = load(self.model.path, kind)
+        return self
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """A tqdm bar with the options of :meth:`set_progress_bar_config`."""

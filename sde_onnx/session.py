@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sde_onnx.errors import InputError, ModelFileError
+from sde_onnx.errors import InputError, ModelFileError, ProviderError
 from sde_onnx.metadata import KEY, ModelMetadata
 from sde_onnx.providers import ORT_ERRORS, PROVIDERS, choose_provider
 
@@ -25,12 +25,14 @@ class ScoreModel:
 
     Args:
         session: ONNX Runtime's session of the file.
+        path: the file.
         metadata: what the file says of itself.
         provider: the execution provider that runs it, a key of :data:`sde_onnx.providers.PROVIDERS`.
     """
 
-    def __init__(self, session: ort.InferenceSession, metadata: ModelMetadata, provider: str) -> None:
+    def __init__(self, session: ort.InferenceSession, path: Path, metadata: ModelMetadata, provider: str) -> None:
         self.session = session
+        self.path = path
         self.metadata = metadata
         self.provider = provider
 
@@ -75,7 +77,9 @@ def load(
     """
     chosen = choose_provider(provider)
     session = _open(Path(path), session_options or ort.SessionOptions(), [PROVIDERS[chosen]])
-    return ScoreModel(session, _metadata(Path(path), session), chosen)
+    if PROVIDERS[chosen] not in session.get_providers():
+        raise ProviderError(f"provider {chosen} cannot run {path}: ONNX Runtime fell back to {session.get_providers()}")
+    return ScoreModel(session, Path(path), _metadata(Path(path), session), chosen)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:

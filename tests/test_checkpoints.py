@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sde_onnx.errors import CheckpointError, SdeOnnxError
 from sde_onnx.export import from_diffusers
 from sde_onnx.export.checkpoints import sha256
-from sde_onnx.export.checkpoints.diffusers import network_config
+from sde_onnx.export.checkpoints.unet2d import network_config
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

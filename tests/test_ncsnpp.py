@@ -5,7 +5,7 @@ from networks import noisy_images, random_unet, randomize, relative_error, score
 
 from sde_onnx.errors import ConfigError
 from sde_onnx.export.checkpoints import load_network
-from sde_onnx.export.checkpoints.diffusers import diffusers_key, network_config
+from sde_onnx.export.checkpoints.unet2d import network_config, unet2d_key
 from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
 
 PARITY = 2e-6   # rounding: some 60 float32 layers in another order
@@ -23,7 +23,7 @@ SIGMAS = (0.01, 0.5, 50.0)
 def test_the_network_equals_diffusers(options, rng):
     unet = random_unet(16, (32, 64, 64), seed=2, **options)
     config = network_config(dict(unet.config))
-    network = load_network(config, unet.state_dict(), lambda key: diffusers_key(key, config), source="unet")
+    network = load_network(config, unet.state_dict(), lambda key: unet2d_key(key, config), source="unet")
     x, sigma = map(torch.tensor, noisy_images(rng, SIGMAS, (3, 16, 16)))
     with torch.no_grad():
         assert relative_error(network(x, sigma), unet(x, sigma).sample) < PARITY

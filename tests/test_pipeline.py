@@ -4,7 +4,8 @@ import torch
 from diffusers import ScoreSdeVePipeline as Reference
 
 import sde_onnx
-from sde_onnx.errors import CheckpointError, InputError, MissingExtraError
+from sde_onnx.errors import CheckpointError, InputError, MissingExtraError, ProviderError
+from sde_onnx.providers import usable_providers
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +96,23 @@ def test_the_output_is_what_callers_of_diffusers_expect(pipe, reference):
     assert type(got.images) is type(expected.images) is list
     assert type(got[0]) is type(expected[0])
     assert type(got[0][0]) is type(expected[0][0])
+    assert len(got["images"]) == len(expected["images"])
+    assert type(got.to_tuple()) is type(expected.to_tuple())
     got, expected = (each(num_inference_steps=1, generator=generator(), output_type="np", return_dict=False)
                      for each in (pipe, reference))
     assert isinstance(got, tuple)
     assert len(got) == len(expected) == 1
     assert (got[0].dtype, got[0].shape) == (expected[0].dtype, expected[0].shape)
+
+
+def test_a_pipeline_can_be_moved(model_file):
+    pipe = sde_onnx.ScoreSdeVePipeline.from_pretrained(model_file)
+    assert pipe.to(torch.device("cpu")).model.provider == "cpu"
+    with pytest.raises(InputError, match="device is 'mps', expected"):
+        pipe.to("mps")
+    if "cuda" not in usable_providers():
+        with pytest.raises(ProviderError, match="cuda cannot run here"):
+            pipe.to("cuda:0")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -8,6 +8,7 @@ import pytest
 import sde_onnx
 from sde_onnx.errors import InputError, ModelFileError, ProviderError
 from sde_onnx.metadata import KEY
+from sde_onnx.providers import usable_providers
 
 
 def rewritten(model_file, path, **metadata):
@@ -109,7 +110,7 @@ def test_metadata_that_are_not_json(model_file, tmp_path):
 
 
 def test_a_provider_that_cannot_run_is_an_error(model_file):
-    if "cuda" in sde_onnx.providers.usable_providers():
+    if "cuda" in usable_providers():
         pytest.skip("CUDA runs here")
     with pytest.raises(ProviderError, match=r"provider cuda cannot run here \(.*\); usable: cpu"):
         sde_onnx.load(model_file, provider="cuda")

@@ -20,7 +20,7 @@ import torch
 from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from sde_onnx.export.checkpoints.diffusers import diffusers_key, network_config
+from sde_onnx.export.checkpoints.unet2d import network_config, unet2d_key
 from sde_onnx.export.fir import Downsample
 from sde_onnx.export.ncsnpp import NCSNpp
 
@@ -166,7 +166,7 @@ def train(run: Path, iterations: int) -> NCSNpp:
 def save_checkpoint(network: NCSNpp, folder: Path) -> None:
     """Writes the network as a diffusers ``ScoreSdeVePipeline``."""
     unet = UNet2DModel(**UNET)
-    unet.load_state_dict({diffusers_key(name, CONFIG): value for name, value in network.state_dict().items()})
+    unet.load_state_dict({unet2d_key(name, CONFIG): value for name, value in network.state_dict().items()})
     scheduler = ScoreSdeVeScheduler(num_train_timesteps=NUM_SCALES, snr=SNR, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
     ScoreSdeVePipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
 

@@ -76,9 +76,10 @@ def load_network(
         parts = [f"{len(names)} {what}: {_listing(names)}" for what, names in
                  (("missing", missing), ("not known", unused)) if names]
         raise CheckpointError(f"{source}: the weights do not fit the config; {'; '.join(parts)}")
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
     state = {}
     for key, name in wanted.items():
-        expected = network.state_dict()[name].shape
+        expected = shapes[name]
         if weights[key].shape != expected:
             raise CheckpointError(
                 f"{source}: {key} has shape {list(weights[key].shape)}, expected {list(expected)} by the config"
