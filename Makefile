@@ -16,6 +16,11 @@ model: $(INSTALLED)    ## export the bundled checkpoint into the package
 test: $(INSTALLED)    ## run the test suite
 	$(BIN)/python -m pytest
 
+runtime:    ## sample in a new environment that has neither torch nor onnx
+	$(PYTHON) -m venv --clear build/runtime
+	build/runtime/bin/python -m pip install --quiet -c constraints.txt .
+	cd build && runtime/bin/python ../tests/runtime_only.py
+
 lint: $(INSTALLED)    ## check style and types
 	$(BIN)/ruff check .
 	rm -rf build/types && mkdir -p build/types/sde_onnx
@@ -31,6 +36,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export]'
 	touch $(INSTALLED)
 
-STEPS ?= 500
+STEPS ?= 300
 
-.PHONY: help sample model test lint bench
+.PHONY: help sample model test runtime lint bench

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from diffusers import ScoreSdeVePipeline as Reference
 
@@ -71,8 +72,9 @@ def main() -> None:
 def environment() -> dict[str, object]:
     """What a result depends on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
         "command": "python benchmarks/digits.py",
         "commit": commit.stdout.strip(),
@@ -80,7 +82,8 @@ def environment() -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "onnxruntime-gpu", "numpy")},
+        "versions": {"onnxruntime": ort.__version__, "torch": torch.__version__, "diffusers": version("diffusers"),
+                     "numpy": np.__version__},
     }
 
 

@@ -19,7 +19,13 @@ from typing import Any
 
 from digits import ROOT, environment
 
-COMMANDS = {"install": "make .venv/installed", "sample": "make sample", "test": "make test", "lint": "make lint"}
+COMMANDS = {
+    "install": "make .venv/installed",
+    "sample": "make sample",
+    "test": "make test",
+    "runtime": "make runtime",
+    "lint": "make lint",
+}
 README = ROOT / "README.md"
 MARKS = "<!-- timings -->", "<!-- /timings -->"
 

@@ -3,7 +3,11 @@
     export(from_diffusers("path/or/hub-id"), "m.onnx")
 """
 
-from sde_onnx.export.checkpoints.diffusers import from_diffusers
-from sde_onnx.export.to_onnx import export
+from sde_onnx.extras import require_export
+
+require_export()   # before the imports below fail one by one
+
+from sde_onnx.export.checkpoints.diffusers import from_diffusers  # noqa: E402
+from sde_onnx.export.to_onnx import export  # noqa: E402
 
 __all__ = ["export", "from_diffusers"]

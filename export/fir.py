@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = ["ConvDownsample", "ConvUpsample", "Downsample", "Upsample"]
+
 
 def _depthwise_kernel(taps: tuple[int, ...], channels: int) -> Tensor:
     """Separable kernel of unit sum, one copy a channel: ``[channels, 1, len(taps), len(taps)]``."""

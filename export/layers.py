@@ -15,7 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sde_onnx.errors import ConfigError
 from sde_onnx.export.fir import Downsample, Upsample
+
+__all__ = ["RESAMPLERS", "Combine", "FourierEmbedding", "NoiseLevels", "NormActConv", "PositionalEmbedding",
+           "Resampling", "ResnetBlock", "SelfAttention", "group_norm"]
 
 Resampling = Literal["up", "down"]
 MakeNorm = Callable[[int], nn.GroupNorm]   # from the number of channels
@@ -23,7 +27,10 @@ MakeNorm = Callable[[int], nn.GroupNorm]   # from the number of channels
 
 def group_norm(channels: int, *, groups: int | None, eps: float) -> nn.GroupNorm:
     """A group norm; without ``groups`` by the references' rule: four channels each, 32 groups at most."""
-    return nn.GroupNorm(groups or min(channels // 4, 32), channels, eps=eps)
+    groups = min(channels // 4, 32) if groups is None else groups
+    if groups < 1 or channels % groups:
+        raise ConfigError(f"a norm of {channels} channels cannot have {groups} groups")
+    return nn.GroupNorm(groups, channels, eps=eps)
 
 
 class FourierEmbedding(nn.Module):
@@ -72,7 +79,7 @@ class NoiseLevels(nn.Module):
 
     Levels run from the largest sigma (index 0) down, evenly in log sigma, so "nearest" is meant in log sigma.
 
-    Source: Song & Ermon 2019; Song et al. 2021, section 3.1.
+    Source: Song & Ermon 2019; Song et al. 2021, section 2.1.
     """
 
     sigmas: Tensor

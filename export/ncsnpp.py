@@ -32,6 +32,8 @@ from sde_onnx.export.layers import (
     group_norm,
 )
 
+__all__ = ["NCSNpp", "NCSNppConfig"]
+
 
 @dataclass(frozen=True)
 class NCSNppConfig:
@@ -63,6 +65,11 @@ class NCSNppConfig:
     def __post_init__(self) -> None:
         if not self.channels:
             raise ConfigError("channels is empty: one number of channels for each resolution is needed")
+        heads = () if self.attn_head_channels is None else (self.attn_head_channels,)
+        counts = {"channels": self.channels, "attn_head_channels": heads, "norm groups": self.norm_groups_at.values()}
+        for name, values in counts.items():
+            if not all(type(value) is int and value > 0 for value in values):
+                raise ConfigError(f"{name} {list(values)} are not all whole numbers above 0")
         if self.image_size % 2 ** (len(self.channels) - 1) or self.image_size < 2 ** len(self.channels) // 2:
             raise ConfigError(
                 f"image_size {self.image_size} cannot be halved {len(self.channels) - 1} times, as the "
@@ -139,7 +146,7 @@ class NCSNpp(nn.Module):
         base = config.base_channels or config.channels[0]
         make = _Maker(config, emb_channels=4 * base)
 
-        self.levels = NoiseLevels(*config.noise_levels) if config.noise_levels else None
+        self.noise_levels = NoiseLevels(*config.noise_levels) if config.noise_levels else None
         self.embedding = FourierEmbedding(base) if config.embedding == "fourier" else PositionalEmbedding(base)
         self.emb0 = nn.Linear(self.embedding.channels, make.emb_channels)
         self.emb1 = nn.Linear(make.emb_channels, make.emb_channels)
@@ -269,8 +276,8 @@ class NCSNpp(nn.Module):
     def _embed(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The activated embedding ``[N, 4 * base]``, and the sigma that the output is divided by."""
         position = sigma
-        if self.levels is not None:
-            position, sigma = self.levels(sigma)
+        if self.noise_levels is not None:
+            position, sigma = self.noise_levels(sigma)
         return F.silu(self.emb1(F.silu(self.emb0(self.embedding(position))))), sigma
 
 

@@ -18,17 +18,19 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sde_onnx.errors import ConfigError, ParityError
+from sde_onnx.errors import ConfigError, OutputError, ParityError
 from sde_onnx.export.checkpoints import Checkpoint
 from sde_onnx.export.ncsnpp import NCSNpp
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.metadata import KEY, ModelMetadata
 from sde_onnx.schedule import VeSchedule
 
-__all__ = ["OPSET", "TOLERANCE", "build_model", "export", "measure_parity"]
+__all__ = ["OPSET", "REVISION", "TOLERANCE", "build_model", "check_model_output", "export", "measure_parity"]
 
 # From opset 21 on, ONNX Runtime expands GroupNormalization into some 25 nodes a norm.
 OPSET = 20
+# Counted up when the same checkpoint becomes another graph: files cached before are then made again.
+REVISION = 1
 # Largest relative error |graph - network| / |network| at export. Rounding alone stays an order of magnitude below.
 TOLERANCE = 1e-5
 
@@ -48,11 +50,11 @@ def export(checkpoint: Checkpoint, path: str | os.PathLike[str], *, force: bool 
         The file's metadata, the parity measured among it.
 
     Raises:
-        OutputError: the file exists or cannot be written.
+        OutputError: the file exists, cannot be written, or does not end in ``.onnx``.
         ParityError: the graph's scores differ by more than TOLERANCE; nothing is written.
     """
     path = Path(path)
-    check_writable(path, force=force)
+    check_model_output(path, force=force)
     config = checkpoint.network.config
     model = build_model(checkpoint.network)
     shape = (config.image_channels, config.image_size, config.image_size)
@@ -78,8 +80,15 @@ def export(checkpoint: Checkpoint, path: str | os.PathLike[str], *, force: bool 
     )
     onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
     with replacing(path) as temporary:
-        onnx.save_model(model, temporary)
+        temporary.write_bytes(model.SerializeToString())
     return metadata
+
+
+def check_model_output(path: Path, *, force: bool) -> None:
+    """Refuses an output before the work for it begins: see :func:`sde_onnx.files.check_writable`."""
+    if path.suffix != ".onnx":
+        raise OutputError(f"{path} does not end in .onnx, by which a model file is known")
+    check_writable(path, force=force)
 
 
 def build_model(network: NCSNpp) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +15,25 @@ __all__ = ["check_writable", "replacing"]
 
 
 def check_writable(path: Path, *, force: bool) -> None:
-    """Refuses an output before the work for it begins.
+    """Refuses an output before the work for it begins, and leaves nothing behind.
 
     Args:
-        path: the file to be written; its folder is made if need be.
+        path: the file to be written; its folder is made when it is written.
         force: whether an existing file may be replaced.
 
     Raises:
         OutputError: the file exists and ``force`` is not set, is a folder, or its folder cannot be written to.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder, expected a file name")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        if os.path.isdir(path):
+            raise OutputError(f"{path} is a folder, expected a file name")
+        if os.path.lexists(path) and not force:
+            raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
             pass
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -38,8 +41,9 @@ def check_writable(path: Path, *, force: bool) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside ``path`` that becomes ``path`` if the block succeeds and vanishes if it fails."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
     except OSError as error:

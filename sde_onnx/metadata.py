@@ -9,6 +9,7 @@ from typing import Any
 
 from sde_onnx.errors import ConfigError, ModelFileError
 from sde_onnx.schedule import VeSchedule
+from sde_onnx.steps import check_corrector
 
 __all__ = ["FORMAT", "KEY", "ModelMetadata"]
 
@@ -29,12 +30,20 @@ class ModelMetadata:
     precision: str                   # of the inside; inputs and outputs are float32 always
     target: str                      # execution provider that the graph is written for: "any", "cuda"
     source: Mapping[str, str]        # name and sha256 of the checkpoint
-    parity: Mapping[str, float] = field(default_factory=dict)  # relative error at export, by "sigma/batch"
+    parity: Mapping[str, float] = field(default_factory=dict)  # relative error at export, by case
     versions: Mapping[str, str] = field(default_factory=dict)  # sde_onnx, torch, opset
+
+    def __post_init__(self) -> None:
+        check_corrector(self.snr, self.n_corrector)
+        if len(self.image_shape) != 3 or not all(type(size) is int and size > 0 for size in self.image_shape):
+            raise ConfigError(f"image_shape is {self.image_shape}, expected three whole numbers above 0")
+        objects = (self.architecture, self.source, self.parity, self.versions)
+        if not all(isinstance(value, Mapping) for value in objects):
+            raise ConfigError("architecture, source, parity and versions must be objects")
 
     def to_json(self) -> str:
         """The metadata as the JSON text that the file holds."""
-        return json.dumps({"format": FORMAT, **asdict(self)})
+        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, *, name: str) -> ModelMetadata:
@@ -49,7 +58,7 @@ class ModelMetadata:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ModelFileError(f"{name}: its sde_onnx metadata is not JSON ({error}); export it again") from None
         number = values.get("format") if isinstance(values, dict) else None
         if not isinstance(number, int) or number < 1:
@@ -64,5 +73,5 @@ class ModelMetadata:
             known["image_shape"] = tuple(known["image_shape"])
             known["data_range"] = tuple(known["data_range"])
             return cls(**known)
-        except (KeyError, TypeError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{name}: its sde_onnx metadata is damaged ({error!r}); export it again") from None

@@ -11,7 +11,7 @@ in C order over ``[C, H, W]``. ``draw`` 0 is the initial latent.
 Other sources are a ``numpy.random.Generator`` and a ``torch.Generator`` (or one for each image), the latter drawn in
 diffusers' order. A source is called without arguments and returns the next array, ``[N, C, H, W]`` float32.
 
-Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.2; Box and Muller 1958.
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box and Muller 1958.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Uint32Array = NDArray[np.uint32]
 NoiseSource = Callable[[], Any]
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-PARITY = np.uint32(0x1BD11BDA)
+KEY_PARITY = np.uint32(0x1BD11BDA)
 CHUNK = 1 << 14   # blocks worked on at a time: their arrays stay in the second-level cache
 
 
@@ -48,9 +48,9 @@ def threefry2x32(key: tuple[Uint32Array, Uint32Array], counter: tuple[Uint32Arra
     Returns:
         Two words, uint32.
 
-    Source: Salmon et al. 2011, section 3.2 and table 2.
+    Source: Salmon et al. 2011; the rotations are those of their Random123 library.
     """
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ KEY_PARITY)
     shape = np.broadcast_shapes(*(word.shape for word in (*key, *counter)))
     a = np.empty(shape, np.uint32)
     b = np.empty(shape, np.uint32)
@@ -109,7 +109,7 @@ def _tiles(images: int, blocks: int) -> Iterator[tuple[slice, slice]]:
 
 
 class PortableNoise:
-    """Noise of DESIGN's generator: a function of each image's seed and of how many arrays were drawn.
+    """The portable noise of this module: a function of each image's seed and of how many arrays were drawn.
 
     Args:
         seeds: one for each image, 0 to 2^64 - 1.
@@ -193,8 +193,8 @@ def noise_source(generator: Any, shape: tuple[int, ...]) -> NoiseSource:
     if several and all(_is_torch_generator(item) for item in several):
         return TorchNoise(several, shape)
     raise InputError(
-        f"generator is {type(generator).__name__}, expected an int, a numpy.random.Generator, a torch.Generator or a "
-        "list of them"
+        f"generator is {type(generator).__name__}, expected an int or a list of them, a torch.Generator or a list of "
+        "them, or a numpy.random.Generator"
     )
 
 

@@ -75,7 +75,7 @@ class ScoreSdeVePipeline:
             MissingExtraError: a checkpoint, but the export extra is not installed.
         """
         path = Path(source)
-        if path.suffix != ".onnx":
+        if not os.path.isfile(path) and path.suffix != ".onnx":
             require_export()
             from sde_onnx.export.cache import cached_export
 

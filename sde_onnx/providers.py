@@ -80,10 +80,9 @@ def _failure(name: str) -> str | None:
             ort.preload_dlls()
     ort.set_default_logger_severity(4)
     try:
-        session = ort.InferenceSession(PROBE_MODEL, options, providers=[PROVIDERS[name]])
+        session = ort.InferenceSession(PROBE_MODEL, options, providers=[PROVIDERS[name]], enable_fallback=0)
         if PROVIDERS[name] not in session.get_providers():
             return "its libraries or its device are missing"
-        session.disable_fallback()
         session.run(None, {"x": np.ones((1, 1, 1, 1), np.float32)})
     except ORT_ERRORS as error:
         return str(error).splitlines()[0][:200]

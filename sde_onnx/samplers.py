@@ -16,7 +16,7 @@ import numpy as np
 from sde_onnx.errors import InputError, NonFiniteError
 from sde_onnx.noise import NoiseSource
 from sde_onnx.schedule import NoiseLevel, VeSchedule
-from sde_onnx.steps import LangevinNorm, langevin_step, reverse_diffusion_step
+from sde_onnx.steps import LangevinNorm, check_corrector, langevin_step, reverse_diffusion_step
 
 __all__ = ["ScoreFunction", "Step", "predictor_corrector"]
 
@@ -48,7 +48,8 @@ def predictor_corrector(
     """Yields the steps of predictor-corrector sampling: Langevin corrections, then a reverse diffusion prediction.
 
     Noise is drawn in the references' order: the initial latent, then at each step one array for each correction and
-    one for the prediction, the last of which moves only ``x``, not the result ``x_mean``.
+    one for the prediction, the last of which moves only ``x``, not the result ``x_mean``. The corrector runs before
+    the predictor, as in both reference implementations; the paper's algorithm 1 writes them the other way round.
 
     Args:
         score: the score function.
@@ -66,10 +67,7 @@ def predictor_corrector(
     Source: Song et al. 2021, algorithms 1, 2 and 4.
     """
     levels = list(schedule.levels(steps))
-    if not (math.isfinite(snr) and snr > 0):
-        raise InputError(f"snr is {snr}, expected a number above 0")
-    if n_corrector < 0:
-        raise InputError(f"n_corrector is {n_corrector}, expected 0 or more")
+    check_corrector(snr, n_corrector)
     if langevin_norm not in ("image", "batch"):
         raise InputError(f"langevin_norm is {langevin_norm!r}, expected 'image' or 'batch'")
 

@@ -5,7 +5,7 @@ With N steps, ``t`` running evenly from 1 to ``sampling_eps``, and a grid even i
     sigma_cond_i = sigma_min (sigma_max / sigma_min)^t_i       what the network is told
     sigma_i      = grid[N - 1 - i],  sigma_next_i = grid[N - 2 - i], 0 after the last
 
-The two differ by less than 1e-4; the reference uses both, and equal pictures need both.
+The two differ by about 1e-4 relative; the reference uses both, and equal pictures need both.
 
 Source: Song et al. 2021, equation 31 (appendix C) and algorithm 2.
 """
@@ -57,8 +57,8 @@ class VeSchedule:
                 f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} are not a noise range: "
                 "0 < sigma_min < sigma_max is needed"
             )
-        if self.num_scales < 1:
-            raise ConfigError(f"num_scales is {self.num_scales}, expected at least 1")
+        if type(self.num_scales) is not int or self.num_scales < 1:
+            raise ConfigError(f"num_scales is {self.num_scales}, expected a whole number of at least 1")
         if not 0 < self.sampling_eps < 1:
             raise ConfigError(f"sampling_eps is {self.sampling_eps}, expected a time between 0 and 1")
 

@@ -48,17 +48,25 @@ class ScoreModel:
 
         Raises:
             InputError: a wrong shape or dtype, or a sigma that is not above 0.
+            ProviderError: the provider failed while running.
         """
         expected = self.metadata.image_shape
-        if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != expected:
+        is_float = isinstance(x, np.ndarray) and x.dtype == np.float32
+        if not is_float or x.ndim != 4 or len(x) == 0 or x.shape[1:] != expected:
             raise InputError(
-                f"x is {_describe(x)}, expected float32 [N, {', '.join(map(str, expected))}] as the model was made for"
+                f"x is {_describe(x)}, expected float32 [N, {', '.join(map(str, expected))}] with N >= 1"
             )
         if not isinstance(sigma, np.ndarray) or sigma.dtype != np.float32 or sigma.shape != x.shape[:1]:
             raise InputError(f"sigma is {_describe(sigma)}, expected float32 [{len(x)}]: one for each image of x")
         if not (sigma > 0).all():
             raise InputError(f"sigma holds {sigma.min():g}, expected noise standard deviations above 0")
-        return cast(Float32Array, self.session.run(OUTPUTS, {"x": x, "sigma": sigma})[0])
+        try:
+            return cast(Float32Array, self.session.run(OUTPUTS, {"x": x, "sigma": sigma})[0])
+        except ORT_ERRORS as error:
+            raise ProviderError(
+                f"{self.provider} failed on {len(x)} images, fewer at a time may need less memory: "
+                f"{str(error).splitlines()[0][:200]}"
+            ) from error
 
 
 def load(
@@ -72,13 +80,14 @@ def load(
         session_options: passed to ONNX Runtime as they are.
 
     Raises:
+        InputError: an unknown provider.
         ModelFileError: the file is missing, damaged, or not ours.
         ProviderError: the provider was asked for by name and cannot run here.
     """
     chosen = choose_provider(provider)
     session = _open(Path(path), session_options or ort.SessionOptions(), [PROVIDERS[chosen]])
     if PROVIDERS[chosen] not in session.get_providers():
-        raise ProviderError(f"provider {chosen} cannot run {path}: ONNX Runtime fell back to {session.get_providers()}")
+        raise ProviderError(f"provider {chosen} cannot run {path}, ONNX Runtime offers {session.get_providers()}")
     return ScoreModel(session, Path(path), _metadata(Path(path), session), chosen)
 
 
@@ -94,10 +103,10 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
 
 
 def _open(path: Path, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
-    if not path.is_file():
-        raise ModelFileError(f"{path} is {'a folder' if path.is_dir() else 'missing'}, expected an .onnx file")
+    if not os.path.isfile(path):
+        raise ModelFileError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}, expected an .onnx file")
     try:
-        return ort.InferenceSession(path, options, providers=providers)
+        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except ORT_ERRORS as error:
         reason = str(error).split("failed:")[-1].splitlines()[0]
         raise ModelFileError(
@@ -111,10 +120,13 @@ def _metadata(path: Path, session: ort.InferenceSession) -> ModelMetadata:
         raise ModelFileError(
             f"{path} is an ONNX file without sde_onnx metadata: make it with `sde-onnx export CHECKPOINT -o FILE`"
         )
+    metadata = ModelMetadata.from_json(text, name=str(path))
     names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
     if names != (INPUTS, OUTPUTS):
         raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {INPUTS} to {OUTPUTS}: export it again")
-    return ModelMetadata.from_json(text, name=str(path))
+    if (shape := tuple(session.get_inputs()[0].shape[1:])) != metadata.image_shape:
+        raise ModelFileError(f"{path} takes images {shape}, its metadata say {metadata.image_shape}: export it again")
+    return metadata
 
 
 def _describe(value: object) -> str:

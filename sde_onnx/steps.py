@@ -11,12 +11,27 @@ Source: Song et al. 2021, algorithms 2 and 4 (appendix G) and equation 46 (appen
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-__all__ = ["LangevinNorm", "langevin_step", "reverse_diffusion_step"]
+from sde_onnx.errors import InputError
+
+__all__ = ["LangevinNorm", "check_corrector", "langevin_step", "reverse_diffusion_step"]
 
 Array = Any
 LangevinNorm = Literal["image", "batch"]
+
+
+def check_corrector(snr: float, n_corrector: int) -> None:
+    """Refuses what no Langevin corrector can run with.
+
+    Raises:
+        InputError: ``snr`` is not a number above 0, or ``n_corrector`` not a whole number of 0 or more.
+    """
+    if not isinstance(snr, int | float) or not (math.isfinite(snr) and snr > 0):
+        raise InputError(f"snr is {snr!r}, expected a number above 0")
+    if type(n_corrector) is not int or n_corrector < 0:
+        raise InputError(f"n_corrector is {n_corrector!r}, expected a whole number of 0 or more")
 
 
 def langevin_step(x: Array, score: Array, noise: Array, *, snr: float, norm: LangevinNorm = "image") -> Array:

@@ -157,6 +157,22 @@ def test_a_pickle_that_wants_code_is_refused(folder, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("content", [{0: torch.zeros(1)}, {"conv_in.weight": 1}, [torch.zeros(1)]], ids=str)
+def test_a_pickle_of_something_else_is_refused(content, folder):
+    (folder / WEIGHTS).unlink()
+    torch.save(content, (folder / WEIGHTS).with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match="expected named tensors"):
+        from_diffusers(str(folder))
+
+
+def test_random_bytes_are_refused(folder, rng):
+    (folder / WEIGHTS).unlink()
+    for _ in range(100):
+        (folder / WEIGHTS).with_suffix(".bin").write_bytes(rng.bytes(int(rng.integers(1, 400))))
+        with pytest.raises(CheckpointError, match="cannot be read|is damaged"):
+            from_diffusers(str(folder))
+
+
 def test_a_config_that_is_not_json_is_refused(folder):
     (folder / "unet" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
@@ -166,22 +182,34 @@ def test_a_config_that_is_not_json_is_refused(folder):
 @pytest.mark.parametrize(("file", "changes"), [
     ("unet/config.json", {"block_out_channels": 32}),
     ("unet/config.json", {"block_out_channels": ["a", "b"]}),
+    ("unet/config.json", {"block_out_channels": [30, 60]}),
+    ("unet/config.json", {"block_out_channels": [3, 64]}),
+    ("unet/config.json", {"block_out_channels": [32.0, 64.0]}),
+    ("unet/config.json", {"mid_block_scale_factor": 0}),
+    ("unet/config.json", {"layers_per_block": float("inf")}),
     ("unet/config.json", {"norm_eps": "small"}),
-    ("unet/config.json", {"norm_num_groups": 7}),
+    *[("unet/config.json", {"norm_num_groups": value}) for value in (7, "8", 8.0, -8, 0)],
+    *[("unet/config.json", {"attention_head_dim": value}) for value in (0, -8, 8.0)],
     ("unet/config.json", {"sample_size": 17}),
+    ("scheduler/scheduler_config.json", {"_class_name": "KarrasVeScheduler"}),
     ("scheduler/scheduler_config.json", {"sigma_max": "large"}),
     ("scheduler/scheduler_config.json", {"sigma_max": 0.001}),
     ("scheduler/scheduler_config.json", {"correct_steps": None}),
+    ("scheduler/scheduler_config.json", {"correct_steps": -1}),
+    ("scheduler/scheduler_config.json", {"snr": 0}),
 ], ids=str)
 def test_config_values_that_make_no_sense_are_refused(file, changes, folder):
     edit_json(folder / file, **changes)
-    with pytest.raises(SdeOnnxError):
+    with pytest.raises(SdeOnnxError) as caught:
         from_diffusers(str(folder))
+    assert "\n" not in str(caught.value)
 
 
 def test_neither_a_folder_nor_a_hub_id(tmp_path):
     with pytest.raises(CheckpointError, match="is missing, expected a checkpoint folder"):
         from_diffusers(str(tmp_path / "no" / "such" / "folder"))
+    with pytest.raises(CheckpointError, match="is missing, expected a checkpoint folder"):
+        from_diffusers("./chekpoint")
     (tmp_path / "file.bin").touch()
     with pytest.raises(CheckpointError, match="is a file, expected a checkpoint folder"):
         from_diffusers(str(tmp_path / "file.bin"))

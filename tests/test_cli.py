@@ -106,6 +106,7 @@ def test_nothing_is_left_behind_by_a_run_that_fails(model_file, tmp_path):
     (["--seeds", "1,0-3"], "named twice", 2),
     (["--seeds", "0-18446744073709551616"], "does not fit 64 bits", 2),
     (["--seeds", "0-18446744073709551615"], "more than 10,000,000 seeds", 2),
+    (["--seeds", "9" * 5000], "neither a seed nor a range", 2),
     (["--seeds", "-1"], "neither a seed nor a range", 2),
     (["-o", "s.jpg"], "expected a .png, a .npz or a folder, got .jpg", 2),
     (["-o", "s.npz", "--grid"], "--grid goes with a folder", 2),
@@ -175,7 +176,7 @@ def test_sampling_imports_neither_torch_nor_onnx(model_file, tmp_path):
 def test_help_is_quick():
     code = "import sys; from sde_onnx.cli import main; main(['--help'], standalone_mode=False)"
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - start)
@@ -183,6 +184,23 @@ def test_help_is_quick():
     modules = subprocess.run([sys.executable, "-c", f"{code}; print(*sys.modules)"], check=True, text=True,
                              capture_output=True).stdout
     assert not {"numpy", "onnxruntime"} & set(modules.split())
+
+
+def test_a_suffix_in_capitals_is_the_same_kind(model_file, tmp_path):
+    sample(model_file, "--seeds", 0, "--steps", 2, "-o", tmp_path / "s.NPZ")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.NPZ"]
+    assert np.load(tmp_path / "s.NPZ")["seeds"] == [0]
+
+
+def test_refused_runs_make_no_folders(model_file, tmp_path):
+    refuses("m.onnx is missing", "sample", tmp_path / "m.onnx", "-o", tmp_path / "new" / "s.png")
+    refuses("config.json is missing", "export", tmp_path, "-o", tmp_path / "new" / "m.onnx")
+    refuses("cannot be written: File name too long", "sample", model_file, "-o", tmp_path / f"{'x' * 300}.png")
+    refuses("does not end in .onnx", "export", tmp_path, "-o", tmp_path / "m.json")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
+    refuses("exists already", "sample", model_file, "-o", tmp_path / "link.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["link.png"]
+    sample(model_file, "--seeds", 0, "--steps", 1, "-o", tmp_path / "new" / "deep" / "s.png")
 
 
 @pytest.mark.parametrize(("seeds", "text"), [([0], "0"), ([0, 1, 2, 5], "0-2,5"), ([5, 3, 4], "5,3-4")])

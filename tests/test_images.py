@@ -59,6 +59,8 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
 def test_outputs_are_checked_before_the_work(tmp_path):
     path = tmp_path / "new" / "result"
     check_writable(path, force=False)
+    assert not path.parent.exists()   # nothing is made before the work is done
+    path.parent.mkdir()
     path.write_text("x")
     with pytest.raises(OutputError, match="exists already"):
         check_writable(path, force=False)

@@ -58,7 +58,7 @@ def test_the_network_equals_score_sde(name, golden):
     {"image_channels": 1},
     {"image_channels": 4},
 ], ids=str)
-def test_every_option_changes_the_network_and_uses_all_its_parameters(options, rng):
+def test_every_option_uses_all_its_parameters_and_is_not_ignored(options, rng):
     config = NCSNppConfig(16, (32, 32, 64), num_res_blocks=1, **{"attn_resolutions": (8,), **options})
     network = NCSNpp(config)
     randomize(network, seed=3)
@@ -86,7 +86,7 @@ def test_discrete_networks_take_the_nearest_level(rng):
     randomize(network, seed=4)
     grid = np.exp(np.linspace(np.log(50.0), np.log(0.01), 1000))
     on_grid = torch.tensor(grid[[0, 400, 999]], dtype=torch.float32)
-    index, value = network.levels(on_grid * 1.003)   # levels are 0.86% apart
+    index, value = network.noise_levels(on_grid * 1.003)   # levels are 0.86% apart
     assert index.tolist() == [0, 400, 999]
     x = torch.tensor(rng.random((3, 3, 16, 16), np.float32))
     with torch.no_grad():
@@ -96,6 +96,10 @@ def test_discrete_networks_take_the_nearest_level(rng):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"channels": ()}, "channels is empty"),
+    ({"channels": (32.0, 64)}, "not all whole numbers"),
+    ({"channels": (3, 64)}, "a norm of 3 channels cannot have 0 groups"),
+    ({"channels": (30, 60)}, "a norm of 30 channels cannot have 7 groups"),
+    ({"attn_head_channels": 0}, "not all whole numbers"),
     ({"image_size": 18}, "cannot be halved"),
     ({"image_channels": 5}, "expected 1 to 4"),
     ({"num_res_blocks": 0}, "at least 1"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -45,12 +45,14 @@ def scalar_threefry(key, counter):
     return a, b
 
 
+@settings(deadline=None)   # a loaded machine is slow
 @given(st.tuples(WORD, WORD), st.tuples(WORD, WORD))
 def test_threefry_equals_the_scalar_algorithm(key, counter):
     got = threefry2x32(words(*key), words(*counter))
     assert tuple(int(word[0]) for word in got) == scalar_threefry(key, counter)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(1, 9))
 def test_normals_follow_the_specification(seed, draw, size):
     z = portable_normals(np.array([seed], np.uint64), draw, size)[0]
@@ -65,7 +67,7 @@ def test_normals_follow_the_specification(seed, draw, size):
 
 def test_normals_are_normal(rng):
     z = portable_normals(rng.integers(0, 2**63, 4, dtype=np.uint64), int(rng.integers(1000)), 50_000)
-    assert stats.kstest(z.ravel(), "norm").pvalue > 1e-4
+    assert stats.kstest(z.ravel(), "norm").pvalue > 1e-6
     assert abs(np.corrcoef(z)[np.triu_indices(4, 1)]).max() < 0.03   # seeds: 6 standard errors of 50,000 values
     assert abs(np.corrcoef(z[0, :-1], z[0, 1:])[0, 1]) < 0.03        # neighbours
 

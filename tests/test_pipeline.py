@@ -66,7 +66,7 @@ def test_digits_after_1000_steps_are_diffusers_digits(digits_checkpoint):
 
 
 def digits_difference(checkpoint, steps):
-    """The difference of 8-bit pictures, in [0, 1]; of floats where there are few steps."""
+    """The difference of the images, which lie in [0, 1]."""
     theirs = Reference.from_pretrained(str(checkpoint))
     theirs.set_progress_bar_config(disable=True)
     ours = sde_onnx.ScoreSdeVePipeline.from_pretrained(sde_onnx.bundled_model(), provider="cpu")

@@ -29,9 +29,6 @@ def test_a_listed_provider_that_fails_is_not_offered(monkeypatch):
         def get_providers(self):
             return ["CPUExecutionProvider"]
 
-        def disable_fallback(self):
-            pass
-
         def run(self, *args):
             return [np.ones((1, 1, 1, 1))]
 

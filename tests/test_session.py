@@ -1,5 +1,4 @@
 import json
-import os
 
 import numpy as np
 import onnx
@@ -8,7 +7,7 @@ import pytest
 import sde_onnx
 from sde_onnx.errors import InputError, ModelFileError, ProviderError
 from sde_onnx.metadata import KEY
-from sde_onnx.providers import usable_providers
+from sde_onnx.providers import ORT_ERRORS, usable_providers
 
 
 def rewritten(model_file, path, **metadata):
@@ -33,6 +32,7 @@ def test_a_model_is_a_score_function(model, rng):
     (np.zeros((1, 1, 16, 16), np.float32), r"x is float32 \[1, 1, 16, 16\]"),
     (np.zeros((1, 3, 32, 32), np.float32), r"x is float32 \[1, 3, 32, 32\]"),
     (np.zeros((1, 3, 16, 16)), "x is float64"),
+    (np.zeros((0, 3, 16, 16), np.float32), r"x is float32 \[0, 3, 16, 16\], expected .* with N >= 1"),
     ([[0.0]], "x is list"),
 ])
 def test_a_wrong_x_is_refused(x, message, model):
@@ -65,7 +65,7 @@ class TestFilesThatAreNotOurs:
     def test_folder(self, read, tmp_path):
         self.refuses(read, tmp_path, "is a folder, expected an .onnx file")
 
-    @pytest.mark.parametrize("content", [b"", b"not a model", os.urandom(4096)])
+    @pytest.mark.parametrize("content", [b"", b"not a model", bytes(range(256)) * 16], ids=len)
     def test_not_onnx(self, content, read, tmp_path):
         (tmp_path / "m.onnx").write_bytes(content)
         self.refuses(read, tmp_path / "m.onnx", "is not an ONNX file")
@@ -83,14 +83,21 @@ class TestFilesThatAreNotOurs:
         self.refuses(read, tmp_path / "m.onnx", "an ONNX file without sde_onnx metadata")
 
     def test_newer_format(self, read, tmp_path, model_file):
-        path = rewritten(model_file, tmp_path / "m.onnx", format=2)
+        path = rewritten(model_file, tmp_path / "m.onnx", format=2, snr=None)   # whatever else it may hold
         self.refuses(read, path, "has metadata format 2, this sde-onnx reads up to 1: upgrade sde-onnx")
 
     @pytest.mark.parametrize("damage", [{"format": None}, {"snr": None}, {"schedule": {"sigma_min": 1}},
-                                        {"schedule": {"sigma_min": 2, "sigma_max": 1}}], ids=str)
+                                        {"schedule": {"sigma_min": 2, "sigma_max": 1}}, {"snr": "0.16"}, {"snr": -1},
+                                        {"schedule": {"sigma_min": 1, "sigma_max": 2, "num_scales": 1.5}},
+                                        {"n_corrector": 1.5}, {"image_shape": [3, 16]}, {"image_shape": "abc"},
+                                        {"source": 5}], ids=str)
     def test_damaged_metadata(self, damage, read, tmp_path, model_file):
         path = rewritten(model_file, tmp_path / "m.onnx", **damage)
         self.refuses(read, path, "metadata (names no format|is damaged)")
+
+    def test_metadata_of_another_size(self, read, tmp_path, model_file):
+        path = rewritten(model_file, tmp_path / "m.onnx", image_shape=[3, 32, 32])
+        self.refuses(read, path, r"takes images \(3, 16, 16\), its metadata say \(3, 32, 32\)")
 
     def test_other_inputs(self, read, tmp_path, model_file):
         model = onnx.load(model_file)
@@ -99,6 +106,18 @@ class TestFilesThatAreNotOurs:
         model.graph.input[1].name = "t"
         onnx.save(model, tmp_path / "m.onnx")
         self.refuses(read, tmp_path / "m.onnx", r"maps \('x', 't'\) to \('score',\), expected")
+
+
+def test_a_failure_while_running_is_told_in_one_line(model_file, monkeypatch):
+    model = sde_onnx.load(model_file, provider="cpu")
+
+    class OutOfMemory:
+        def run(self, *args):
+            raise ORT_ERRORS[0]("Failed to allocate memory\nand more")
+
+    monkeypatch.setattr(model, "session", OutOfMemory())
+    with pytest.raises(ProviderError, match="cpu failed on 1 images, fewer at a time .* Failed to allocate memory$"):
+        model(np.zeros((1, 3, 16, 16), np.float32), np.ones(1, np.float32))
 
 
 def test_metadata_that_are_not_json(model_file, tmp_path):

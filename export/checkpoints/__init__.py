@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +19,13 @@ from torch import Tensor
 from sde_onnx.errors import CheckpointError
 from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
 from sde_onnx.schedule import VeSchedule
+from sde_onnx.steps import check_corrector
 
-__all__ = ["Checkpoint", "load_network", "read_weights", "sha256"]
+__all__ = ["Checkpoint", "load_network", "option_number", "read_weights", "sha256"]
 
+# What torch's and safetensors' readers raise on files that are cut off or hold something else.
+UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError,
+              struct.error)
 SHOWN = 8   # names listed in a message before the rest is counted
 
 
@@ -33,6 +40,9 @@ class Checkpoint:
     name: str              # of the folder, hub model or file
     sha256: str            # of the file with the weights
 
+    def __post_init__(self) -> None:
+        check_corrector(self.snr, self.n_corrector)
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads named tensors from ``.safetensors``, or from a pickle that holds nothing else.
@@ -44,13 +54,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read, it may be truncated: {_first_line(error)}") from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is not a plain file of weights, unpickling it may run code, which is refused: {_first_line(error)}"
+            f"{path} is damaged, or not a plain file of weights: unpickling it may run code, which is refused "
+            f"({_first_line(error)})"
         ) from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
+    ):
         raise CheckpointError(f"{path} holds a {type(tensors).__name__}, expected named tensors")
     return tensors
 
@@ -89,6 +102,14 @@ def load_network(
             raise CheckpointError(f"{source}: {key} holds NaN or infinity; the checkpoint is damaged")
     network.load_state_dict(state)
     return network
+
+
+def option_number(options: Mapping[str, Any], name: str, default: float) -> float:
+    """A number of a config file, or its default; ``CheckpointError`` if it is something else."""
+    value = options.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise CheckpointError(f"option {name} = {value!r}, expected a number")
+    return value
 
 
 def sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sde_onnx.errors import CheckpointError
-from sde_onnx.export.checkpoints import Checkpoint, load_network, read_weights, sha256
+from sde_onnx.export.checkpoints import Checkpoint, load_network, option_number, read_weights, sha256
 from sde_onnx.export.checkpoints.unet2d import modern_names, network_config, unet2d_key
 from sde_onnx.schedule import VeSchedule
 
 __all__ = ["CheckpointFiles", "find_files", "from_diffusers"]
 
+SCHEDULER_CLASS = "ScoreSdeVeScheduler"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 @dataclass(frozen=True)
@@ -48,27 +50,28 @@ def from_diffusers(
         CheckpointError: a file is missing or damaged, the network is not NCSN++, or the weights do not fit it.
     """
     files = find_files(source)
-    name = source if not Path(source).is_dir() else Path(source).resolve().name
+    name = Path(source).resolve().name if os.path.isdir(source) else source
+    weights = modern_names(read_weights(files.weights))
     with _naming(files.unet_config):
         config = network_config(_read_json(files.unet_config))
+        network = load_network(config, weights, lambda key: unet2d_key(key, config), source=str(files.weights))
     if files.scheduler_config is None and (sigma_max is None or snr is None):
         raise CheckpointError(f"{source} has no scheduler_config.json: give --sigma-max and --snr as trained with")
-    with _naming(files.scheduler_config or files.unet_config):
-        scheduler = _read_json(files.scheduler_config) if files.scheduler_config else {}
-        schedule = VeSchedule(
-            sigma_min=float(scheduler.get("sigma_min", 0.01)) if sigma_min is None else sigma_min,
-            sigma_max=float(scheduler.get("sigma_max", 1348.0)) if sigma_max is None else sigma_max,
-            num_scales=int(scheduler.get("num_train_timesteps", 2000)),
-            sampling_eps=float(scheduler.get("sampling_eps", 1e-5)),
-        )
-        snr = float(scheduler.get("snr", 0.15)) if snr is None else snr
-        n_corrector = int(scheduler.get("correct_steps", 1))
-    weights = modern_names(read_weights(files.weights))
+    scheduler = _read_json(files.scheduler_config) if files.scheduler_config else {}
+    if (kind := scheduler.get("_class_name", SCHEDULER_CLASS)) != SCHEDULER_CLASS:
+        raise CheckpointError(f"{files.scheduler_config} is of a {kind}, expected a {SCHEDULER_CLASS}")
+    # What is left out has diffusers' defaults.
+    schedule = VeSchedule(
+        sigma_min=option_number(scheduler, "sigma_min", 0.01) if sigma_min is None else sigma_min,
+        sigma_max=option_number(scheduler, "sigma_max", 1348.0) if sigma_max is None else sigma_max,
+        num_scales=int(option_number(scheduler, "num_train_timesteps", 2000)),
+        sampling_eps=option_number(scheduler, "sampling_eps", 1e-5),
+    )
     return Checkpoint(
-        network=load_network(config, weights, lambda key: unet2d_key(key, config), source=str(files.weights)),
+        network=network,
         schedule=schedule,
-        snr=snr,
-        n_corrector=n_corrector,
+        snr=option_number(scheduler, "snr", 0.15) if snr is None else snr,
+        n_corrector=int(option_number(scheduler, "correct_steps", 1)),
         name=name,
         sha256=sha256(files.weights),
     )
@@ -81,10 +84,11 @@ def find_files(source: str) -> CheckpointFiles:
         CheckpointError: no such folder or hub model, or a part is missing.
     """
     root = Path(source)
-    if not root.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not os.path.exists(source) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         root = _fetch(source)
-    if not root.is_dir():
-        raise CheckpointError(f"{source} is {'a file' if root.exists() else 'missing'}, expected a checkpoint folder")
+    if not os.path.isdir(root):
+        kind = "a file" if os.path.exists(root) else "missing"
+        raise CheckpointError(f"{source} is {kind}, expected a checkpoint folder")
     unet = root / "unet" if (root / "unet").is_dir() else root
     config = unet / "config.json"
     if not config.is_file():
@@ -102,11 +106,16 @@ def find_files(source: str) -> CheckpointFiles:
 
 def _fetch(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(repository, allow_patterns=["*.json", *WEIGHTS, *(f"unet/{w}" for w in WEIGHTS)]))
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise CheckpointError(f"{repository} is neither a folder here nor a model on the Hugging Face hub") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(
@@ -122,7 +131,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds a value that makes no sense: {error}") from None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sde_onnx.errors import CheckpointError
+from sde_onnx.export.checkpoints import option_number
 from sde_onnx.export.ncsnpp import NCSNppConfig
 
 __all__ = ["modern_names", "network_config", "unet2d_key"]
@@ -65,7 +66,7 @@ def network_config(unet: Mapping[str, Any]) -> NCSNppConfig:
     size = unet.get("sample_size")
     if not isinstance(size, int):
         raise CheckpointError(f"UNet2DModel option sample_size = {size!r} is not supported, expected one number")
-    layers = int(unet.get("layers_per_block", 2))
+    layers = int(option_number(unet, "layers_per_block", 2))
     sizes = tuple(size // 2**level for level in range(len(channels)))
     return NCSNppConfig(
         image_size=size,
@@ -73,9 +74,9 @@ def network_config(unet: Mapping[str, Any]) -> NCSNppConfig:
         num_res_blocks=layers,
         attn_resolutions=tuple(here for here, attends in zip(sizes, down, strict=True) if attends),
         attn_head_channels=unet.get("attention_head_dim", 8),
-        mid_skip_scale=1 / float(unet.get("mid_block_scale_factor", 1)),
+        mid_skip_scale=1 / option_number(unet, "mid_block_scale_factor", 1),
         center_input=bool(unet.get("center_input_sample", False)),
-        norm_eps=float(unet.get("norm_eps", 1e-5)),
+        norm_eps=option_number(unet, "norm_eps", 1e-5),
         norm_groups_at=_norm_groups(unet, sizes, channels, down, layers),
     )
 
@@ -113,11 +114,11 @@ def _norm_groups(
             h = deeper if index == 0 else width
             skip = shallower if index == layers else width
             groups[f"decoder.{size}x{size}_block{index}.norm0"] = min(h + skip // 4, 32)
-    if common := unet.get("norm_num_groups", 32):
+    if (common := unet.get("norm_num_groups", 32)) is not None:
         groups |= {f"middle{block}.norm{norm}": common for block in (0, 1) for norm in (0, 1)}
         groups["middle0.attention.norm"] = common
         groups[f"output_pyramid.{sizes[0]}x{sizes[0]}.norm"] = common
-    if common := unet.get("attn_norm_num_groups"):
+    if (common := unet.get("attn_norm_num_groups")) is not None:
         groups["middle0.attention.norm"] = common
     return groups
 

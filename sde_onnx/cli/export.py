@@ -30,12 +30,12 @@ def export_command(
     Example: sde-onnx export google/ncsnpp-celebahq-256 -o celebahq.onnx --sigma-max 348
     """
     from sde_onnx.extras import require_export
-    from sde_onnx.files import check_writable
 
     require_export()
     from sde_onnx.export import export, from_diffusers
+    from sde_onnx.export.to_onnx import check_model_output
 
-    check_writable(output, force=force)
+    check_model_output(output, force=force)
     checkpoint = from_diffusers(source, sigma_min=sigma_min, sigma_max=sigma_max, snr=snr)
     metadata = export(checkpoint, output, force=force)
     for case, error in metadata.parity.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from sde_onnx import images as pictures
 from sde_onnx.files import check_writable, replacing
-from sde_onnx.images import grid, save_gif, save_png, to_uint8
 from sde_onnx.samplers import Step
 
 __all__ = ["SampleOutput", "plan_outputs"]
@@ -34,7 +35,7 @@ class SampleOutput:
     def see(self, step: Step, steps: int) -> None:
         """Keeps the step if the animation shows it."""
         if self.gif and (step.index + 1) * GIF_FRAMES // steps > step.index * GIF_FRAMES // steps:
-            self.frames.setdefault(step.index, []).append(to_uint8(step.x_mean))
+            self.frames.setdefault(step.index, []).append(pictures.to_uint8(step.x_mean))
 
     def finish(self, step: Step) -> None:
         """Takes the last step of a batch."""
@@ -43,21 +44,22 @@ class SampleOutput:
     def write(self) -> list[Path]:
         """Writes everything and returns what to name on standard output."""
         images = np.concatenate(self.images)
-        pixels = to_uint8(images)
+        pixels = pictures.to_uint8(images)
         written = []
         if self.npz:
-            with replacing(self.npz) as temporary:
-                np.savez(temporary, images=images, seeds=np.array(self.seeds, np.uint64))
+            with replacing(self.npz) as temporary, temporary.open("wb") as file:
+                np.savez(file, images=images, seeds=np.array(self.seeds, np.uint64))
             written.append(self.npz)
         for path, picture in zip(self.pngs, pixels, strict=bool(self.pngs)):
-            save_png(path, picture)
+            pictures.save_png(path, picture)
         if self.pngs:
             written.append(self.pngs[0].parent)
         if self.sheet:
-            save_png(self.sheet, grid(pixels, zoom=self.zoom))
+            pictures.save_png(self.sheet, pictures.grid(pixels, zoom=self.zoom))
             written.append(self.sheet)
         if self.gif:
-            save_gif(self.gif, [grid(np.concatenate(parts), zoom=self.zoom) for parts in self.frames.values()])
+            frames = [pictures.grid(np.concatenate(parts), zoom=self.zoom) for parts in self.frames.values()]
+            pictures.save_gif(self.gif, frames)
             written.append(self.gif)
         return written
 
@@ -72,14 +74,14 @@ def plan_outputs(
         OutputError: a file exists already or cannot be written.
     """
     plan = SampleOutput(seeds, zoom, npz=None, pngs=[], sheet=None, gif=gif)
-    kind = output.suffix.lower()
-    if kind == ".png" and not output.is_dir():
+    kind, is_folder = output.suffix.lower(), os.path.isdir(output)
+    if kind == ".png" and not is_folder:
         plan.sheet = output
-    elif kind == ".npz" and not output.is_dir():
+    elif kind == ".npz" and not is_folder:
         if grid:
             raise click.UsageError("--grid goes with a folder or a .png, not with a .npz")
         plan.npz = output
-    elif not kind or output.is_dir():
+    elif not kind or is_folder:
         plan.pngs = [output / f"{seed:06d}.png" for seed in seeds]
         plan.sheet = output / "grid.png" if grid else None
     else:

@@ -24,7 +24,7 @@ __all__ = ["sample_command"]
               help="FILE.png (a grid if there are several), FILE.npz (float32 images and seeds), or a folder of PNGs.")
 @click.option("--grid", is_flag=True, help="With a folder: also a grid.png of all images.")
 @click.option("--gif", type=click.Path(dir_okay=False, path_type=Path), help="Also an animation of the denoising.")
-@click.option("--zoom", type=click.IntRange(min=1), default=1, help="Enlarge the pixels of grids and animations.")
+@click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of grids and animations.")
 @click.option("--snr", type=float, show_default="the model's", help="The corrector's signal-to-noise ratio.")
 @click.option("--corrector-steps", type=click.IntRange(min=0), show_default="the model's", help="Corrections a step.")
 @click.option("--langevin-norm", type=click.Choice(["image", "batch"]), default="image",

@@ -20,7 +20,7 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, text: str) -
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,20})(?:\s*-\s*(\d{1,20}))?\s*", part)
         if match is None:
             raise click.BadParameter(f"{part!r} is neither a seed nor a range such as 0-63")
         first, last = int(match[1]), int(match[2] or match[1])

@@ -1,0 +1,35 @@
+"""Samples in an environment without the export extra: `make runtime` runs this where torch and onnx are not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+for name in ("torch", "onnx", "diffusers"):
+    assert importlib.util.find_spec(name) is None, f"{name} is installed: this environment shows nothing"
+
+command = Path(sys.executable).with_name("sde-onnx")
+seconds = []
+for _ in range(5):
+    start = time.perf_counter()
+    subprocess.run([command, "--help"], check=True, stdout=subprocess.DEVNULL)
+    seconds.append(time.perf_counter() - start)
+assert min(seconds) < 0.5, seconds
+
+with tempfile.TemporaryDirectory() as folder:
+    from sde_onnx.cli import main
+
+    picture = Path(folder) / "samples.png"
+    main(["sample", "--seeds", "0-3", "--steps", "20", "-o", str(picture)], standalone_mode=False)
+    assert picture.stat().st_size > 0
+    assert not {"torch", "onnx"} & sys.modules.keys()
+    refused = subprocess.run([command, "export", folder, "-o", "m.onnx"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1, refused
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    assert "pip install 'sde-onnx[export]'" in refused.stderr, refused.stderr
+
+print(f"sampled without torch and onnx; --help answers in {min(seconds):.2f} s; export says: {refused.stderr.strip()}")
