@@ -1,4 +1,7 @@
-"""Samples in an environment without the export extra: `make runtime` runs this where torch and onnx are not installed."""
+"""Samples without the export extra: `make runtime` runs this in an environment that has neither torch nor onnx.
+
+Where one of them is installed it fails, since it would show nothing.
+"""
 
 from __future__ import annotations
 
