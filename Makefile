@@ -36,6 +36,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export]'
 	touch $(INSTALLED)
 
-STEPS ?= 300
+STEPS ?= 200
 
 .PHONY: help sample model test runtime lint bench

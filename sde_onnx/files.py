@@ -27,7 +27,7 @@ def check_writable(path: Path, *, force: bool) -> None:
     try:
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder, expected a file name")
-        if os.path.lexists(path) and not force:
+        if _is_there(path) and not force:
             raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):
@@ -36,6 +36,15 @@ def check_writable(path: Path, *, force: bool) -> None:
         raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file or a link, a dangling one too, has this name; ``OSError`` where no file could have it."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def test_the_samples_are_recognisable_digits_all_ten_of_them(monkeypatch):
     real = classifier.predict_proba(strokes(data.colour(unseen, generator).numpy()))
     assert (real.argmax(axis=1) == unseen_labels.numpy()).mean() > 0.93   # the classifier is worth asking
 
-    samples = sde_onnx.sample(sde_onnx.load(sde_onnx.bundled_model()), seeds=range(64), steps=300)
+    samples = sde_onnx.sample(sde_onnx.load(sde_onnx.bundled_model()), seeds=range(64), steps=200)
     made = classifier.predict_proba(strokes(samples))
     counts = np.bincount(made.argmax(axis=1), minlength=10)
     sure, really_sure = ((p.max(axis=1) > 0.9).mean() for p in (made, real))

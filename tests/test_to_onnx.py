@@ -135,8 +135,11 @@ def test_an_existing_file_is_kept(checkpoint16, tmp_path):
     with pytest.raises(OutputError, match="exists already"):
         export(from_diffusers(str(checkpoint16)), path)
     assert path.read_text() == "precious"
+    (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
-        export(from_diffusers(str(checkpoint16)), tmp_path)
+        export(from_diffusers(str(checkpoint16)), tmp_path / "folder.onnx")
+    with pytest.raises(OutputError, match="does not end in .onnx"):
+        export(from_diffusers(str(checkpoint16)), tmp_path / "m.json")
 
 
 def test_networks_beyond_one_file_are_refused():
