@@ -23,14 +23,36 @@ __all__ = ["RESAMPLERS", "Combine", "FourierEmbedding", "NoiseLevels", "NormActC
 
 Resampling = Literal["up", "down"]
 MakeNorm = Callable[[int], nn.GroupNorm]   # from the number of channels
+LARGEST_PLAIN_GROUP = 1 << 18   # values that ONNX Runtime sums in a group with no more than rounding
 
 
-def group_norm(channels: int, *, groups: int | None, eps: float) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Group norm whose sums stay accurate over large groups.
+
+    ONNX Runtime adds up a group one value after the other, in float32: over the four million values of a group at
+    1024x1024 that costs 1e-4 relative, a hundred times the rounding of everything else. Sums of rows first, then of
+    their means, cost nothing and keep 1e-7.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        group_channels = channels // self.num_groups
+        if group_channels * height * width <= LARGEST_PLAIN_GROUP:
+            return super().forward(x)
+        rows = x.reshape(n, self.num_groups, group_channels * height, width)
+        centred = rows - rows.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+        variance = centred.square().mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+        # The norm's factor and the channel's gain in one product over the image.
+        gain = torch.rsqrt(variance + self.eps) * self.weight.reshape(1, self.num_groups, group_channels, 1)
+        return centred.reshape(x.shape) * gain.reshape(n, channels, 1, 1) + self.bias[:, None, None]
+
+
+def group_norm(channels: int, *, groups: int | None, eps: float) -> GroupNorm:
     """A group norm; without ``groups`` by the references' rule: four channels each, 32 groups at most."""
     groups = min(channels // 4, 32) if groups is None else groups
     if groups < 1 or channels % groups:
         raise ConfigError(f"a norm of {channels} channels cannot have {groups} groups")
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return GroupNorm(groups, channels, eps=eps)
 
 
 class FourierEmbedding(nn.Module):

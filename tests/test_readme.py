@@ -13,9 +13,11 @@ def test_the_timings_are_those_of_the_committed_run(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import fresh_clone
 
-    result = json.loads((ROOT / "benchmarks" / "results" / "fresh_clone.json").read_text())
+    results = ROOT / "benchmarks" / "results" / "fresh_clone.json"
     start, end = (README.index(mark) for mark in fresh_clone.MARKS)
-    assert README[start + len(fresh_clone.MARKS[0]) : end].strip() == fresh_clone.timings(result)
+    claimed = README[start + len(fresh_clone.MARKS[0]) : end].strip()
+    # Without a committed run there is nothing to claim.
+    assert claimed == (fresh_clone.timings(json.loads(results.read_text())) if results.exists() else "")
 
 
 def test_its_links_lead_somewhere():
