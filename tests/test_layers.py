@@ -20,6 +20,3 @@ def test_a_large_group_is_normalized_as_a_small_one(mean, rng, monkeypatch):
             # float32 holds x - mean to 2^-24 of the mean
             torch.testing.assert_close(norm(x).double(), expected, rtol=0, atol=3e-6 + 1e-6 * mean)
 
-
-def test_layers_at_1024_are_large_groups():
-    assert 4 * 1024**2 > layers.LARGEST_PLAIN_GROUP >= 4 * 64**2
