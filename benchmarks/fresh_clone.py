@@ -39,7 +39,7 @@ def run(command: str, folder: Path) -> dict[str, Any]:
     seconds = time.monotonic() - start
     if result.returncode:
         raise SystemExit(f"{command} failed:\n{result.stdout}")
-    lines = [line for line in result.stdout.splitlines() if line.strip()]
+    lines = [line.replace(str(folder), ".") for line in result.stdout.splitlines() if line.strip()]
     print(f"{command}: {seconds:.0f} s", *lines[-3:], sep="\n    ", flush=True)
     return {"command": command, "seconds": round(seconds, 1), "printed": lines[-3:]}
 
@@ -49,7 +49,7 @@ def timings(result: dict[str, Any]) -> str:
     about, rows = result["environment"], result["rows"]
     tests = re.sub(r" in .*", "", rows["test"]["printed"][-1].strip("= "))
     return (
-        f"On {about['cores']} cores of a {about['cpu']}: installation {rows['install']['seconds']:.0f} s; then "
+        f"On {about['cores']} cores ({about['cpu']}): installation {rows['install']['seconds']:.0f} s; then "
         f"`make sample` {rows['sample']['seconds']:.0f} s, which ends with\n`{rows['sample']['printed'][-1]}`;\n"
         f"`make test` {rows['test']['seconds']:.0f} s, which ends with `{tests}`\n"
         "([`benchmarks/results/fresh_clone.json`](benchmarks/results/fresh_clone.json))."

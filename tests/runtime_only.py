@@ -5,6 +5,7 @@ Where one of them is installed it fails, since it would show nothing.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import subprocess
 import sys
@@ -26,9 +27,9 @@ assert min(seconds) < 0.5, seconds
 with tempfile.TemporaryDirectory() as folder:
     from sde_onnx.cli import main
 
-    picture = Path(folder) / "samples.png"
-    main(["sample", "--seeds", "0-3", "--steps", "20", "-o", str(picture)], standalone_mode=False)
-    assert picture.stat().st_size > 0
+    with contextlib.chdir(folder):
+        main(["sample", "--seeds", "0-3", "--steps", "20", "-o", "samples.png"], standalone_mode=False)
+    assert (Path(folder) / "samples.png").stat().st_size > 0
     assert not {"torch", "onnx"} & sys.modules.keys()
     refused = subprocess.run([command, "export", folder, "-o", "m.onnx"], capture_output=True, text=True, check=False)
     assert refused.returncode == 1, refused
