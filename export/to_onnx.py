@@ -1,4 +1,4 @@
-"""A network becomes one self-describing ONNX file: trace, annotate, verify, write."""
+"""A network becomes one self-describing ONNX file: rewrite, trace, annotate, verify, write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from sde_onnx.errors import ConfigError, OutputError, ParityError
 from sde_onnx.export.checkpoints import Checkpoint
+from sde_onnx.export.fold import fold_constants
 from sde_onnx.export.ncsnpp import NCSNpp
+from sde_onnx.export.norms import mark_norms, write_norms
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.metadata import KEY, ModelMetadata
 from sde_onnx.schedule import VeSchedule
@@ -30,7 +32,7 @@ __all__ = ["OPSET", "REVISION", "TOLERANCE", "build_model", "check_model_output"
 # From opset 21 on, ONNX Runtime expands GroupNormalization into some 25 nodes a norm.
 OPSET = 20
 # Counted up when the same checkpoint becomes another graph: files cached before are then made again.
-REVISION = 1
+REVISION = 2
 # Largest relative error |graph - network| / |network| at export. Rounding alone stays an order of magnitude below.
 TOLERANCE = 1e-5
 
@@ -92,7 +94,7 @@ def check_model_output(path: Path, *, force: bool) -> None:
 
 
 def build_model(network: NCSNpp) -> onnx.ModelProto:
-    """Traces the network into an ONNX model with a dynamic batch.
+    """Rewrites the network for inference and traces it into an ONNX model with a dynamic batch.
 
     Raises:
         ConfigError: the weights do not fit into one protobuf of 2 GB.
@@ -100,6 +102,8 @@ def build_model(network: NCSNpp) -> onnx.ModelProto:
     config = network.config
     if sum(p.numel() * p.element_size() for p in network.parameters()) >= 2**31:
         raise ConfigError("the network's weights pass 2 GB, more than one ONNX file holds")
+    network = fold_constants(network)
+    mark_norms(network)
     # Two images and not one: a batch of one would be taken for a constant.
     x = torch.rand(2, config.image_channels, config.image_size, config.image_size)
     sigma = torch.tensor([0.1, 1.0])
@@ -117,6 +121,7 @@ def build_model(network: NCSNpp) -> onnx.ModelProto:
         )
     assert program is not None
     model = program.model_proto
+    write_norms(model)
     _strip(model)
     onnx.checker.check_model(model)
     return model

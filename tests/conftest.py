@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import random_unet, save_pipeline
 
 import sde_onnx
 from sde_onnx.export import export, from_diffusers
+
+from random_unets import random_unet, save_pipeline
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 import torch
-from networks import random_unet
 from safetensors.torch import load_file, save_file
 
 from sde_onnx.errors import CheckpointError, SdeOnnxError
 from sde_onnx.export import from_diffusers
 from sde_onnx.export.checkpoints import sha256
 from sde_onnx.export.checkpoints.unet2d import network_config
+
+from random_unets import random_unet
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

@@ -1,7 +1,5 @@
 """The bundled model draws digits, all ten of them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 import sde_onnx
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
+import data
 
 
 def strokes(images):
@@ -26,10 +24,7 @@ def strokes(images):
 
 
 @pytest.mark.slow
-def test_the_samples_are_recognisable_digits_all_ten_of_them(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLE)
-    import data
-
+def test_the_samples_are_recognisable_digits_all_ten_of_them():
     generator = torch.Generator().manual_seed(0)
     ink, labels = data.load_ink(16, held_out=False)
     unseen, unseen_labels = data.load_ink(16, held_out=True)

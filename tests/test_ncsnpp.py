@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from networks import noisy_images, random_unet, randomize, relative_error, score_sde_network
 
 from sde_onnx.errors import ConfigError
 from sde_onnx.export.checkpoints import load_network
 from sde_onnx.export.checkpoints.unet2d import network_config, unet2d_key
 from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
+
+from networks import noisy_images, relative_error, score_sde_network
+from random_unets import random_unet, randomize
 
 PARITY = 2e-6   # rounding: some 60 float32 layers in another order
 SIGMAS = (0.01, 0.5, 50.0)

@@ -5,12 +5,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import noisy_images, random_unet, relative_error, save_pipeline
 
 import sde_onnx
 from sde_onnx.errors import ConfigError, OutputError, ParityError
 from sde_onnx.export import export, from_diffusers, to_onnx
 from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
+
+from networks import noisy_images, relative_error
+from random_unets import random_unet, save_pipeline
 
 PARITY = 2e-6   # rounding: some 60 float32 layers in another order
 
@@ -50,7 +52,7 @@ def test_the_file_equals_diffusers_32(tmp_path, rng):
     save_pipeline(tmp_path / "checkpoint", unet, sigma_max=50.0, snr=0.16)
     export(from_diffusers(str(tmp_path / "checkpoint")), tmp_path / "m.onnx")
     x, sigma = noisy_images(rng, (0.01, 0.7, 50.0), (3, 32, 32))
-    assert relative_error(sde_onnx.load(tmp_path / "m.onnx")(x, sigma), unet_score(unet, x, sigma)) < PARITY
+    assert relative_error(sde_onnx.load(tmp_path / "m.onnx", "cpu")(x, sigma), unet_score(unet, x, sigma)) < PARITY
 
 
 @pytest.mark.slow
@@ -62,7 +64,7 @@ def test_the_file_equals_diffusers_at_the_hubs_sizes(size, channels, layers, att
     unet = random_unet(size, channels, seed=6, layers=layers, attention=attention)
     save_pipeline(tmp_path / "checkpoint", unet, sigma_max=sigma_max, snr=0.075)
     export(from_diffusers(str(tmp_path / "checkpoint")), tmp_path / "m.onnx")
-    model = sde_onnx.load(tmp_path / "m.onnx")
+    model = sde_onnx.load(tmp_path / "m.onnx", "cpu")
     for sigma in (0.01, (0.01 * sigma_max) ** 0.5, sigma_max):
         x, sigmas = noisy_images(rng, [sigma], (3, size, size))
         error = relative_error(model(x, sigmas), unet_score(unet, x, sigmas))

@@ -1,0 +1,65 @@
+"""Constants folded into weights: the same network, with fewer passes over its activations.
+
+    residual sums     (x + h) s      s goes into the main path's last layer, and into the shortcut's convolution where
+                                     there is one; without one, only the input is scaled
+    shortcut bias     joins the bias of the main path's last convolution: both are added to the same sum
+    conv0's bias      joins the bias of the embedding's projection: both are added to conv0's result
+    attention         the 1 / sqrt(head channels) of its logits goes into the queries
+
+Exact up to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from sde_onnx.export.layers import ResnetBlock, SelfAttention
+from sde_onnx.export.ncsnpp import NCSNpp
+
+__all__ = ["fold_constants"]
+
+
+def fold_constants(network: NCSNpp) -> NCSNpp:
+    """Returns a copy of the network that is the same function in fewer operations."""
+    folded = copy.deepcopy(network)
+    with torch.no_grad():
+        for module in folded.modules():
+            if isinstance(module, ResnetBlock):
+                _fold_block(module)
+            elif isinstance(module, SelfAttention):
+                _fold_attention(module)
+    return folded
+
+
+def _fold_block(block: ResnetBlock) -> None:
+    _move_bias(block.conv0, block.emb)
+    _multiply(block.conv1, block.scale)
+    if block.shortcut is None:
+        block.input_scale = block.scale
+    else:
+        _multiply(block.shortcut, block.scale)
+        _move_bias(block.shortcut, block.conv1)
+    block.scale = 1.0
+
+
+def _fold_attention(attention: SelfAttention) -> None:
+    _multiply(attention.out, attention.scale)
+    attention.input_scale, attention.scale = attention.scale, 1.0
+    _multiply(attention.query, attention.logit_scale)
+    attention.logit_scale = 1.0
+
+
+def _multiply(layer: nn.Conv2d | nn.Linear, factor: float) -> None:
+    layer.weight.mul_(factor)
+    assert layer.bias is not None
+    layer.bias.mul_(factor)
+
+
+def _move_bias(source: nn.Conv2d, target: nn.Conv2d | nn.Linear) -> None:
+    assert source.bias is not None
+    assert target.bias is not None
+    target.bias.add_(source.bias)
+    source.bias = None

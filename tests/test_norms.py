@@ -1,0 +1,84 @@
+import collections
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sde_onnx.export import norms, to_onnx
+from sde_onnx.export.layers import group_norm
+from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
+
+from random_unets import randomize
+
+
+class Norm(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = group_norm(16, groups=None, eps=1e-6)
+
+    def forward(self, x, shift=None):
+        return self.norm(x, shift)
+
+
+def write(layer, *inputs):
+    """The layer as an ONNX model with its norms marked and written out."""
+    norms.mark_norms(layer.eval())
+    dynamic = tuple({0: torch.export.Dim("N")} for _ in inputs)
+    model = torch.onnx.export(layer, inputs, dynamo=True, opset_version=20, dynamic_shapes=dynamic,
+                              verbose=False).model_proto
+    norms.write_norms(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def run(model, *inputs):
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_inputs()]
+    return session.run(None, {name: item.numpy() for name, item in zip(names, inputs, strict=True)})[0]
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("largest", [norms.LARGEST_PLAIN_GROUP, 0])
+def test_a_norm_equals_float64(largest, shifted, rng, monkeypatch):
+    monkeypatch.setattr(norms, "LARGEST_PLAIN_GROUP", largest)
+    monkeypatch.setattr(norms, "LONGEST_SUM", 16)
+    layer = Norm()
+    with torch.no_grad():
+        layer.norm.weight.copy_(torch.tensor(rng.normal(1, 0.3, 16)))
+        layer.norm.bias.copy_(torch.tensor(rng.normal(0, 0.3, 16)))
+    weight, bias = layer.norm.weight.detach().double(), layer.norm.bias.detach().double()
+    model = None
+    for ratio in (0, 1, 10):   # of a group's mean to its deviation
+        for batch in (2, 3):
+            inputs = [torch.tensor(rng.normal(2 * ratio, 2, (batch, 16, 12, 20)), dtype=torch.float32)]
+            moved = inputs[0].double()
+            if shifted:
+                inputs.append(torch.tensor(rng.normal(0, 3, (batch, 16)), dtype=torch.float32))
+                moved = moved + inputs[1].double()[:, :, None, None]
+            model = model or write(layer, *inputs)
+            expected = F.group_norm(moved, 4, weight, bias, 1e-6).numpy()
+            error = np.linalg.norm(run(model, *inputs) - expected) / np.linalg.norm(expected)
+            assert error < 4e-7 * (1 + ratio**2)   # the rounding of the sums: see the module's docstring
+
+
+def test_a_constant_image_is_no_division_by_zero():
+    x = torch.full((2, 16, 64, 64), 0.1)
+    assert np.abs(run(write(Norm(), x), x)).max() < 0.1   # 1e-6 in the root leaves nothing but rounding
+
+
+def operators(network):
+    return collections.Counter(node.op_type for node in to_onnx.build_model(network).graph.node)
+
+
+def test_large_norms_leave_no_kernel_of_one_thread(monkeypatch):
+    network = NCSNpp(NCSNppConfig(16, (16, 32), num_res_blocks=1, attn_resolutions=(8,)))
+    randomize(network, 0)
+    small = operators(network)
+    monkeypatch.setattr(norms, "LARGEST_PLAIN_GROUP", 0)
+    large = operators(network)
+    count = sum(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
+    assert small["InstanceNormalization"] == large["Sqrt"] == count
+    assert large["InstanceNormalization"] == small["Sqrt"] == 0
