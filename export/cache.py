@@ -10,9 +10,10 @@ from pathlib import Path
 from sde_onnx.export.checkpoints import sha256
 from sde_onnx.export.checkpoints.diffusers import find_files, from_diffusers
 from sde_onnx.export.to_onnx import REVISION, export
+from sde_onnx.files import cache_folder
 from sde_onnx.metadata import FORMAT
 
-__all__ = ["cached_export", "default_cache_dir"]
+__all__ = ["cached_export"]
 
 
 def cached_export(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -23,7 +24,7 @@ def cached_export(source: str, cache_dir: str | os.PathLike[str] | None = None) 
 
     Args:
         source: see :func:`sde_onnx.export.checkpoints.diffusers.from_diffusers`.
-        cache_dir: the folder of the cache; :func:`default_cache_dir` if not given.
+        cache_dir: the folder of the cache; the user's cache folder if not given.
 
     Raises:
         CheckpointError, ParityError, OutputError: see :func:`sde_onnx.export.to_onnx.export`.
@@ -31,14 +32,7 @@ def cached_export(source: str, cache_dir: str | os.PathLike[str] | None = None) 
     files = find_files(source)
     parts = [sha256(path) for path in (files.weights, files.unet_config, files.scheduler_config) if path is not None]
     digest = hashlib.sha256("\n".join([*parts, str(FORMAT), str(REVISION), version("sde-onnx")]).encode()).hexdigest()
-    path = (Path(cache_dir) if cache_dir else default_cache_dir()) / f"{digest[:24]}.onnx"
+    path = (Path(cache_dir) if cache_dir else cache_folder()) / f"{digest[:24]}.onnx"
     if not path.is_file():
         export(from_diffusers(source), path, force=True)   # whoever came first meanwhile wrote the same file
     return path
-
-
-def default_cache_dir() -> Path:
-    """``SDE_ONNX_CACHE``, or ``sde-onnx`` in the user's cache folder."""
-    if chosen := os.environ.get("SDE_ONNX_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-onnx"

@@ -1,4 +1,4 @@
-"""Outputs that are written whole or not at all."""
+"""Outputs that are written whole or not at all, and the folder of what is kept for the next time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sde_onnx.errors import OutputError
 
-__all__ = ["check_writable", "replacing"]
+__all__ = ["cache_folder", "check_writable", "replacing"]
 
 
 def check_writable(path: Path, *, force: bool) -> None:
@@ -59,3 +59,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """``SDE_ONNX_CACHE``, or ``sde-onnx`` in the user's cache folder."""
+    if chosen := os.environ.get("SDE_ONNX_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-onnx"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sde_onnx.errors import InputError
+from sde_onnx.memory import available_memory, image_memory
 from sde_onnx.noise import PortableNoise, check_seeds
 from sde_onnx.samplers import Step, predictor_corrector
 from sde_onnx.session import ScoreModel
 from sde_onnx.steps import LangevinNorm
 
-__all__ = ["Batch", "default_batch_size", "sample", "sample_batches"]
+__all__ = ["Batch", "choose_batch_size", "default_batch_size", "sample", "sample_batches"]
 
 # Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
 VALUES_A_BATCH = 1 << 19
@@ -46,7 +48,8 @@ def sample(
         model: a loaded model file.
         seeds: 0 to 2^64 - 1 each. An image depends on its own seed alone, unless ``langevin_norm`` is ``"batch"``.
         steps: noise levels, >= 1; the model's own number if not given.
-        batch_size: images at a time, >= 1; chosen by their size if not given.
+        batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
+            with a ``ResourceWarning``.
         snr: the corrector's signal-to-noise ratio; the model's own if not given.
         n_corrector: corrections a step; the model's own if not given.
         langevin_norm: see :func:`sde_onnx.steps.langevin_step`.
@@ -88,9 +91,7 @@ def sample_batches(
     """
     metadata = model.metadata
     check_seeds(seeds)
-    size = default_batch_size(metadata.image_shape) if batch_size is None else batch_size
-    if size < 1:
-        raise InputError(f"batch_size is {size}, expected at least 1")
+    size = choose_batch_size(model, len(seeds), batch_size, langevin_norm)
 
     def start(chunk: Sequence[int]) -> Batch:
         return Batch(
@@ -109,6 +110,28 @@ def sample_batches(
     chunks = [seeds[first : first + size] for first in range(0, len(seeds), size)]
     start(chunks[0])   # bad arguments raise here; nothing is computed before the steps are asked for
     return map(start, chunks)
+
+
+def choose_batch_size(model: ScoreModel, images: int, asked: int | None, langevin_norm: LangevinNorm) -> int:
+    """Returns how many images to sample at a time: as asked, or by their size, and no more than fit into memory.
+
+    Raises:
+        InputError: less than 1, or more than fit where an image depends on its batch.
+    """
+    size = default_batch_size(model.metadata.image_shape) if asked is None else asked
+    if size < 1:
+        raise InputError(f"batch_size is {size}, expected at least 1")
+    size = min(size, images)
+    free = None if model.provider == "cuda" else available_memory()
+    need = image_memory(model.metadata)
+    if free is None or size * need <= free or size == 1:
+        return size
+    fits = max(1, free // need)
+    told = f"{size} images at a time need about {size * need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    if langevin_norm == "batch":
+        raise InputError(f"{told}, and with langevin_norm 'batch' a smaller batch gives other images: sample fewer")
+    warnings.warn(f"{told}: {fits} at a time", ResourceWarning, stacklevel=3)
+    return fits
 
 
 def default_batch_size(image_shape: tuple[int, int, int]) -> int:

@@ -61,13 +61,15 @@ class ScoreSdeVePipeline:
         source: str | os.PathLike[str],
         *,
         provider: str = "auto",
+        precision: str = "fp32",
+        threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> ScoreSdeVePipeline:
         """Loads a model file, or a checkpoint, which is exported on first use.
 
         Args:
             source: an ``.onnx`` file, a diffusers checkpoint folder, or the id of a hub model.
-            provider: see :func:`sde_onnx.load`.
+            provider, precision, threads: see :func:`sde_onnx.load`.
             cache_dir: where exported checkpoints are kept; ``SDE_ONNX_CACHE`` or ``~/.cache/sde-onnx`` if not given.
 
         Raises:
@@ -80,7 +82,7 @@ class ScoreSdeVePipeline:
             from sde_onnx.export.cache import cached_export
 
             path = cached_export(os.fspath(source), cache_dir)
-        return cls(load(path, provider))
+        return cls(load(path, provider, precision=precision, threads=threads))
 
     def __call__(
         self,

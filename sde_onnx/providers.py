@@ -14,12 +14,25 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from sde_onnx import openvino
 from sde_onnx.errors import InputError, ProviderError
+from sde_onnx.threads import available_cores
 
-__all__ = ["ORT_ERRORS", "PROVIDERS", "choose_provider", "usable_providers"]
+__all__ = ["ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "open_session", "usable_providers"]
 
 # Our names for ONNX Runtime's, in the order of preference of "auto".
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+# What a provider can compute in, whatever the file holds; the first is the default.
+PRECISIONS = {"cuda": ("fp32",), "openvino": tuple(openvino.PRECISIONS), "cpu": ("fp32",)}
+HOW_TO_INSTALL = {
+    "cuda": "For an NVIDIA GPU install its driver and `pip install onnxruntime-gpu[cuda,cudnn]`",
+    "openvino": f"Install it with `{openvino.EXTRA}`",
+    "cpu": "Install onnxruntime again",
+}
 
 # An ONNX model (opset 20) of one 1x1 convolution of x [1, 1, 1, 1] with the weight 2: a provider without its
 # convolution library must fail here, not in the middle of a run. tests/test_providers.py decodes it.
@@ -37,27 +50,39 @@ ORT_ERRORS = (
 )
 
 
-def choose_provider(name: str) -> str:
+def choose_provider(name: str, precision: str = "fp32") -> str:
     """Returns the provider to use.
 
     Args:
         name: ``"auto"``, or one of PROVIDERS.
+        precision: what it must be able to compute in.
 
     Returns:
         A key of PROVIDERS that can run here.
 
     Raises:
-        InputError: an unknown name.
-        ProviderError: the provider was asked for by name and cannot run here.
+        InputError: an unknown name, or a precision that no provider or not this one has.
+        ProviderError: the provider was asked for by name and cannot run here, or no usable one has the precision.
     """
-    if name == "auto":
-        return usable_providers()[0]
-    if name not in PROVIDERS:
+    known = {precision: None for choices in PRECISIONS.values() for precision in choices}
+    if name != "auto" and name not in PROVIDERS:
         raise InputError(f"provider {name!r} is unknown, expected one of: auto, {', '.join(PROVIDERS)}")
+    if precision not in known:
+        raise InputError(f"precision {precision!r} is unknown, expected one of: {', '.join(known)}")
+    able = [provider for provider in PROVIDERS if precision in PRECISIONS[provider]]
+    if name == "auto":
+        for provider in able:
+            if _failure(provider) is None:
+                return provider
+        raise ProviderError(f"precision {precision} needs provider {' or '.join(able)}, which cannot run here. "
+                            f"{HOW_TO_INSTALL[able[0]]}")
+    if name not in able:
+        raise InputError(f"provider {name} computes in {', '.join(PRECISIONS[name])}; {precision} needs provider "
+                         f"{' or '.join(able)}")
     if (reason := _failure(name)) is not None:
         raise ProviderError(
-            f"provider {name} cannot run here ({reason}); usable: {', '.join(usable_providers())}. For an NVIDIA GPU "
-            "install its driver and `pip install onnxruntime-gpu[cuda,cudnn]`"
+            f"provider {name} cannot run here ({reason}); usable: {', '.join(usable_providers())}. "
+            f"{HOW_TO_INSTALL[name]}"
         )
     return name
 
@@ -67,10 +92,49 @@ def usable_providers() -> list[str]:
     return [name for name in PROVIDERS if _failure(name) is None]
 
 
+def open_session(
+    model: str | bytes,
+    provider: str,
+    options: ort.SessionOptions,
+    *,
+    precision: str = "fp32",
+    threads: int | None = None,
+    cached: bool = True,
+) -> ort.InferenceSession:
+    """Opens a session under one provider, never quietly under another.
+
+    Args:
+        model: a file's path, or its content.
+        provider: a key of PROVIDERS that can run here.
+        options: ONNX Runtime's; the provider and the threads are added to them.
+        precision: one of the provider's PRECISIONS.
+        threads: of a network evaluation, >= 1. If not given, ``options`` decide, and where they do not either, the
+            cores that this process may use.
+        cached: keep what the provider compiles for the next time.
+
+    Raises:
+        ProviderError: ONNX Runtime has left the provider out.
+        ORT_ERRORS: whatever ONNX Runtime raises.
+    """
+    if threads or options.intra_op_num_threads == 0:
+        options.intra_op_num_threads = threads or available_cores() or 0
+    if provider == "openvino":
+        openvino.add_openvino(options, precision=precision, threads=threads, cached=cached)
+        session = ort.InferenceSession(model, options, enable_fallback=0)
+    else:
+        session = ort.InferenceSession(model, options, providers=[PROVIDERS[provider]], enable_fallback=0)
+    if PROVIDERS[provider] not in session.get_providers():
+        raise ProviderError(f"ONNX Runtime left {PROVIDERS[provider]} out: its libraries or its device are missing")
+    return session
+
+
 @functools.cache
 def _failure(name: str) -> str | None:
     """Why a provider cannot run here, or ``None`` if it has just run a convolution."""
-    if PROVIDERS[name] not in ort.get_available_providers():
+    if name == "openvino":
+        if not openvino.is_installed():
+            return "onnxruntime-ep-openvino is not installed"
+    elif PROVIDERS[name] not in ort.get_available_providers():
         return "this onnxruntime was built without it"
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -80,11 +144,9 @@ def _failure(name: str) -> str | None:
             ort.preload_dlls()
     ort.set_default_logger_severity(4)
     try:
-        session = ort.InferenceSession(PROBE_MODEL, options, providers=[PROVIDERS[name]], enable_fallback=0)
-        if PROVIDERS[name] not in session.get_providers():
-            return "its libraries or its device are missing"
+        session = open_session(PROBE_MODEL, name, options, cached=False)
         session.run(None, {"x": np.ones((1, 1, 1, 1), np.float32)})
-    except ORT_ERRORS as error:
+    except (*ORT_ERRORS, ProviderError) as error:
         return str(error).splitlines()[0][:200]
     finally:
         ort.set_default_logger_severity(2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -12,29 +14,35 @@ from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError, ModelFileError, ProviderError
 from sde_onnx.metadata import KEY, ModelMetadata
-from sde_onnx.providers import ORT_ERRORS, PROVIDERS, choose_provider
+from sde_onnx.providers import ORT_ERRORS, choose_provider, open_session
 
 __all__ = ["ScoreModel", "load", "read_metadata"]
 
 Float32Array = NDArray[np.float32]
 INPUTS, OUTPUTS = ("x", "sigma"), ("score",)
+BATCH = "N"   # name of the free dimension
 
 
 class ScoreModel:
     """The score of a model file: ``model(x, sigma)`` is ``grad_x log p_sigma(x)``. Made by :func:`load`.
 
     Args:
-        session: ONNX Runtime's session of the file.
         path: the file.
         metadata: what the file says of itself.
         provider: the execution provider that runs it, a key of :data:`sde_onnx.providers.PROVIDERS`.
+        precision: what the network computes in, ``"fp32"`` or ``"bf16"``.
+        open_for: returns ONNX Runtime's session for a number of images: one that knows it is faster than one for any.
     """
 
-    def __init__(self, session: ort.InferenceSession, path: Path, metadata: ModelMetadata, provider: str) -> None:
-        self.session = session
+    def __init__(
+        self, path: Path, metadata: ModelMetadata, provider: str, precision: str,
+        open_for: Callable[[int], ort.InferenceSession],
+    ) -> None:
         self.path = path
         self.metadata = metadata
         self.provider = provider
+        self.precision = precision
+        self._open_for = open_for
 
     def __call__(self, x: Float32Array, sigma: Float32Array) -> Float32Array:
         """Returns the score.
@@ -61,7 +69,7 @@ class ScoreModel:
         if not (sigma > 0).all():
             raise InputError(f"sigma holds {sigma.min():g}, expected noise standard deviations above 0")
         try:
-            return cast(Float32Array, self.session.run(OUTPUTS, {"x": x, "sigma": sigma})[0])
+            return cast(Float32Array, self._open_for(len(x)).run(OUTPUTS, {"x": x, "sigma": sigma})[0])
         except ORT_ERRORS as error:
             raise ProviderError(
                 f"{self.provider} failed on {len(x)} images, fewer at a time may need less memory: "
@@ -70,25 +78,43 @@ class ScoreModel:
 
 
 def load(
-    path: str | os.PathLike[str], provider: str = "auto", *, session_options: ort.SessionOptions | None = None
+    path: str | os.PathLike[str],
+    provider: str = "auto",
+    *,
+    precision: str = "fp32",
+    threads: int | None = None,
+    session_options: ort.SessionOptions | None = None,
 ) -> ScoreModel:
     """Loads a model file.
 
     Args:
         path: an ``.onnx`` file made by ``sde-onnx export``.
-        provider: ``"auto"`` (the first that really runs here of cuda, cpu), ``"cuda"`` or ``"cpu"``.
-        session_options: passed to ONNX Runtime as they are.
+        provider: ``"auto"`` (the first that really runs here of cuda, openvino, cpu), or one of those.
+        precision: what the network computes in: ``"fp32"``, or under openvino ``"bf16"``. Scores are float32 always.
+        threads: CPU threads of an evaluation, >= 1; the physical cores that this process may use if not given.
+        session_options: passed to ONNX Runtime as they are, for one session for all batch sizes; cuda and cpu only.
 
     Raises:
-        InputError: an unknown provider.
+        InputError: an unknown provider or precision, or one that does not go with the other; threads below 1.
         ModelFileError: the file is missing, damaged, or not ours.
         ProviderError: the provider was asked for by name and cannot run here.
     """
-    chosen = choose_provider(provider)
-    session = _open(Path(path), session_options or ort.SessionOptions(), [PROVIDERS[chosen]])
-    if PROVIDERS[chosen] not in session.get_providers():
-        raise ProviderError(f"provider {chosen} cannot run {path}, ONNX Runtime offers {session.get_providers()}")
-    return ScoreModel(session, Path(path), _metadata(Path(path), session), chosen)
+    path = Path(path)
+    chosen = choose_provider(provider, precision)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, expected at least 1")
+    if session_options is not None and chosen == "openvino":
+        raise InputError("session_options go with provider cuda or cpu; openvino takes precision and threads")
+
+    @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
+    def open_for(batch: int | None) -> ort.InferenceSession:
+        options = session_options or ort.SessionOptions()
+        if batch is not None:
+            options.add_free_dimension_override_by_name(BATCH, batch)
+        return open_session(os.fspath(path), chosen, options, precision=precision, threads=threads)
+
+    any_size = session_options is not None
+    return ScoreModel(path, read_metadata(path), chosen, precision, lambda n: open_for(None if any_size else n))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
@@ -99,19 +125,17 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _metadata(Path(path), _open(Path(path), options, [PROVIDERS["cpu"]]))
-
-
-def _open(path: Path, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
+    path = Path(path)
     if not os.path.isfile(path):
         raise ModelFileError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}, expected an .onnx file")
     try:
-        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        session = open_session(os.fspath(path), "cpu", options)
     except ORT_ERRORS as error:
         reason = str(error).split("failed:")[-1].splitlines()[0]
         raise ModelFileError(
             f"{path} is not an ONNX file that can be loaded, or it is truncated ({reason}): export it again"
         ) from None
+    return _metadata(path, session)
 
 
 def _metadata(path: Path, session: ort.InferenceSession) -> ModelMetadata:

@@ -141,12 +141,12 @@ def test_a_checkpoint_is_exported_once(checkpoint16, tmp_path, monkeypatch, pipe
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    from sde_onnx.export.cache import default_cache_dir
+    from sde_onnx.files import cache_folder
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache_dir() == tmp_path / "xdg" / "sde-onnx"
+    assert cache_folder() == tmp_path / "xdg" / "sde-onnx"
     monkeypatch.setenv("SDE_ONNX_CACHE", str(tmp_path / "own"))
-    assert default_cache_dir() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
 
 
 def test_no_checkpoint_and_no_extra(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_a_listed_provider_that_fails_is_not_offered(monkeypatch):
 
 
 def test_an_unknown_provider_is_refused():
-    with pytest.raises(InputError, match="provider 'rocm' is unknown, expected one of: auto, cuda, cpu"):
+    with pytest.raises(InputError, match="provider 'rocm' is unknown, expected one of: auto, cuda, openvino, cpu"):
         providers.choose_provider("rocm")
 
 

@@ -115,7 +115,7 @@ def test_a_failure_while_running_is_told_in_one_line(model_file, monkeypatch):
         def run(self, *args):
             raise ORT_ERRORS[0]("Failed to allocate memory\nand more")
 
-    monkeypatch.setattr(model, "session", OutOfMemory())
+    monkeypatch.setattr(model, "_open_for", lambda batch: OutOfMemory())
     with pytest.raises(ProviderError, match="cpu failed on 1 images, fewer at a time .* Failed to allocate memory$"):
         model(np.zeros((1, 3, 16, 16), np.float32), np.ones(1, np.float32))
 
@@ -131,5 +131,5 @@ def test_metadata_that_are_not_json(model_file, tmp_path):
 def test_a_provider_that_cannot_run_is_an_error(model_file):
     if "cuda" in usable_providers():
         pytest.skip("CUDA runs here")
-    with pytest.raises(ProviderError, match=r"provider cuda cannot run here \(.*\); usable: cpu"):
+    with pytest.raises(ProviderError, match=r"provider cuda cannot run here \(.*\); usable: .*cpu"):
         sde_onnx.load(model_file, provider="cuda")

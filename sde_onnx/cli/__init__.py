@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sde_onnx.cli.bench import bench_command
 from sde_onnx.cli.export import export_command
 from sde_onnx.cli.info import info_command
 from sde_onnx.cli.sample import sample_command
@@ -35,6 +36,7 @@ def main() -> None:
     """
 
 
+main.add_command(bench_command)
 main.add_command(export_command)
 main.add_command(info_command)
 main.add_command(sample_command)

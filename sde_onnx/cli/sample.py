@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Literal
 
 import click
 
+from sde_onnx.cli.runtime import runtime_options
 from sde_onnx.cli.seeds import format_seeds, parse_seeds
 
 __all__ = ["sample_command"]
@@ -29,7 +31,7 @@ __all__ = ["sample_command"]
 @click.option("--corrector-steps", type=click.IntRange(min=0), show_default="the model's", help="Corrections a step.")
 @click.option("--langevin-norm", type=click.Choice(["image", "batch"]), default="image",
               help="Norms of each image, or averaged over the batch as the reference does.")
-@click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="Execution provider.")
+@runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def sample_command(
     model: Path | None,
@@ -44,6 +46,8 @@ def sample_command(
     corrector_steps: int | None,
     langevin_norm: Literal["image", "batch"],
     provider: str,
+    precision: str,
+    threads: int | None,
     force: bool,
 ) -> None:
     """Sample a model file; the bundled digits without MODEL.
@@ -59,12 +63,16 @@ def sample_command(
     from sde_onnx.session import load
 
     outputs = plan_outputs(output, seeds, grid=grid, gif=gif, zoom=zoom, force=force)
-    score_model = load(model or bundled_model(), provider)
+    score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
     steps = steps or score_model.metadata.schedule.num_scales
-    batches = sample_batches(
-        score_model, seeds, steps, batch_size=batch_size, snr=snr, n_corrector=corrector_steps,
-        langevin_norm=langevin_norm,
-    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        batches = sample_batches(
+            score_model, seeds, steps, batch_size=batch_size, snr=snr, n_corrector=corrector_steps,
+            langevin_norm=langevin_norm,
+        )
+    for warning in told:
+        click.echo(f"Note: {warning.message}", err=True)
     start = time.monotonic()
     with tqdm(total=len(seeds) * steps, unit="step", disable=None) as bar:
         for batch in batches:
@@ -76,6 +84,6 @@ def sample_command(
     for path in outputs.write():
         click.echo(path)
     click.echo(
-        f"{len(seeds)} images, seeds {format_seeds(seeds)}, {steps} steps, nfe {step.nfe}, {score_model.provider}, "
-        f"{seconds:.1f} s"
+        f"{len(seeds)} images, seeds {format_seeds(seeds)}, {steps} steps, nfe {step.nfe}, "
+        f"{score_model.provider} {score_model.precision}, {seconds:.1f} s"
     )

@@ -1,0 +1,91 @@
+"""How fast a model file is here: an evaluation, an image, and what the sampling loop adds to the network."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sde_onnx.errors import InputError
+from sde_onnx.generation import default_batch_size
+from sde_onnx.noise import PortableNoise
+from sde_onnx.samplers import predictor_corrector
+from sde_onnx.session import ScoreModel
+
+__all__ = ["Benchmark", "benchmark"]
+
+Float32Array = NDArray[np.float32]
+LEAST_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What :func:`benchmark` measured, in seconds."""
+
+    batch_size: int
+    evaluations: list[float]     # each evaluation of the network, for the whole batch
+    loop: list[float]            # each step's time outside of its evaluations
+    steps: int                   # noise levels that the model asks for
+    nfe: int                     # evaluations an image at that number of steps
+    first_evaluation: float      # before the measurement: whatever is compiled or allocated once
+
+    @property
+    def evaluation(self) -> float:
+        """Median seconds of an evaluation."""
+        return statistics.median(self.evaluations)
+
+    @property
+    def loop_share(self) -> float:
+        """The part of a step that is not the network, 0 to 1, by the medians."""
+        outside = statistics.median(self.loop)
+        return outside / (outside + self.evaluation * self.nfe / self.steps)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second with as many steps as the model asks for."""
+        return self.batch_size / (self.nfe * self.evaluation / (1 - self.loop_share))
+
+
+def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: float = 10.0) -> Benchmark:
+    """Times predictor-corrector steps as sampling takes them, from the largest sigma on.
+
+    Args:
+        model: a loaded model file.
+        batch_size: images at a time, >= 1; chosen as for sampling if not given.
+        seconds: how long to measure, > 0; five steps at the least.
+
+    Raises:
+        InputError: an argument out of its range.
+    """
+    metadata = model.metadata
+    size = default_batch_size(metadata.image_shape) if batch_size is None else batch_size
+    if size < 1:
+        raise InputError(f"batch_size is {size}, expected at least 1")
+    if not seconds > 0:
+        raise InputError(f"seconds is {seconds:g}, expected more than 0")
+    evaluations: list[float] = []
+
+    def timed(x: Float32Array, sigma: Float32Array) -> Float32Array:
+        start = time.perf_counter()
+        score = model(x, sigma)
+        evaluations.append(time.perf_counter() - start)
+        return score
+
+    steps = metadata.schedule.num_scales
+    run = predictor_corrector(timed, PortableNoise(range(size), metadata.image_shape), metadata.schedule, steps,
+                              snr=metadata.snr, n_corrector=metadata.n_corrector)
+    next(run)
+    first, evaluations[:] = evaluations[0], []
+    loop: list[float] = []
+    nfe_a_step = metadata.n_corrector + 1
+    begin = start = time.perf_counter()
+    for _ in run:
+        now = time.perf_counter()
+        loop.append(now - start - sum(evaluations[-nfe_a_step:]))
+        start = now
+        if now - begin > seconds and len(loop) >= LEAST_STEPS:
+            break
+    return Benchmark(size, evaluations, loop, steps, steps * nfe_a_step, first)

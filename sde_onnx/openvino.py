@@ -1,0 +1,68 @@
+"""OpenVINO's CPU plugin for ONNX Runtime: found, registered, configured.
+
+It brings what ONNX Runtime's own CPU provider has not: convolutions in bfloat16, on the matrix units (AMX) of the
+processors that have them. The package ``onnxruntime-ep-openvino`` is an extra; without it nothing here is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+
+import onnxruntime as ort
+
+from sde_onnx.files import cache_folder
+from sde_onnx.threads import available_cores
+
+__all__ = ["EXTRA", "PRECISIONS", "add_openvino", "is_installed"]
+
+EXTRA = "pip install 'sde-onnx[openvino]'"
+PACKAGE = "onnxruntime_ep_openvino"
+REGISTRATION = "sde_onnx_openvino"
+# Our names of what the network computes in, and OpenVINO's.
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+
+def is_installed() -> bool:
+    """Whether the plugin's package is there."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+def add_openvino(options: ort.SessionOptions, *, precision: str, threads: int | None, cached: bool) -> None:
+    """Makes a session run under OpenVINO on the CPU.
+
+    Args:
+        options: the session's options, changed in place.
+        precision: a key of PRECISIONS. Inputs and outputs stay float32.
+        threads: of a network evaluation; the cores that this process may use if not given.
+        cached: keep the compiled network in the user's cache folder, where the next session finds it.
+
+    Raises:
+        RuntimeError: the plugin offers no CPU here.
+    """
+    threads = threads or available_cores()
+    config: dict[str, str | int] = {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+    }
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    if cached:
+        folder = cache_folder() / "openvino"
+        folder.mkdir(parents=True, exist_ok=True)
+        config["CACHE_DIR"] = os.fspath(folder)
+    options.add_provider_for_devices([_cpu()], {"load_config": json.dumps({"CPU": config})})
+
+
+@functools.cache
+def _cpu() -> ort.OrtEpDevice:
+    """The plugin's CPU device; registers the plugin, once a process."""
+    plugin = importlib.import_module(PACKAGE)
+    ort.register_execution_provider_library(REGISTRATION, plugin.get_library_path())
+    for device in ort.get_ep_devices():
+        if device.ep_name == plugin.get_ep_name() and device.ep_metadata.get("ov_device") == "CPU":
+            return device
+    raise RuntimeError("the OpenVINO plugin offers no CPU here")
