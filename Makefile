@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed
 
 help:    ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 sample: $(INSTALLED)    ## export the bundled checkpoint and sample 64 digits into samples.png
 	$(BIN)/sde-onnx export examples/digits/checkpoint -o build/digits.onnx --force
@@ -27,15 +27,19 @@ lint: $(INSTALLED)    ## check style and types
 	ln -s $(CURDIR)/sde_onnx/* build/types/sde_onnx/ && ln -s $(CURDIR)/export build/types/sde_onnx/export
 	$(BIN)/mypy
 
-bench: $(INSTALLED)    ## time a sampling run against diffusers' pipeline, side by side
-	$(BIN)/python benchmarks/digits.py
+bench: $(INSTALLED)    ## time network evaluations against PyTorch, side by side: digits and 32x32
+	$(BIN)/python benchmarks/evaluations.py
+
+bench-full: $(INSTALLED)    ## the same up to 1024x1024, an hour; the README's table and plot are made of it
+	$(BIN)/python benchmarks/evaluations.py --networks digits 32 256 1024 --batches 1 4 --output benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/report.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino]'
 	touch $(INSTALLED)
 
 STEPS ?= 200
 
-.PHONY: help sample model test runtime lint bench
+.PHONY: help sample model test runtime lint bench bench-full

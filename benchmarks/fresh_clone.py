@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from digits import ROOT, environment
+from environment import ROOT, environment
+from report import replaced
 
 COMMANDS = {
     "install": "make .venv/installed",
@@ -65,13 +66,11 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         rows = {name: run(command, clone) for name, command in COMMANDS.items()}
         picture = (clone / "samples.png").read_bytes()
-    result = {"environment": {**environment(), "command": "python benchmarks/fresh_clone.py"}, "rows": rows}
+    result = {"environment": environment("python benchmarks/fresh_clone.py"), "rows": rows}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     (ROOT / "docs" / "samples.png").write_bytes(picture)
-    text = README.read_text(encoding="utf-8")
-    start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
-    README.write_text(f"{text[:start]}\n{timings(result)}\n{text[end:]}", encoding="utf-8")
+    README.write_text(replaced(README.read_text(encoding="utf-8"), MARKS, timings(result)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@ import pytest
 import torch
 from diffusers import ScoreSdeVeScheduler
 from diffusers.utils.torch_utils import randn_tensor
-from networks import relative_error, score_sde_network
 
 from sde_onnx.errors import InputError, NonFiniteError
 from sde_onnx.noise import NumpyNoise, PortableNoise, TorchNoise
 from sde_onnx.samplers import predictor_corrector
 from sde_onnx.schedule import VeSchedule
+
+from networks import relative_error, score_sde_network
 
 SCHEDULE = VeSchedule(0.01, 20.0)
 MEAN, STD = 0.4, 0.2

@@ -1,0 +1,48 @@
+"""What a result depends on: the commit, the machine, the versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sde_onnx.threads import available_cores
+
+__all__ = ["RESULTS", "ROOT", "environment"]
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = {"onnxruntime": "onnxruntime-gpu", "openvino plugin": "onnxruntime-ep-openvino", "torch": "torch",
+            "diffusers": "diffusers", "numpy": "numpy"}
+
+
+def environment(command: str) -> dict[str, object]:
+    """Describes the run of a command."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return {
+        "command": command,
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "cpu": cpu,
+        "cpu_features": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "cores": os.cpu_count(),
+        "threads": available_cores() or os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: found for name, package in PACKAGES.items() if (found := _version(package))},
+    }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,183 @@
+"""Times one network evaluation: diffusers in PyTorch, a plain export, ours. Interleaved, the accuracy beside the speed.
+
+    python benchmarks/evaluations.py                          digits and 32x32, a few minutes
+    python benchmarks/evaluations.py --networks digits 32 256 1024 --batches 1 4 \
+        --output benchmarks/results/cpu.json                  everything, about an hour
+
+Networks have random weights from a fixed seed, all of them non-zero. What was prepared (checkpoints, exported files) is
+kept in build/bench and made again when the code that makes it changes. With --output a comparison that the file already
+has from the same commit is not run again, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from environment import ROOT, environment
+from subjects import diffusers_compiled, diffusers_eager, ours, plain_export
+from timing import Measurement, Subject, compare, ratio
+
+REFERENCE = "diffusers eager fp32"
+NETWORK_NAMES = ("digits", "32", "256", "1024")
+COMPILE_LIMIT = 600.0     # seconds; a compiler that takes longer is stopped, and the result says so
+COMPILED_BATCHES = (1,)   # compilers run once more for every batch size
+
+
+def subjects(folder: Path, batch: int) -> list[Subject]:
+    """Everything that is compared, for a prepared network."""
+    unet, model, plain = (str(folder / name) for name in ("checkpoint/unet", "model.onnx", f"plain{batch}.onnx"))
+    chosen = [
+        Subject(REFERENCE, diffusers_eager, (unet,)),
+        Subject("diffusers eager bf16", diffusers_eager, (unet, True)),
+        Subject("torch.compile fp32", diffusers_compiled, (unet,), COMPILE_LIMIT),
+        Subject("torch.compile bf16", diffusers_compiled, (unet, True), COMPILE_LIMIT),
+        Subject("torch.onnx.export, ONNX Runtime", plain_export, (plain,)),
+        Subject("sde-onnx fp32", ours, (model, "cpu")),
+        Subject("sde-onnx OpenVINO fp32", ours, (model, "openvino")),
+        Subject("sde-onnx OpenVINO bf16", ours, (model, "openvino", "bf16")),
+    ]
+    return [subject for subject in chosen if batch in COMPILED_BATCHES or subject.make is not diffusers_compiled]
+
+
+def prepare(name: str, batches: list[int]) -> Path:
+    """Makes a network's checkpoint and its exported files, unless the same code has made them before."""
+    folder = ROOT / "build" / "bench" / name
+    stamp = _stamp([ROOT / "benchmarks" / "random_unets.py"])
+    for batch in batches:
+        _make(folder / f"plain{batch}.onnx", stamp, _make_plain_export, name, folder, batch)
+    stamp = _stamp([*sorted((ROOT / "export").rglob("*.py")), ROOT / "benchmarks" / "random_unets.py"])
+    _make(folder / "model.onnx", stamp, _make_model, folder)
+    return folder
+
+
+def _stamp(sources: list[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def _make(path: Path, stamp: str, make: Callable[..., None], *arguments: Any) -> None:
+    """Makes a file in a process of its own, whose memory goes with it, unless it bears the stamp already."""
+    mark = path.with_suffix(".stamp")
+    if path.exists() and mark.exists() and mark.read_text() == stamp:
+        return
+    print(f"making {path.relative_to(ROOT)}", flush=True)
+    process = multiprocessing.get_context("spawn").Process(target=make, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{path} could not be made")
+    mark.write_text(stamp)
+
+
+def _make_plain_export(name: str, folder: Path, batch: int) -> None:
+    """The checkpoint, and diffusers' module as torch.onnx.export writes it for a fixed batch."""
+    import torch
+    from diffusers import UNet2DModel
+
+    from random_unets import NETWORKS, random_unet, save_pipeline
+
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint"
+    if name == "digits":
+        if not checkpoint.exists():
+            checkpoint.symlink_to(ROOT / "examples" / "digits" / "checkpoint")
+        unet = UNet2DModel.from_pretrained(checkpoint / "unet", low_cpu_mem_usage=False).eval()
+    else:
+        network = NETWORKS[name]
+        unet = random_unet(network.size, network.channels, layers=network.layers, attention=network.attention)
+        save_pipeline(checkpoint, unet, sigma_max=network.sigma_max, snr=0.075)
+    x, sigma = torch.rand(batch, 3, *2 * [unet.config.sample_size]), torch.ones(batch)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(unet, (x, sigma), folder / f"plain{batch}.onnx", dynamo=True, verbose=False)
+
+
+def _make_model(folder: Path) -> None:
+    from sde_onnx.export import export, from_diffusers
+
+    export(from_diffusers(str(folder / "checkpoint")), folder / "model.onnx", force=True)
+
+
+def inputs(folder: Path, batch: int, generator: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Smooth images plus noise at the smallest, the middle (in log) and the largest sigma, by name."""
+    import sde_onnx
+
+    metadata = sde_onnx.read_metadata(folder / "model.onnx")
+    schedule, (channels, size, _) = metadata.schedule, metadata.image_shape   # square
+    corners = generator.random((batch, channels, 2, 2))
+    ramps = np.stack([1 - np.linspace(0, 1, size), np.linspace(0, 1, size)])
+    images = np.einsum("ncij,ih,jw->nchw", corners, ramps, ramps)
+    cases = {}
+    for sigma in (schedule.sigma_min, (schedule.sigma_min * schedule.sigma_max) ** 0.5, schedule.sigma_max):
+        noisy = images + sigma * generator.standard_normal(images.shape)
+        cases[f"sigma {sigma:.4g}"] = noisy.astype(np.float32), np.full(batch, sigma, np.float32)
+    return cases
+
+
+def row(network: str, batch: int, measurements: dict[str, Measurement]) -> dict[str, Any]:
+    """One comparison as JSON values."""
+    found = {}
+    for name, measurement in measurements.items():
+        found[name] = {key: value for key, value in asdict(measurement).items() if value == value}   # no NaN
+        if not measurement.failure:
+            found[name]["median"] = measurement.median
+            found[name]["ratio"] = ratio(measurements, name, REFERENCE)
+    return {"network": network, "batch": batch, "reference": REFERENCE, "subjects": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORK_NAMES, default=["digits", "32"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--turns", type=int, default=5, help="samples of each subject")
+    parser.add_argument("--prepare", action="store_true", help="only make the files")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these subjects alone, and the reference")
+    parser.add_argument("--output", type=Path, help="the result as JSON")
+    arguments = parser.parse_args()
+    command = " ".join(["python benchmarks/evaluations.py --networks", *arguments.networks, "--batches",
+                        *map(str, arguments.batches), "--turns", str(arguments.turns)])
+    about = environment(command)
+    rows = _rows_of_this_commit(arguments.output, about)
+    for name in arguments.networks:
+        # A batch of four at 1024x1024 passes the memory of this suite's machine, eight processes side by side.
+        batches = [batch for batch in arguments.batches if not (name == "1024" and batch > 1)]
+        folder = prepare(name, batches)
+        for batch in batches if not arguments.prepare else []:
+            if any((row["network"], row["batch"]) == (name, batch) for row in rows):
+                continue
+            print(f"{name}, batch {batch}", flush=True)
+            cases = inputs(folder, batch, np.random.default_rng(0))
+            x, sigma = list(cases.values())[1]
+            chosen = [subject for subject in subjects(folder, batch)
+                      if not arguments.only or subject.name in (REFERENCE, *arguments.only)]
+            measured = compare(chosen, x, sigma, cases, reference=REFERENCE, turns=arguments.turns,
+                               tell=lambda line: print("   ", line, flush=True))
+            rows.append(row(name, batch, measured))
+            for subject, result in measured.items():
+                if not result.failure:
+                    print(f"    {subject:32} {result.median * 1e3:9.1f} ms {ratio(measured, subject, REFERENCE):6.2f}x "
+                          f"error {max(result.errors.values()):.1e}  peak {result.peak_mb or 0:.0f} MB", flush=True)
+            if arguments.output:
+                arguments.output.parent.mkdir(parents=True, exist_ok=True)
+                arguments.output.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+
+
+def _rows_of_this_commit(output: Path | None, about: dict[str, object]) -> list[dict[str, Any]]:
+    """The rows that an unfinished run of the same commit on the same machine has left."""
+    if output is None or not output.exists():
+        return []
+    found = json.loads(output.read_text())
+    return found["rows"] if found["environment"] == about and not about["modified"] else []
+
+
+if __name__ == "__main__":
+    main()

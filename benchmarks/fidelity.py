@@ -1,0 +1,88 @@
+"""How good images of digits are: a judge trained on real digits that the model has never seen.
+
+The judge is a small convolutional classifier. Its features give a Fréchet distance, as Inception's do for photographs:
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))      over means and covariances of the features of two sets
+
+Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", eq. 6.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.linalg import sqrtm
+from torch import Tensor, nn
+
+from environment import ROOT
+
+sys.path.insert(0, str(ROOT / "examples" / "digits"))
+from data import colour, load_ink
+
+__all__ = ["Judge", "frechet_distance", "real_digits"]
+
+FEATURES = 32
+TRAINING_STEPS = 1500
+
+
+class Judge(nn.Module):
+    """A classifier of coloured digits, ``[N, 3, 16, 16]`` in [0, 1], trained when it is made; the same each time.
+
+    Args:
+        seed: of its initial weights and its batches.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(),
+                nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 16, FEATURES),
+                nn.ReLU(),
+            )
+            self.head = nn.Linear(FEATURES, 10)
+        self._train(generator)
+
+    def _train(self, generator: torch.Generator) -> None:
+        ink, labels = load_ink(16, held_out=True)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=1e-2)
+        for _ in range(TRAINING_STEPS):
+            chosen = torch.randint(len(ink), (128,), generator=generator)
+            images = _shifted(colour(ink[chosen], generator), generator)
+            loss = F.cross_entropy(self.head(self.body(images)), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def look(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Features ``[N, FEATURES]`` and probabilities ``[N, 10]``."""
+        features = torch.cat([self.body(part) for part in torch.from_numpy(images).split(512)])
+        return features.double().numpy(), torch.softmax(self.head(features), dim=1).double().numpy()
+
+
+def real_digits(count: int, *, held_out: bool, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """``count`` real digits in fresh colours, and what they say."""
+    generator = torch.Generator().manual_seed(seed)
+    ink, labels = load_ink(16, held_out=held_out)
+    chosen = torch.randint(len(ink), (count,), generator=generator)
+    return colour(ink[chosen], generator).numpy(), labels[chosen].numpy()
+
+
+def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """The Fréchet distance of two sets of features, ``[N, K]`` and ``[M, K]``."""
+    means, covariances = [x.mean(axis=0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
+
+
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each batch moved by up to a pixel, so that the judge does not hang on exact places."""
+    down, right = (int(step) for step in torch.randint(-1, 2, (2,), generator=generator))
+    return torch.roll(images, (down, right), dims=(2, 3))
