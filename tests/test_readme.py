@@ -5,19 +5,29 @@ from pathlib import Path
 
 import pytest
 
+import fresh_clone
+import report
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_timings_are_those_of_the_committed_run(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import fresh_clone
-
+def test_the_timings_are_those_of_the_committed_run():
     results = ROOT / "benchmarks" / "results" / "fresh_clone.json"
     start, end = (README.index(mark) for mark in fresh_clone.MARKS)
     claimed = README[start + len(fresh_clone.MARKS[0]) : end].strip()
     # Without a committed run there is nothing to claim.
     assert claimed == (fresh_clone.timings(json.loads(results.read_text())) if results.exists() else "")
+
+
+@pytest.mark.parametrize(("marks", "write", "names"), [
+    (report.CPU_MARKS, report.cpu_section, ["cpu.json", "loop.json"]),
+    (report.BF16_MARKS, report.bf16_section, ["bf16.json"]),
+], ids=["cpu", "bf16"])
+def test_a_benchmark_section_is_what_the_committed_results_say(marks, write, names):
+    start, end = (README.index(mark) for mark in marks)
+    claimed = README[start + len(marks[0]) : end].strip()
+    assert claimed == write(*(json.loads((report.RESULTS / name).read_text()) for name in names))
 
 
 def test_its_links_lead_somewhere():
