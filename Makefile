@@ -30,8 +30,9 @@ lint: $(INSTALLED)    ## check style and types
 bench: $(INSTALLED)    ## time network evaluations against PyTorch, side by side: digits and 32x32
 	$(BIN)/python benchmarks/evaluations.py
 
-bench-full: $(INSTALLED)    ## the same up to 1024x1024, an hour; the README's table and plot are made of it
+bench-full: $(INSTALLED)    ## the same up to 1024x1024, over an hour; the README's table and plot come from it
 	$(BIN)/python benchmarks/evaluations.py --networks digits 32 256 1024 --batches 1 4 --output benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/loop.py --output benchmarks/results/loop.json
 	$(BIN)/python benchmarks/report.py
 
 $(INSTALLED): pyproject.toml constraints.txt

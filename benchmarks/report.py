@@ -20,12 +20,13 @@ OURS = "sde-onnx"
 
 def cpu_section(cpu: dict[str, Any], loop: dict[str, Any]) -> str:
     """The README's text on the speed of CPUs, from what evaluations.py and loop.py have written."""
-    about, rows = cpu["environment"], cpu["rows"]
+    rows = cpu["rows"]
+    about = rows[-1]["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     shares = "; ".join(f"{row['network']} at batch {row['batch_size']}, {row['provider']} {row['precision']}: "
                        f"{100 * row['loop_share']:.1f}%" for row in loop["rows"])
     return "\n".join([
-        f"One run of `make bench-full` on {about['cores']} cores ({about['cpu']}, {', '.join(about['cpu_features'])}; "
+        f"`make bench-full` on {about['cores']} cores ({about['cpu']}, {', '.join(about['cpu_features'])}; "
         f"{versions}). Times faster",
         "than diffusers' module in eager PyTorch float32 at batch 1, and in parentheses the largest relative error "
         "against it over",
@@ -121,7 +122,7 @@ def plot(cpu: dict[str, Any], path: Path) -> None:
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(rows)), [TITLES[row["network"]] for row in rows])
     axes.set_ylabel("times faster than diffusers eager fp32")
-    axes.set_title(f"One network evaluation, batch 1, {cpu['environment']['cores']} cores")
+    axes.set_title(f"One network evaluation, batch 1, {rows[0]['environment']['cores']} cores")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=130)
