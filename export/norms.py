@@ -13,13 +13,16 @@ The shift (the noise level's embedding) never passes over the image, and norm, g
 sum. ``q - m^2`` loses precision where a group's mean is many times its deviation: M^2 / V times the rounding of the
 sums, a few 1e-7. In the bundled model that ratio is 13 at most; the check at export measures what it costs.
 
+Moments belong to a tensor and not to a norm: a skip connection's are those that its own level has taken, and those of a
+concatenation are its parts' put together.
+
 A norm is one node while the network is traced, which saves the exporter most of its work, and is written out after.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,6 +69,9 @@ def write_norms(model: onnx.ModelProto) -> None:
     values = {item.name: item for item in graph.initializer}
     shapes = {item.name: [size.dim_value for size in item.type.tensor_type.shape.dim]
               for item in (*graph.input, *graph.value_info)}
+    parts = {node.output[0]: list(node.input) for node in graph.node
+             if node.op_type == "Concat" and helper.get_node_attr_value(node, "axis") == 1}
+    moments: dict[str, tuple[str, str]] = {}
     nodes = []
     for node in graph.node:
         if (node.domain, node.op_type) != (DOMAIN, OPERATOR):
@@ -73,9 +79,9 @@ def write_norms(model: onnx.ModelProto) -> None:
             continue
         x, gain, bias, *shift = node.input
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        writer = _NormWriter(node.output[0], shapes[x][1:], attributes["num_groups"])
+        writer = _NormWriter(node.output[0], x, attributes["num_groups"], shapes, parts, moments)
         gain, bias = (numpy_helper.to_array(values[name]) for name in (gain, bias))
-        writer.write(x, gain, bias, shift[0] if shift else None, attributes["epsilon"])
+        writer.write(gain, bias, shift[0] if shift else None, attributes["epsilon"])
         nodes.extend(writer.nodes)
         graph.initializer.extend(writer.constants.values())
     del graph.node[:]
@@ -94,24 +100,34 @@ class _NormWriter:
 
     Args:
         result: the name of the norm's result.
-        shape: of the image, ``(C, H, W)``.
+        x: the name of what is normalized.
         groups: of the channels.
+        shapes: of the graph's values, ``[N, C, H, W]``.
+        parts: inputs of the graph's concatenations of channels, by the names of their results.
+        moments: names of the mean and the mean square of each value that has them, ``[N, C]``; added to.
     """
 
-    def __init__(self, result: str, shape: list[int], groups: int) -> None:
+    def __init__(
+        self, result: str, x: str, groups: int, shapes: Mapping[str, list[int]], parts: Mapping[str, list[str]],
+        moments: dict[str, tuple[str, str]],
+    ) -> None:
         self.result = result
-        self.channels, self.height, self.width = shape
+        self.x = x
+        self.shapes = shapes
+        self.parts = parts
+        self.moments = moments
+        _, self.channels, self.height, self.width = shapes[x]
         self.grouped = (groups, self.channels // groups)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
-    def write(self, x: str, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
+    def write(self, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
         small = self.grouped[1] * self.height * self.width <= LARGEST_PLAIN_GROUP
         form: Callable[..., None] = self._plain if small else self._moments
-        form(x, gain.astype(np.float32), bias.astype(np.float32), shift, epsilon)
+        form(gain.astype(np.float32), bias.astype(np.float32), shift, epsilon)
 
-    def _plain(self, x: str, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
-        groups = self.grouped[0]
+    def _plain(self, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
+        x, groups = self.x, self.grouped[0]
         if shift is not None:
             x = self._add("Add", x, self._reshape(shift, self.channels, 1, 1))
         ones, zeros = (self._constant(np.full(groups, value, np.float32)) for value in (1, 0))
@@ -121,13 +137,8 @@ class _NormWriter:
         scaled = self._add("Mul", normalized, self._constant(gain[:, None, None]))
         self._add("Add", scaled, self._constant(bias[:, None, None]), output=self.result)
 
-    def _moments(self, x: str, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
-        # Reshaped before it is squared: in the image's shape ONNX Runtime would square it in the blocked layout of its
-        # convolutions, and reorder both.
-        stretch = math.gcd(self.height * self.width, LONGEST_SUM)
-        rows = self._reshape(x, self.channels, self.height * self.width // stretch, stretch)
-        mean = self._mean_of_channels(rows)
-        square = self._mean_of_channels(self._add("Mul", rows, rows))
+    def _moments(self, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
+        mean, square = (self._reshape(moment, *self.grouped) for moment in self._channel_moments(self.x))
         shifted = mean if shift is None else self._add("Add", mean, self._reshape(shift, *self.grouped))
         off_centre = self._add("Sub", shifted, self._mean(shifted, 2, keep=True))
         within = self._add("Sub", square, self._add("Mul", mean, mean))
@@ -138,10 +149,23 @@ class _NormWriter:
         moved = self._add("Mul", self._add("Sub", off_centre, mean), factor)
         summand = self._add("Add", moved, self._constant(bias.reshape(self.grouped)))
         factor, summand = (self._reshape(value, self.channels, 1, 1) for value in (factor, summand))
-        self._add("Add", self._add("Mul", x, factor), summand, output=self.result)
+        self._add("Add", self._add("Mul", self.x, factor), summand, output=self.result)
 
-    def _mean_of_channels(self, rows: str) -> str:
-        return self._reshape(self._mean(self._mean(rows, 3), 2), *self.grouped)
+    def _channel_moments(self, x: str) -> tuple[str, str]:
+        """Mean and mean square of each channel of a value, ``[N, C]``; taken once for all norms."""
+        if x not in self.moments:
+            if x in self.parts:
+                means, squares = zip(*(self._channel_moments(part) for part in self.parts[x]), strict=True)
+                self.moments[x] = self._add("Concat", *means, axis=1), self._add("Concat", *squares, axis=1)
+            else:
+                # Reshaped before it is squared: in the image's shape ONNX Runtime would square it in the blocked layout
+                # of its convolutions, and reorder both.
+                _, channels, height, width = self.shapes[x]
+                stretch = math.gcd(height * width, LONGEST_SUM)
+                rows = self._reshape(x, channels, height * width // stretch, stretch)
+                squared = self._add("Mul", rows, rows)
+                self.moments[x] = self._mean(self._mean(rows, 3), 2), self._mean(self._mean(squared, 3), 2)
+        return self.moments[x]
 
     def _mean(self, x: str, axis: int, *, keep: bool = False) -> str:
         return self._add("ReduceMean", x, self._constant(np.array([axis])), keepdims=int(keep))

@@ -82,3 +82,26 @@ def test_large_norms_leave_no_kernel_of_one_thread(monkeypatch):
     count = sum(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
     assert small["InstanceNormalization"] == large["Sqrt"] == count
     assert large["InstanceNormalization"] == small["Sqrt"] == 0
+
+
+def test_moments_are_taken_once_for_each_tensor(monkeypatch, rng):
+    """A tensor of two norms, and one that is part of a concatenation."""
+    monkeypatch.setattr(norms, "LARGEST_PLAIN_GROUP", 0)
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (group_norm(channels, groups=3, eps=1e-6) for channels in (6, 18))
+
+        def forward(self, x, y):
+            return self.second(torch.cat([self.first(x), x, y], dim=1))
+
+    layer = Twice().eval()
+    x, y = (torch.tensor(rng.normal(1, 2, (2, 6, 8, 8)), dtype=torch.float32) for _ in range(2))
+    with torch.no_grad():
+        expected = layer(x, y).numpy()
+    model = write(layer, x, y)
+    kinds = collections.Counter(node.op_type for node in model.graph.node)
+    # Of x, y and the first result: a mean of rows and one of those, for mean and square; and of groups, two each.
+    assert kinds["ReduceMean"] == 3 * 4 + 2 * 2
+    np.testing.assert_allclose(run(model, x, y), expected, atol=1e-5)
