@@ -7,10 +7,9 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-from sde_onnx.export.checkpoints import sha256
 from sde_onnx.export.checkpoints.diffusers import find_files, from_diffusers
 from sde_onnx.export.to_onnx import REVISION, export
-from sde_onnx.files import cache_folder
+from sde_onnx.files import cache_folder, sha256
 from sde_onnx.metadata import FORMAT
 
 __all__ = ["cached_export"]

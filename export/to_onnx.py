@@ -73,7 +73,10 @@ def export(checkpoint: Checkpoint, path: str | os.PathLike[str], *, force: bool 
         n_corrector=checkpoint.n_corrector,
         image_shape=shape,
         data_range=(0.0, 1.0),
-        architecture=config.to_json() | {"parameters": sum(p.numel() for p in checkpoint.network.parameters())},
+        architecture=config.to_json() | {
+            "parameters": sum(p.numel() for p in checkpoint.network.parameters()),
+            "discrete": config.noise_levels is not None,   # any other sigma is taken for the nearest that was trained
+        },
         precision="fp32",
         target="any",
         source={"name": checkpoint.name, "sha256": checkpoint.sha256},

@@ -6,9 +6,19 @@ from importlib.util import find_spec
 
 from sde_onnx.errors import MissingExtraError
 
-__all__ = ["require_export"]
+__all__ = ["require_export", "require_scipy"]
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
+
+
+def require_scipy() -> None:
+    """Makes sure that adaptive ODE solvers can run here.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
+    """
+    if find_spec("scipy") is None:
+        raise MissingExtraError("this solver needs scipy, not installed here: pip install 'sde-onnx[ode]'")
 
 
 def require_export() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from sde_onnx.errors import OutputError
 
-__all__ = ["cache_folder", "check_writable", "replacing"]
+__all__ = ["cache_folder", "check_writable", "replacing", "sha256"]
 
 
 def check_writable(path: Path, *, force: bool) -> None:
@@ -59,6 +60,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,9 @@ from tqdm import tqdm
 from sde_onnx.errors import InputError
 from sde_onnx.memory import available_memory, image_memory
 from sde_onnx.noise import PortableNoise, check_seeds
-from sde_onnx.samplers import Step, predictor_corrector
+from sde_onnx.samplers import Step
 from sde_onnx.session import ScoreModel
-from sde_onnx.steps import LangevinNorm
+from sde_onnx.solvers import start_solver, step_count
 
 __all__ = ["Batch", "choose_batch_size", "default_batch_size", "sample", "sample_batches"]
 
@@ -36,38 +37,36 @@ def sample(
     seeds: Sequence[int],
     steps: int | None = None,
     *,
+    solver: str = "pc",
     batch_size: int | None = None,
-    snr: float | None = None,
-    n_corrector: int | None = None,
-    langevin_norm: LangevinNorm = "image",
     progress: bool = False,
+    **options: Any,
 ) -> NDArray[np.float32]:
-    """Samples one image for each seed with the predictor-corrector sampler.
+    """Samples one image for each seed.
 
     Args:
         model: a loaded model file.
         seeds: 0 to 2^64 - 1 each. An image depends on its own seed alone, unless ``langevin_norm`` is ``"batch"``.
-        steps: noise levels, >= 1; the model's own number if not given.
+        steps: noise levels; the solver's own number, or for ``"pc"`` the model's, if not given.
+        solver: a key of :data:`sde_onnx.solvers.SOLVERS`.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
-        snr: the corrector's signal-to-noise ratio; the model's own if not given.
-        n_corrector: corrections a step; the model's own if not given.
-        langevin_norm: see :func:`sde_onnx.steps.langevin_step`.
         progress: show a progress bar on standard error if it is a terminal.
+        options: of the solver, by the names in its entry of SOLVERS. ``"pc"`` has those of
+            :func:`sde_onnx.samplers.predictor_corrector`, of which ``snr`` and ``n_corrector`` are the model's own if
+            not given; the others those of :mod:`sde_onnx.solvers`, and ``schedule`` and ``rho``.
 
     Returns:
         ``[N, C, H, W]`` float32 in [0, 1].
 
     Raises:
-        InputError: an argument out of its range.
+        InputError: an argument out of its range, or an option that the solver does not have.
         NonFiniteError: NaN or infinity appeared.
     """
-    batches = sample_batches(
-        model, seeds, steps, batch_size=batch_size, snr=snr, n_corrector=n_corrector, langevin_norm=langevin_norm
-    )
-    total = len(seeds) * (steps or model.metadata.schedule.num_scales)
+    batches = sample_batches(model, seeds, steps, solver=solver, batch_size=batch_size, **options)
+    total = len(seeds) * step_count(solver, model.metadata.schedule, steps)
     images = []
-    with tqdm(total=total, unit="step", disable=None if progress else True) as bar:
+    with tqdm(total=total or None, unit="step", disable=None if progress else True) as bar:
         for batch in batches:
             for step in batch.steps:   # noqa: B007  # the last one is the result
                 bar.update(len(batch.seeds))
@@ -80,10 +79,9 @@ def sample_batches(
     seeds: Sequence[int],
     steps: int | None = None,
     *,
+    solver: str = "pc",
     batch_size: int | None = None,
-    snr: float | None = None,
-    n_corrector: int | None = None,
-    langevin_norm: LangevinNorm = "image",
+    **options: Any,
 ) -> Iterator[Batch]:
     """Returns the batches of :func:`sample`, each an iterator over its steps, for whoever wants to see them.
 
@@ -91,29 +89,27 @@ def sample_batches(
     """
     metadata = model.metadata
     check_seeds(seeds)
-    size = choose_batch_size(model, len(seeds), batch_size, langevin_norm)
+    size = choose_batch_size(model, len(seeds), batch_size, images_depend=options.get("langevin_norm") == "batch")
+    model_options = {"snr": metadata.snr, "n_corrector": metadata.n_corrector}
 
     def start(chunk: Sequence[int]) -> Batch:
-        return Batch(
-            list(chunk),
-            predictor_corrector(
-                model,
-                PortableNoise(chunk, metadata.image_shape),
-                metadata.schedule,
-                metadata.schedule.num_scales if steps is None else steps,
-                snr=metadata.snr if snr is None else snr,
-                n_corrector=metadata.n_corrector if n_corrector is None else n_corrector,
-                langevin_norm=langevin_norm,
-            ),
-        )
+        noise = PortableNoise(chunk, metadata.image_shape)
+        return Batch(list(chunk), start_solver(solver, model, noise, metadata.schedule, steps,
+                                               model_options=model_options, options=options))
 
     chunks = [seeds[first : first + size] for first in range(0, len(seeds), size)]
     start(chunks[0])   # bad arguments raise here; nothing is computed before the steps are asked for
     return map(start, chunks)
 
 
-def choose_batch_size(model: ScoreModel, images: int, asked: int | None, langevin_norm: LangevinNorm) -> int:
+def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, images_depend: bool = False) -> int:
     """Returns how many images to sample at a time: as asked, or by their size, and no more than fit into memory.
+
+    Args:
+        model: a loaded model file.
+        images: to be sampled in all.
+        asked: by the user, or ``None``.
+        images_depend: whether an image depends on its batch, which then must not be split.
 
     Raises:
         InputError: less than 1, or more than fit where an image depends on its batch.
@@ -128,7 +124,7 @@ def choose_batch_size(model: ScoreModel, images: int, asked: int | None, langevi
         return size
     fits = max(1, free // need)
     told = f"{size} images at a time need about {size * need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-    if langevin_norm == "batch":
+    if images_depend:
         raise InputError(f"{told}, and with langevin_norm 'batch' a smaller batch gives other images: sample fewer")
     warnings.warn(f"{told}: {fits} at a time", ResourceWarning, stacklevel=3)
     return fits

@@ -13,7 +13,7 @@ from PIL import Image
 from sde_onnx.errors import InputError
 from sde_onnx.files import replacing
 
-__all__ = ["grid", "save_gif", "save_png", "to_pil", "to_uint8"]
+__all__ = ["grid", "load_png", "save_gif", "save_png", "to_pil", "to_uint8"]
 
 UInt8Array = NDArray[np.uint8]
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -57,6 +57,13 @@ def save_png(path: Path, image: UInt8Array) -> None:
     """Writes one ``[H, W, C]`` picture as PNG."""
     with replacing(path) as temporary:
         to_pil(image).save(temporary, format="PNG")
+
+
+def load_png(path: Path) -> UInt8Array:
+    """Reads a picture that :func:`save_png` wrote: ``[H, W, C]``."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def save_gif(path: Path, frames: Sequence[UInt8Array], *, milliseconds: int = 80, hold: int = 1500) -> None:

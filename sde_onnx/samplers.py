@@ -16,9 +16,9 @@ import numpy as np
 from sde_onnx.errors import InputError, NonFiniteError
 from sde_onnx.noise import NoiseSource
 from sde_onnx.schedule import NoiseLevel, VeSchedule
-from sde_onnx.steps import LangevinNorm, check_corrector, langevin_step, reverse_diffusion_step
+from sde_onnx.steps import LangevinNorm, check_corrector, langevin_step, langevin_step_size, prediction_step
 
-__all__ = ["ScoreFunction", "Step", "predictor_corrector"]
+__all__ = ["CORRECTORS", "PREDICTORS", "ScoreFunction", "Step", "check_finite", "predictor_corrector"]
 
 Array = Any
 ScoreFunction = Callable[[Array, Array], Array]
@@ -35,6 +35,31 @@ class Step:
     nfe: int        # network evaluations so far, an image
 
 
+def _reverse_diffusion(level: NoiseLevel, schedule: VeSchedule, steps: int) -> tuple[Any, Any]:
+    variance = level.sigma**2 - level.sigma_next**2
+    return variance, variance**0.5
+
+
+def _euler_maruyama(level: NoiseLevel, schedule: VeSchedule, steps: int) -> tuple[Any, Any]:
+    variance = level.sigma_cond**2 * np.float32(2 * math.log(schedule.sigma_max / schedule.sigma_min) / steps)
+    return variance, variance**0.5
+
+
+def _ancestral(level: NoiseLevel, schedule: VeSchedule, steps: int) -> tuple[Any, Any]:
+    variance = level.sigma**2 - level.sigma_next**2
+    return variance, variance**0.5 * level.sigma_next / level.sigma
+
+
+# What a step multiplies the score and the noise by: see sde_onnx.steps.
+PREDICTORS: dict[str, Callable[[NoiseLevel, VeSchedule, int], tuple[Any, Any]] | None] = {
+    "reverse_diffusion": _reverse_diffusion,
+    "euler_maruyama": _euler_maruyama,
+    "ancestral": _ancestral,
+    "none": None,
+}
+CORRECTORS = ("langevin", "ald", "none")
+
+
 def predictor_corrector(
     score: ScoreFunction,
     noise: NoiseSource,
@@ -42,10 +67,13 @@ def predictor_corrector(
     steps: int,
     *,
     snr: float,
+    predictor: str = "reverse_diffusion",
+    corrector: str = "langevin",
     n_corrector: int = 1,
+    probability_flow: bool = False,
     langevin_norm: LangevinNorm = "image",
 ) -> Iterator[Step]:
-    """Yields the steps of predictor-corrector sampling: Langevin corrections, then a reverse diffusion prediction.
+    """Yields the steps of predictor-corrector sampling: corrections at a noise level, then a prediction of the next.
 
     Noise is drawn in the references' order: the initial latent, then at each step one array for each correction and
     one for the prediction, the last of which moves only ``x``, not the result ``x_mean``. The corrector runs before
@@ -57,38 +85,70 @@ def predictor_corrector(
         schedule: the model's noise levels.
         steps: N, >= 1.
         snr: the corrector's signal-to-noise ratio, > 0.
+        predictor: a key of PREDICTORS; ``"none"`` leaves corrections alone (annealed Langevin dynamics).
+        corrector: ``"langevin"`` (step sizes from norms), ``"ald"`` (from sigma) or ``"none"``.
         n_corrector: corrections a step, >= 0.
-        langevin_norm: see :func:`sde_onnx.steps.langevin_step`.
+        probability_flow: predict along the probability-flow ODE: half the drift and no noise, nor is any drawn for it.
+        langevin_norm: see :func:`sde_onnx.steps.langevin_step_size`.
 
     Raises:
-        InputError: an argument out of its range.
+        InputError: an argument out of its range, or neither a predictor nor a corrector.
         NonFiniteError: x stopped being finite; names the step and its sigma.
 
-    Source: Song et al. 2021, algorithms 1, 2 and 4.
+    Source: Song et al. 2021, algorithms 1, 2 and 4, section 4.3 and appendix F (ancestral sampling, equation 47).
     """
     levels = list(schedule.levels(steps))
     check_corrector(snr, n_corrector)
-    if langevin_norm not in ("image", "batch"):
-        raise InputError(f"langevin_norm is {langevin_norm!r}, expected 'image' or 'batch'")
+    for name, value, known in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS),
+                               ("langevin_norm", langevin_norm, ("image", "batch"))):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}, expected one of: {', '.join(known)}")
+    corrections = 0 if corrector == "none" else n_corrector
+    predict = PREDICTORS[predictor]
+    if predict is None and corrections == 0:
+        raise InputError("with neither a predictor nor a corrector nothing happens: choose one of them")
+    evaluations = corrections + (predict is not None)
+
+    def correct(x: Array, told: Array, level: NoiseLevel) -> Array:
+        gradient, z = score(x, told), noise()
+        if corrector == "ald":
+            step_size = 2 * (np.float32(snr) * level.sigma_cond) ** 2
+        else:
+            step_size = langevin_step_size(gradient, z, snr=snr, norm=langevin_norm)
+        return langevin_step(x, gradient, z, step_size=step_size)
 
     @np.errstate(all="ignore")   # what numpy would warn of ends the run below, with the step named
     def advance(x: Array, level: NoiseLevel) -> tuple[Array, Array]:
         # A sigma for each image, in x's own array type.
         told = 0 * x[:, 0, 0, 0] + level.sigma_cond
-        for _ in range(n_corrector):
-            x = langevin_step(x, score(x, told), noise(), snr=snr, norm=langevin_norm)
-        return reverse_diffusion_step(x, score(x, told), noise(), sigma=level.sigma, sigma_next=level.sigma_next)
+        for _ in range(corrections):
+            x = correct(x, told, level)
+        if predict is None:
+            return x, x
+        variance, std = predict(level, schedule, steps)
+        if probability_flow:
+            return prediction_step(x, score(x, told), None, variance=variance / 2, std=0)
+        return prediction_step(x, score(x, told), noise(), variance=variance, std=std)
 
     def run() -> Iterator[Step]:
         x = noise() * schedule.sigma_max
         for index, level in enumerate(levels):
             x, x_mean = advance(x, level)
-            # Any NaN or infinity reaches the sum, which is one pass and no temporary array.
-            if not math.isfinite(float(x.sum())):
-                raise NonFiniteError(
-                    f"NaN or infinity at step {index + 1} of {steps} (sigma {level.sigma:.4g}): the model's weights or "
-                    "its sigma range are damaged, or snr is far too large"
-                )
-            yield Step(index, float(level.sigma), x, x_mean, (index + 1) * (n_corrector + 1))
+            check_finite(x, index, steps, level.sigma)
+            yield Step(index, float(level.sigma), x, x_mean, (index + 1) * evaluations)
 
     return run()
+
+
+def check_finite(x: Array, index: int, steps: int, sigma: float) -> None:
+    """Stops a run with NaN or infinity in ``x`` after step ``index`` (from 0) of ``steps``, which began at ``sigma``.
+
+    Raises:
+        NonFiniteError: names the step and its sigma.
+    """
+    # Any NaN or infinity reaches the sum, which is one pass and no temporary array.
+    if not math.isfinite(float(x.sum())):
+        raise NonFiniteError(
+            f"NaN or infinity at step {index + 1} of {steps} (sigma {sigma:.4g}): the model's weights or its sigma "
+            "range are damaged, or snr is far too large"
+        )

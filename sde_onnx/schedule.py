@@ -1,4 +1,4 @@
-"""Noise levels: the reference's predictor-corrector schedule. The only module that knows a time ``t``.
+"""Noise levels: the reference's predictor-corrector schedule, and those of solvers. The only module that knows a ``t``.
 
 With N steps, ``t`` running evenly from 1 to ``sampling_eps``, and a grid even in log sigma:
 
@@ -62,6 +62,11 @@ class VeSchedule:
         if not 0 < self.sampling_eps < 1:
             raise ConfigError(f"sampling_eps is {self.sampling_eps}, expected a time between 0 and 1")
 
+    @property
+    def sigma_end(self) -> float:
+        """The last level that the network is asked at: that of the time ``sampling_eps``."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** self.sampling_eps
+
     def levels(self, steps: int) -> Iterator[NoiseLevel]:
         """Yields the reference's noise levels, from the largest.
 
@@ -79,3 +84,33 @@ class VeSchedule:
         sigma_cond = (self.sigma_min * (self.sigma_max / self.sigma_min) ** t).astype(np.float32)
         following = np.append(grid[-2::-1], np.float32(0))
         return map(NoiseLevel, sigma_cond, grid[::-1], following)
+
+    def geometric(self, steps: int) -> list[float]:
+        """Noise levels that fall evenly in log sigma, then 0: ``steps + 1`` numbers.
+
+        Raises:
+            InputError: ``steps`` below 2.
+        """
+        return self.karras(steps, rho=math.inf)
+
+    def karras(self, steps: int, *, rho: float = 7.0) -> list[float]:
+        """Noise levels that fall evenly in ``sigma^(1/rho)``, then 0: ``steps + 1`` numbers.
+
+        Args:
+            steps: >= 2.
+            rho: >= 1; the larger, the more steps at small sigma. Infinity is the geometric schedule.
+
+        Raises:
+            InputError: an argument out of its range.
+
+        Source: Karras et al. 2022, equation 5.
+        """
+        if steps < 2:
+            raise InputError(f"steps is {steps}, expected at least 2")
+        if not rho >= 1:
+            raise InputError(f"rho is {rho}, expected at least 1")
+        if rho == math.inf:
+            sigmas = np.geomspace(self.sigma_max, self.sigma_min, steps)
+        else:
+            sigmas = np.linspace(self.sigma_max ** (1 / rho), self.sigma_min ** (1 / rho), steps) ** rho
+        return [*sigmas.tolist(), 0.0]

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from sde_onnx.errors import CheckpointError, SdeOnnxError
 from sde_onnx.export import from_diffusers
-from sde_onnx.export.checkpoints import sha256
 from sde_onnx.export.checkpoints.unet2d import network_config
+from sde_onnx.files import sha256
 
 from random_unets import random_unet
 

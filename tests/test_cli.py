@@ -53,7 +53,7 @@ def test_a_png_of_several_seeds_is_a_grid(model_file, model, tmp_path):
     assert picture.shape == (64, 64, 3)
     expected = sde_onnx.images.to_uint8(sde_onnx.sample(model, seeds=[0, 1, 2, 7], steps=3))
     np.testing.assert_array_equal(picture[32::2, 32::2], expected[3])
-    assert "4 images, seeds 0-2,7, 3 steps, nfe 6, cpu" in result.stdout
+    assert "4 images, seeds 0-2,7, pc, 3 steps, nfe 6, cpu fp32" in result.stdout
     assert result.stderr == ""   # no progress bar without a terminal
 
 
@@ -68,7 +68,7 @@ def test_a_folder_holds_a_picture_a_seed(model_file, tmp_path):
     sample(model_file, "--seeds", "8-10", "--steps", 2, "--batch-size", 2, "-o", tmp_path / "out", "--grid",
            "--gif", tmp_path / "d.gif")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000008.png", "000009.png", "000010.png",
-                                                                         "grid.png"]
+                                                                         "grid.png", "run.json"]
     assert Image.open(tmp_path / "out" / "grid.png").size == (32, 32)
     animation = Image.open(tmp_path / "d.gif")
     assert (animation.n_frames, animation.size) == (2, (32, 32))
@@ -79,6 +79,31 @@ def test_the_options_of_the_sampler_reach_it(model_file, model, tmp_path):
            "batch", "-o", tmp_path / "s.npz")
     expected = sde_onnx.sample(model, seeds=[1, 2], steps=3, snr=0.3, n_corrector=2, langevin_norm="batch")
     np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
+
+
+def test_the_options_of_solvers_are_those_of_their_table():
+    from sde_onnx.cli import solving
+    from sde_onnx.solvers import SOLVERS
+
+    assert tuple(SOLVERS) == solving.SOLVER_NAMES
+    command = main.commands["sample"]
+    names = {parameter.name for parameter in command.params}
+    owned = {option for solver in SOLVERS.values() for option in solver.options}
+    assert owned <= names
+    [choice] = [parameter.type for parameter in command.params if parameter.name == "solver"]
+    assert tuple(choice.choices) == tuple(SOLVERS)
+
+
+def test_a_solver_and_its_options_reach_the_sampler(model_file, model, tmp_path):
+    sample(model_file, "--seeds", "1-2", "--solver", "sde-dpmpp-2m", "--steps", 4, "--eta", 0.5, "--schedule",
+           "geometric", "-o", tmp_path / "s.npz")
+    expected = sde_onnx.sample(model, [1, 2], 4, solver="sde-dpmpp-2m", eta=0.5, schedule="geometric")
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
+
+
+def test_an_option_of_another_solver_is_refused(model_file):
+    refuses("option churn belongs to stochastic-heun; solver heun has schedule, rho", "sample", model_file, "--solver",
+            "heun", "--churn", 3)
 
 
 def test_existing_outputs_are_kept_unless_forced(model_file, tmp_path):

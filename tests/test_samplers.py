@@ -89,23 +89,44 @@ def test_the_loop_equals_diffusers_on_a_closed_form_score(rng):
         np.testing.assert_allclose(step.x_mean, expected_mean, atol=tolerance)
 
 
-def test_the_loop_equals_score_sde(golden):
-    """A recorded run of the original: its network, its noise, ten steps."""
+@pytest.mark.parametrize(("predictor", "corrector"), [
+    ("reverse_diffusion", "langevin"), ("reverse_diffusion", "ald"), ("ancestral", "none"), ("euler_maruyama", "none"),
+    ("none", "langevin"),
+])
+def test_the_loop_equals_score_sde(predictor, corrector, golden):
+    """Recorded runs of the original: its network, its noise, ten steps."""
     folder = golden / "score_sde" / "church_ncsnpp_continuous"
-    recorded = np.load(folder / "samplers" / "pc_reverse_diffusion_langevin.npz")
+    name = "ancestral_sampling" if predictor == "ancestral" else predictor
+    recorded = np.load(folder / "samplers" / f"pc_{name}_{corrector}.npz")
     network = score_sde_network(folder)
 
     def score(x, sigma):
         with torch.no_grad():
             return network(torch.tensor(x), torch.tensor(sigma)).numpy()
 
+    drawn = iter(recorded["noise"])
     schedule = VeSchedule(0.01, 380.0, sampling_eps=float(recorded["eps"]))
-    steps = list(predictor_corrector(score, iter(recorded["noise"]).__next__, schedule, int(recorded["N"]),
-                                     snr=float(recorded["snr"]), langevin_norm="batch"))
+    steps = list(predictor_corrector(score, drawn.__next__, schedule, int(recorded["N"]), snr=float(recorded["snr"]),
+                                     predictor=predictor, corrector=corrector, langevin_norm="batch"))
+    assert next(drawn, None) is None   # all the noise, and in its order
     after_predictor = recorded["x_after_each_update"][1::2]
     for step, expected in zip(steps, after_predictor, strict=True):
         assert relative_error(step.x, expected) < 1e-5   # ten steps' worth of rounding
     assert relative_error(steps[-1].x_mean, recorded["result"]) < 1e-5
+    assert steps[-1].nfe == 10 * ((predictor != "none") + (corrector != "none"))
+
+
+@pytest.mark.parametrize("predictor", ["reverse_diffusion", "euler_maruyama", "ancestral"])
+def test_probability_flow_carries_a_latent_to_its_place_in_the_data(predictor, rng):
+    """For Gaussian data the ODE's solution is known: x - mean shrinks with the standard deviation of x."""
+    z = rng.standard_normal((4, 1, 8, 8), np.float32)
+    draws = iter([z])   # no other noise is drawn
+    start = (SCHEDULE.sigma_max**2 + STD**2) ** 0.5
+    step = last(predictor_corrector(gaussian_score, draws.__next__, SCHEDULE, 2000, snr=0.16, predictor=predictor,
+                                    corrector="none", probability_flow=True))
+    expected = MEAN + (z * SCHEDULE.sigma_max - MEAN) * STD / start
+    np.testing.assert_allclose(step.x, expected, atol=0.04 * STD)   # first order, at 4 deviations
+    np.testing.assert_array_equal(step.x, step.x_mean)
 
 
 def test_the_loop_runs_on_torch_tensors_too():
@@ -147,6 +168,10 @@ def test_non_finite_values_stop_the_run_where_they_appear(value):
     ({"snr": float("nan")}, "snr is nan"),
     ({"n_corrector": -1}, "n_corrector is -1"),
     ({"langevin_norm": "none"}, "langevin_norm is 'none'"),
+    ({"predictor": "euler"}, "predictor is 'euler', expected one of: reverse_diffusion, euler_maruyama, ancestral"),
+    ({"corrector": "mala"}, "corrector is 'mala', expected one of: langevin, ald, none"),
+    ({"predictor": "none", "corrector": "none"}, "neither a predictor nor a corrector"),
+    ({"predictor": "none", "n_corrector": 0}, "neither a predictor nor a corrector"),
 ])
 def test_bad_arguments_are_refused_at_once(arguments, message):
     with pytest.raises(InputError, match=message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import pickle
 import struct
@@ -21,7 +20,7 @@ from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
 from sde_onnx.schedule import VeSchedule
 from sde_onnx.steps import check_corrector
 
-__all__ = ["Checkpoint", "load_network", "option_number", "read_weights", "sha256"]
+__all__ = ["Checkpoint", "load_network", "option_count", "option_number", "read_pickle", "read_weights"]
 
 # What torch's and safetensors' readers raise on files that are cut off or hold something else.
 UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError,
@@ -50,10 +49,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged, or unpickling it would run code.
     """
+    tensors = read_pickle(path) if path.suffix != ".safetensors" else _read_safetensors(path)
+    if not isinstance(tensors, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
+    ):
+        raise CheckpointError(f"{path} holds a {type(tensors).__name__}, expected named tensors")
+    return tensors
+
+
+def read_pickle(path: Path) -> Any:
+    """Reads a file that torch.save wrote, if it holds tensors, numbers, texts and containers of them alone.
+
+    Raises:
+        CheckpointError: the file is damaged, or unpickling it would run code.
+    """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read, it may be truncated: {_first_line(error)}") from None
     except pickle.UnpicklingError as error:
@@ -61,11 +72,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or not a plain file of weights: unpickling it may run code, which is refused "
             f"({_first_line(error)})"
         ) from None
-    if not isinstance(tensors, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
-    ):
-        raise CheckpointError(f"{path} holds a {type(tensors).__name__}, expected named tensors")
-    return tensors
 
 
 def load_network(
@@ -112,10 +118,19 @@ def option_number(options: Mapping[str, Any], name: str, default: float) -> floa
     return value
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def option_count(options: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number of a config file, or its default; ``CheckpointError`` if it is something else."""
+    value = option_number(options, name, default)
+    if value != int(value):
+        raise CheckpointError(f"option {name} = {value!r}, expected a whole number")
+    return int(value)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path} cannot be read, it may be truncated: {_first_line(error)}") from None
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sde_onnx.errors import CheckpointError
-from sde_onnx.export.checkpoints import Checkpoint, load_network, option_number, read_weights, sha256
+from sde_onnx.export.checkpoints import (
+    Checkpoint,
+    load_network,
+    option_count,
+    option_number,
+    read_weights,
+)
 from sde_onnx.export.checkpoints.unet2d import modern_names, network_config, unet2d_key
+from sde_onnx.files import sha256
 from sde_onnx.schedule import VeSchedule
 
 __all__ = ["CheckpointFiles", "find_files", "from_diffusers"]
@@ -64,14 +71,14 @@ def from_diffusers(
     schedule = VeSchedule(
         sigma_min=option_number(scheduler, "sigma_min", 0.01) if sigma_min is None else sigma_min,
         sigma_max=option_number(scheduler, "sigma_max", 1348.0) if sigma_max is None else sigma_max,
-        num_scales=int(option_number(scheduler, "num_train_timesteps", 2000)),
+        num_scales=option_count(scheduler, "num_train_timesteps", 2000),
         sampling_eps=option_number(scheduler, "sampling_eps", 1e-5),
     )
     return Checkpoint(
         network=network,
         schedule=schedule,
         snr=option_number(scheduler, "snr", 0.15) if snr is None else snr,
-        n_corrector=int(option_number(scheduler, "correct_steps", 1)),
+        n_corrector=option_count(scheduler, "correct_steps", 1),
         name=name,
         sha256=sha256(files.weights),
     )

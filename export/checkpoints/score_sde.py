@@ -1,4 +1,4 @@
-"""score_sde_pytorch's networks: its config tree and the names of its weights.
+"""score_sde_pytorch's checkpoints: its config tree, the names of its weights, its files.
 
 The original numbers its modules in the order in which they are made (``all_modules.17.Conv_0.weight``), so the names
 follow from walking the architecture in that order.
@@ -7,20 +7,90 @@ follow from walking the architecture in that order.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sde_onnx.errors import CheckpointError
+from sde_onnx.export.checkpoints import (
+    Checkpoint,
+    load_network,
+    option_count,
+    option_number,
+    read_pickle,
+)
+from sde_onnx.export.checkpoints.config_files import read_config
 from sde_onnx.export.ncsnpp import NCSNppConfig
+from sde_onnx.files import sha256
+from sde_onnx.schedule import VeSchedule
 
-__all__ = ["ema_weights", "network_config", "score_sde_keys"]
+__all__ = ["ema_weights", "from_score_sde", "network_config", "score_sde_keys"]
 
+SAMPLING_EPS = 1e-5   # where the original stops a variance-exploding process, whatever the config
 RESNET_NAMES = {"norm0": "GroupNorm_0", "conv0": "Conv_0", "emb": "Dense_0", "norm1": "GroupNorm_1", "conv1": "Conv_1"}
 SHORTCUT_NAMES = {"biggan": "Conv_2", "ddpm": "NIN_0"}
 ATTENTION_NAMES = {"norm": "GroupNorm_0", "query": "NIN_0", "key": "NIN_1", "value": "NIN_2", "out": "NIN_3"}
 RESAMPLED_CONV = {True: "Conv2d_0", False: "Conv_0"}   # by whether resampling is FIR
+
+
+def from_score_sde(
+    path: str | os.PathLike[str],
+    config: str,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    snr: float | None = None,
+) -> Checkpoint:
+    """Reads a checkpoint of the original code, with the moving average of its weights.
+
+    Args:
+        path: ``checkpoint_N.pth``.
+        config: a key of :data:`sde_onnx.export.checkpoints.presets.PRESETS`, or a config file, ``.json`` or ``.py``.
+        sigma_min: instead of the config's.
+        sigma_max: instead of the config's.
+        snr: instead of the config's.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the network is of another kind, or the weights do not fit it.
+    """
+    path = Path(path)
+    tree = read_config(config)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}, expected a .pth file")
+    model, sampling = tree["model"], tree["sampling"]
+    try:
+        if sigma_min is not None or sigma_max is not None:
+            # A discrete network's levels move with them.
+            model = model | {key: value for key, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max))
+                             if value is not None}
+        network = network_config({**tree, "model": model})
+        schedule = VeSchedule(
+            sigma_min=option_number(model, "sigma_min", math.nan),
+            sigma_max=option_number(model, "sigma_max", math.nan),
+            num_scales=option_count(model, "num_scales", 0),
+            sampling_eps=SAMPLING_EPS,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"config {config} has no option {error}") from None
+    except CheckpointError:
+        raise
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise CheckpointError(f"config {config} holds a value that makes no sense: {error}") from None
+    contents = read_pickle(path)
+    if not isinstance(contents, dict) or not isinstance(contents.get("model"), dict):
+        raise CheckpointError(f"{path} is no checkpoint of score_sde: it holds no 'model' with named weights")
+    weights = ema_weights(contents)
+    return Checkpoint(
+        network=load_network(network, weights, score_sde_keys(network), source=f"{path} with config {config}"),
+        schedule=schedule,
+        snr=option_number(sampling, "snr", 0.16) if snr is None else snr,
+        n_corrector=option_count(sampling, "n_steps_each", 1),
+        name=path.name,
+        sha256=sha256(path),
+    )
 
 
 def network_config(tree: Mapping[str, Any]) -> NCSNppConfig:
@@ -150,7 +220,8 @@ def ema_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         CheckpointError: there is no moving average, or it does not fit the model.
     """
     if "ema" not in checkpoint:
-        raise CheckpointError("the checkpoint holds no moving average ('ema') of the weights")
+        raise CheckpointError("the checkpoint holds no moving average ('ema') of the weights, which is what samples "
+                              "come from: take one that training wrote, not a copy of its 'model' alone")
     weights = {key.removeprefix("module."): value for key, value in checkpoint["model"].items()}
     weights.pop("sigmas", None)
     trainable = [key for key in weights if key != "all_modules.0.W"]

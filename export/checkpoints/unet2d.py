@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sde_onnx.errors import CheckpointError
-from sde_onnx.export.checkpoints import option_number
+from sde_onnx.export.checkpoints import option_count, option_number
 from sde_onnx.export.ncsnpp import NCSNppConfig
 
 __all__ = ["modern_names", "network_config", "unet2d_key"]
@@ -66,7 +66,7 @@ def network_config(unet: Mapping[str, Any]) -> NCSNppConfig:
     size = unet.get("sample_size")
     if not isinstance(size, int):
         raise CheckpointError(f"UNet2DModel option sample_size = {size!r} is not supported, expected one number")
-    layers = int(option_number(unet, "layers_per_block", 2))
+    layers = option_count(unet, "layers_per_block", 2)
     sizes = tuple(size // 2**level for level in range(len(channels)))
     return NCSNppConfig(
         image_size=size,

@@ -12,6 +12,8 @@ __all__ = ["export_command"]
 @click.command("export")
 @click.argument("source", metavar="SRC")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .onnx file.")
+@click.option("--config", metavar="NAME|FILE",
+              help="Of an original .pth: the name of its config, or the config as .json or .py.")
 @click.option("--sigma-min", type=float, show_default="the checkpoint's", help="Smallest noise std.")
 @click.option("--sigma-max", type=float, show_default="the checkpoint's",
               help="Largest noise std, where the checkpoint names another than it was trained with.")
@@ -19,24 +21,32 @@ __all__ = ["export_command"]
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", help="Of the network's inside.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def export_command(
-    source: str, output: Path, sigma_min: float | None, sigma_max: float | None, snr: float | None, precision: str,
-    force: bool,
+    source: str, output: Path, config: str | None, sigma_min: float | None, sigma_max: float | None, snr: float | None,
+    precision: str, force: bool,
 ) -> None:
     """Export a checkpoint to one ONNX file, checked against the network.
 
-    SRC is a diffusers ScoreSdeVePipeline folder (either layout, or its unet folder alone) or the id of a hub model.
+    SRC is a diffusers ScoreSdeVePipeline folder (either layout, or its unet folder alone), the id of a hub model, or a
+    checkpoint of score_sde_pytorch, which needs --config.
 
     \b
     Example: sde-onnx export google/ncsnpp-celebahq-256 -o celebahq.onnx --sigma-max 348
+             sde-onnx export checkpoint_24.pth --config cifar10_ncsnpp_continuous -o cifar10.onnx
     """
     from sde_onnx.extras import require_export
 
     require_export()
-    from sde_onnx.export import export, from_diffusers
+    from sde_onnx.export import export, from_diffusers, from_score_sde
+    from sde_onnx.export.checkpoints.presets import PRESETS
     from sde_onnx.export.to_onnx import check_model_output
 
     check_model_output(output, force=force)
-    checkpoint = from_diffusers(source, sigma_min=sigma_min, sigma_max=sigma_max, snr=snr)
+    if config is None and source.endswith(".pth"):
+        raise click.UsageError(f"{source} needs --config: a .json or .py file, or one of {', '.join(PRESETS)}")
+    if config is None:
+        checkpoint = from_diffusers(source, sigma_min=sigma_min, sigma_max=sigma_max, snr=snr)
+    else:
+        checkpoint = from_score_sde(source, config, sigma_min=sigma_min, sigma_max=sigma_max, snr=snr)
     metadata = export(checkpoint, output, force=force)
     for case, error in metadata.parity.items():
         click.echo(f"relative error {error:.1e} at {case}")

@@ -1,16 +1,20 @@
-"""What ``sde-onnx sample`` writes: decided and checked before sampling, written whole after it."""
+"""What ``sde-onnx sample`` writes: decided and checked before sampling."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
+from sde_onnx.cli.runs import FolderRun
+from sde_onnx.errors import OutputError
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.samplers import Step
 
@@ -21,40 +25,69 @@ GIF_FRAMES = 40
 
 @dataclass
 class SampleOutput:
-    """Gathers images and frames while sampling, then writes them."""
+    """Takes steps and batches while sampling. A folder is written as they come, single files at the end."""
 
     seeds: list[int]
     zoom: int
     npz: Path | None
-    pngs: list[Path]               # one for each seed, or none
+    run: FolderRun | None          # a folder
     sheet: Path | None             # the grid
     gif: Path | None
     images: list[NDArray[np.float32]] = field(default_factory=list)
+    batches: list[list[int]] = field(default_factory=list)   # seeds of those that the folder holds
     frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)   # by the step's index
 
+    @property
+    def batch_size(self) -> int | None:
+        """That of the run that the folder holds: batches cut in another way would not be found again."""
+        return self.run.batch_size if self.run else None
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Makes a folder one of these settings, new or resumed: see :meth:`FolderRun.begin`."""
+        if self.run:
+            self.run.begin(settings)
+
+    def has(self, seeds: list[int]) -> bool:
+        """Whether a batch was sampled before; if so it counts as finished.
+
+        Raises:
+            OutputError: it was, and an animation needs its steps.
+        """
+        if not self.run or not self.run.has(seeds):
+            return False
+        if self.gif:
+            raise OutputError(f"{self.run.folder} has images already, and an animation needs the steps of all of them")
+        self.batches.append(seeds)
+        return True
+
     def see(self, step: Step, steps: int) -> None:
-        """Keeps the step if the animation shows it."""
-        if self.gif and (step.index + 1) * GIF_FRAMES // steps > step.index * GIF_FRAMES // steps:
+        """Keeps the step if the animation shows it: some 40 of the ``steps``, or all if their number is not known."""
+        if self.gif and (not steps or (step.index + 1) * GIF_FRAMES // steps > step.index * GIF_FRAMES // steps):
             self.frames.setdefault(step.index, []).append(pictures.to_uint8(step.x_mean))
 
-    def finish(self, step: Step) -> None:
+    def finish(self, seeds: list[int], step: Step) -> None:
         """Takes the last step of a batch."""
-        self.images.append(np.clip(step.x_mean, 0, 1))
+        images = np.clip(step.x_mean, 0, 1)
+        if self.run:
+            self.run.write(seeds, images)
+            self.batches.append(seeds)
+        else:
+            self.images.append(images)
 
     def write(self) -> list[Path]:
-        """Writes everything and returns what to name on standard output."""
-        images = np.concatenate(self.images)
-        pixels = pictures.to_uint8(images)
+        """Writes what is left and returns what to name on standard output."""
         written = []
         if self.npz:
             with replacing(self.npz) as temporary, temporary.open("wb") as file:
-                np.savez(file, images=images, seeds=np.array(self.seeds, np.uint64))
+                np.savez(file, images=np.concatenate(self.images), seeds=np.array(self.seeds, np.uint64))
             written.append(self.npz)
-        for path, picture in zip(self.pngs, pixels, strict=bool(self.pngs)):
-            pictures.save_png(path, picture)
-        if self.pngs:
-            written.append(self.pngs[0].parent)
+        if self.run:
+            written.append(self.run.folder)
         if self.sheet:
+            pixels = np.concatenate(
+                [self.run.read(seeds) for seeds in self.batches] if self.run
+                else [pictures.to_uint8(images) for images in self.images]
+            )
             pictures.save_png(self.sheet, pictures.grid(pixels, zoom=self.zoom))
             written.append(self.sheet)
         if self.gif:
@@ -65,30 +98,35 @@ class SampleOutput:
 
 
 def plan_outputs(
-    output: Path, seeds: list[int], *, grid: bool, gif: Path | None, zoom: int, force: bool
+    output: Path, seeds: list[int], *, shards: bool, grid: bool, gif: Path | None, zoom: int, force: bool
 ) -> SampleOutput:
-    """Decides what ``--output``, ``--grid`` and ``--gif`` ask for.
+    """Decides what ``--output``, ``--shards``, ``--grid`` and ``--gif`` ask for.
 
     Raises:
         click.UsageError: options that do not go together, or an unknown kind of file.
         OutputError: a file exists already or cannot be written.
     """
-    plan = SampleOutput(seeds, zoom, npz=None, pngs=[], sheet=None, gif=gif)
+    plan = SampleOutput(seeds, zoom, npz=None, run=None, sheet=None, gif=gif)
     kind, is_folder = output.suffix.lower(), os.path.isdir(output)
-    if kind == ".png" and not is_folder:
+    if gif and gif.suffix.lower() != ".gif":
+        raise click.UsageError(f"--gif {gif}: expected a .gif")
+    if not kind or is_folder:
+        plan.run = FolderRun(output, shards=shards, force=force)
+        plan.sheet = output / "grid.png" if grid else None
+        if gif:
+            check_writable(gif, force=force)
+        return plan
+    if shards:
+        raise click.UsageError("--shards goes with a folder")
+    if kind == ".png":
         plan.sheet = output
-    elif kind == ".npz" and not is_folder:
+    elif kind == ".npz":
         if grid:
             raise click.UsageError("--grid goes with a folder or a .png, not with a .npz")
         plan.npz = output
-    elif not kind or is_folder:
-        plan.pngs = [output / f"{seed:06d}.png" for seed in seeds]
-        plan.sheet = output / "grid.png" if grid else None
     else:
         raise click.UsageError(f"--output {output}: expected a .png, a .npz or a folder, got {kind}")
-    if gif and gif.suffix.lower() != ".gif":
-        raise click.UsageError(f"--gif {gif}: expected a .gif")
-    for path in [plan.npz, *plan.pngs, plan.sheet, plan.gif]:
+    for path in (plan.npz, plan.sheet, plan.gif):
         if path:
             check_writable(path, force=force)
     return plan

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
 from sde_onnx.cli.runtime import runtime_options
 from sde_onnx.cli.seeds import format_seeds, parse_seeds
+from sde_onnx.cli.solving import SOLVER_NAMES, solver_options
 
 __all__ = ["sample_command"]
 
@@ -19,36 +21,35 @@ __all__ = ["sample_command"]
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
 @click.option("--seeds", callback=parse_seeds, default="0-15", metavar="LIST",
               help="An image for each: 7, 0-63, 0-3,8.")
-@click.option("--steps", type=click.IntRange(min=1), show_default="the model's", help="Noise levels.")
+@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), default="pc", help="How to sample; see below.")
+@click.option("--steps", type=click.IntRange(min=1), show_default="the solver's, or the model's", help="Noise levels.")
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time; they do not depend on it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="samples.png",
               help="FILE.png (a grid if there are several), FILE.npz (float32 images and seeds), or a folder of PNGs.")
+@click.option("--shards", is_flag=True, help="With a folder: a .npz (float32 images and seeds) a batch, not PNGs.")
 @click.option("--grid", is_flag=True, help="With a folder: also a grid.png of all images.")
 @click.option("--gif", type=click.Path(dir_okay=False, path_type=Path), help="Also an animation of the denoising.")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of grids and animations.")
-@click.option("--snr", type=float, show_default="the model's", help="The corrector's signal-to-noise ratio.")
-@click.option("--corrector-steps", type=click.IntRange(min=0), show_default="the model's", help="Corrections a step.")
-@click.option("--langevin-norm", type=click.Choice(["image", "batch"]), default="image",
-              help="Norms of each image, or averaged over the batch as the reference does.")
+@solver_options
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def sample_command(
     model: Path | None,
     seeds: list[int],
+    solver: str,
     steps: int | None,
     batch_size: int | None,
     output: Path,
+    shards: bool,
     grid: bool,
     gif: Path | None,
     zoom: int,
-    snr: float | None,
-    corrector_steps: int | None,
-    langevin_norm: Literal["image", "batch"],
     provider: str,
     precision: str,
     threads: int | None,
     force: bool,
+    **options: Any,
 ) -> None:
     """Sample a model file; the bundled digits without MODEL.
 
@@ -58,32 +59,49 @@ def sample_command(
     from tqdm import tqdm
 
     from sde_onnx.cli.outputs import plan_outputs
-    from sde_onnx.generation import sample_batches
+    from sde_onnx.files import sha256
+    from sde_onnx.generation import choose_batch_size, sample_batches
     from sde_onnx.models import bundled_model
     from sde_onnx.session import load
+    from sde_onnx.solvers import step_count
 
-    outputs = plan_outputs(output, seeds, grid=grid, gif=gif, zoom=zoom, force=force)
+    outputs = plan_outputs(output, seeds, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
     score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
-    steps = steps or score_model.metadata.schedule.num_scales
+    options = {name: value for name, value in options.items() if value is not None}
+    count = step_count(solver, score_model.metadata.schedule, steps)
+    depend = options.get("langevin_norm") == "batch"
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", ResourceWarning)
-        batches = sample_batches(
-            score_model, seeds, steps, batch_size=batch_size, snr=snr, n_corrector=corrector_steps,
-            langevin_norm=langevin_norm,
-        )
+        batch_size = choose_batch_size(score_model, len(seeds), batch_size or outputs.batch_size, images_depend=depend)
+        batches = sample_batches(score_model, seeds, steps, solver=solver, batch_size=batch_size, **options)
+    outputs.begin({
+        "sde_onnx": version("sde-onnx"), "model": sha256(score_model.path), "provider": score_model.provider,
+        "precision": score_model.precision, "solver": solver, "steps": count, "options": options,
+        "batch_size": batch_size, "seeds": format_seeds(seeds) if depend else None,
+    })
     for warning in told:
         click.echo(f"Note: {warning.message}", err=True)
+    resumed = nfe = 0
     start = time.monotonic()
-    with tqdm(total=len(seeds) * steps, unit="step", disable=None) as bar:
+    with tqdm(total=len(seeds) * count or None, unit="step", disable=None) as bar:
         for batch in batches:
+            if outputs.has(batch.seeds):
+                bar.update(len(batch.seeds) * count)
+                resumed += len(batch.seeds)
+                continue
             for step in batch.steps:
-                outputs.see(step, steps)
+                outputs.see(step, count)
                 bar.update(len(batch.seeds))
-            outputs.finish(step)
+            outputs.finish(batch.seeds, step)
+            nfe = step.nfe
     seconds = time.monotonic() - start
     for path in outputs.write():
         click.echo(path)
+    if resumed:
+        click.echo(f"{resumed} of {len(seeds)} images were there already")
+    if resumed == len(seeds):
+        return
     click.echo(
-        f"{len(seeds)} images, seeds {format_seeds(seeds)}, {steps} steps, nfe {step.nfe}, "
-        f"{score_model.provider} {score_model.precision}, {seconds:.1f} s"
+        f"{len(seeds) - resumed} images, seeds {format_seeds(seeds)}, {solver}, {count or 'adaptive'} steps, "
+        f"nfe {nfe}, {score_model.provider} {score_model.precision}, {seconds:.1f} s"
     )

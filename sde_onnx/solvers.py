@@ -1,0 +1,332 @@
+"""Solvers: samplers for tens of evaluations instead of thousands, in sigma alone.
+
+With ``D(x, sigma) = x + sigma^2 s(x, sigma)``, the denoised image, and ``lambda = -log sigma``, the process from sigma
+to a smaller sigma' obeys, for any ``eta >= 0`` (0 the probability-flow ODE, 1 the reverse diffusion),
+
+    x' = e^-a x + (1 + eta) integral of e^-(1 + eta)(lambda' - l) D(l) dl + sigma' sqrt(1 - e^-2 eta h) z
+    h = lambda' - lambda,   a = (1 + eta) h
+
+and solvers differ in how they take D between the evaluations that they have. A schedule is a list of sigmas that falls
+to 0, where the last step returns D itself. Every solver yields after each step; ``x_mean`` is D, the denoised image.
+
+A variance-exploding network is told sigma and does not notice that x holds more noise than that, so what a step leaves
+over stays. Noise that is put in and taken out again (eta, churn) takes the left-overs with it.
+
+Sources: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models"; Karras et
+al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sde_onnx.errors import InputError, NonFiniteError
+from sde_onnx.extras import require_scipy
+from sde_onnx.noise import NoiseSource
+from sde_onnx.samplers import ScoreFunction, Step, check_finite, predictor_corrector
+from sde_onnx.schedule import VeSchedule
+
+__all__ = ["SOLVERS", "Solver", "dpm_solver", "heun", "rk45", "start_solver", "step_count"]
+
+Array = Any
+
+
+def dpm_solver(
+    score: ScoreFunction, noise: NoiseSource, sigmas: Sequence[float], *, order: int = 2, eta: float = 1.0
+) -> Iterator[Step]:
+    """Multistep DPM-Solver++: D between two levels is the polynomial through its last values; one evaluation a step.
+
+    The first steps have fewer values and so a lower order, where D hardly moves.
+
+    Args:
+        score: the score function.
+        noise: returns the next standard normal array ``[N, C, H, W]``; one for the latent, and with ``eta`` one a step.
+        sigmas: noise levels, falling, the last 0.
+        order: values of D that a step uses, 1 to 3.
+        eta: 0 for the ODE, 1 for the reverse diffusion, or between or above.
+
+    Raises:
+        InputError: an argument out of its range, or too few sigmas for the order.
+        NonFiniteError: x stopped being finite.
+
+    Source: Lu et al. 2022, algorithm 2 and appendix B; with noise, appendix C ("SDE-DPM-Solver++").
+    """
+    if order not in (1, 2, 3):
+        raise InputError(f"order is {order!r}, expected 1, 2 or 3")
+    if not (math.isfinite(eta) and eta >= 0):
+        raise InputError(f"eta is {eta!r}, expected a number of 0 or more")
+    _check_sigmas(sigmas, least=order)
+
+    def run() -> Iterator[Step]:
+        x = noise() * sigmas[0]
+        history: list[tuple[float, Array]] = []   # of the last levels: lambda and D, the newest first
+        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+            with np.errstate(all="ignore"):
+                denoised = x + sigma**2 * score(x, _told(x, sigma))
+                history = [(-math.log(sigma), denoised), *history][:order]
+                if sigma_next == 0:
+                    x = denoised
+                else:
+                    x = _multistep(x, history, -math.log(sigma_next), eta)
+                    if eta > 0:
+                        h = math.log(sigma / sigma_next)
+                        x = x + sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) * noise()
+            check_finite(x, index, len(sigmas) - 1, sigma)
+            yield Step(index, sigma, x, denoised, index + 1)
+
+    return run()
+
+
+def heun(
+    score: ScoreFunction,
+    noise: NoiseSource,
+    sigmas: Sequence[float],
+    *,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float = math.inf,
+    churn_noise: float = 1.0,
+) -> Iterator[Step]:
+    """Heun's method on the probability-flow ODE, with noise put in before each step if ``churn`` is above 0.
+
+    Two evaluations a step, one in the last.
+
+    Args:
+        score: the score function.
+        noise: returns the next standard normal array ``[N, C, H, W]``; one for the latent, one a churned step.
+        sigmas: noise levels, falling, the last 0.
+        churn: how much noise, spread over all steps; the paper's S_churn, >= 0.
+        churn_min, churn_max: the range of sigmas in which noise is put in; S_tmin, S_tmax.
+        churn_noise: standard deviation of that noise; S_noise.
+
+    Raises:
+        InputError: an argument out of its range.
+        NonFiniteError: x stopped being finite.
+
+    Source: Karras et al. 2022, algorithms 1 and 2.
+    """
+    if not (math.isfinite(churn) and churn >= 0):
+        raise InputError(f"churn is {churn!r}, expected a number of 0 or more")
+    _check_sigmas(sigmas, least=1)
+    steps = len(sigmas) - 1
+    gamma = min(churn / steps, math.sqrt(2) - 1)
+
+    def run() -> Iterator[Step]:
+        x, nfe = noise() * sigmas[0], 0
+        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+            with np.errstate(all="ignore"):
+                if gamma > 0 and churn_min <= sigma <= churn_max:
+                    raised = sigma * (1 + gamma)
+                    x = x + churn_noise * math.sqrt(raised**2 - sigma**2) * noise()
+                    sigma = raised
+                gradient = score(x, _told(x, sigma))
+                denoised = x + sigma**2 * gradient
+                # The ODE is dx / dsigma = -sigma s.
+                slope = -sigma * gradient
+                nfe += 1
+                if sigma_next == 0:
+                    x = denoised
+                else:
+                    guess = x + (sigma_next - sigma) * slope
+                    second = -sigma_next * score(guess, _told(x, sigma_next))
+                    x = x + (sigma_next - sigma) * (slope + second) / 2
+                    nfe += 1
+            check_finite(x, index, steps, sigma)
+            yield Step(index, sigma, x, denoised, nfe)
+
+    return run()
+
+
+def rk45(
+    score: ScoreFunction, noise: NoiseSource, schedule: VeSchedule, *, rtol: float = 1e-5, atol: float = 1e-5
+) -> Iterator[Step]:
+    """The probability-flow ODE by Dormand and Prince's pair of orders 5 and 4, with steps as long as the error allows.
+
+    From sigma_max to the schedule's last level, and there the denoised image as ``x_mean``: one evaluation more. Steps
+    are chosen for the whole batch, as the original does, so that an image depends on its batch-mates within the
+    tolerance.
+
+    Args:
+        score: the score function.
+        noise: returns the standard normal latent ``[N, C, H, W]``; called once.
+        schedule: the model's noise levels.
+        rtol, atol: relative and absolute tolerance of a step, > 0.
+
+    Raises:
+        InputError: a tolerance out of its range.
+        MissingExtraError: scipy is not installed.
+        NonFiniteError: x stopped being finite, or the step size fell to nothing.
+
+    Source: Song et al. 2021, section 4.3 and appendix D.4; Dormand and Prince 1980, as scipy has it.
+    """
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value!r}, expected a number above 0")
+    require_scipy()
+    from scipy.integrate import RK45
+
+    def run() -> Iterator[Step]:
+        latent = noise() * schedule.sigma_max
+        shape = latent.shape
+
+        # In log sigma: dx / d(log sigma) = -sigma^2 s.
+        def slope(log_sigma: float, values: Array) -> Array:
+            x, sigma = values.reshape(shape).astype(np.float32), math.exp(log_sigma)
+            return (-(sigma**2) * score(x, _told(x, sigma))).astype(np.float64).ravel()
+
+        ends = math.log(schedule.sigma_max), math.log(schedule.sigma_end)
+        solver = RK45(slope, ends[0], latent.astype(np.float64).ravel(), ends[1], rtol=rtol, atol=atol)
+        index = 0
+        while solver.status == "running":
+            sigma = math.exp(solver.t)
+            with np.errstate(all="ignore"):
+                solver.step()
+            x = solver.y.reshape(shape).astype(np.float32)
+            check_finite(x, index, index + 1, sigma)
+            if solver.status == "finished":
+                break
+            yield Step(index, sigma, x, x, solver.nfev)
+            index += 1
+        if solver.status == "failed":
+            raise NonFiniteError(f"rk45 found no step at sigma {sigma:.4g} that keeps rtol {rtol:g} and atol {atol:g}")
+        denoised = x + schedule.sigma_end**2 * score(x, _told(x, schedule.sigma_end))
+        yield Step(index, sigma, x, denoised, solver.nfev + 1)
+
+    return run()
+
+
+def _multistep(x: Array, history: Sequence[tuple[float, Array]], target: float, eta: float) -> Array:
+    """x at lambda ``target``, without its noise: the integral of the polynomial through the history of D.
+
+    With u = (l - lambda) / h the weights of 1, u and u^2 are 1 - e^-a, p and 1 - 2 p / a, where p = 1 - (1 - e^-a) / a.
+    """
+    now, denoised = history[0]
+    h = target - now
+    a = (1 + eta) * h
+    x = math.exp(-a) * x - math.expm1(-a) * denoised
+    p = 1 + math.expm1(-a) / a
+    if len(history) == 2:
+        x = x + p * _slope(history[0], history[1]) * h
+    elif len(history) == 3:
+        first, second = _slope(history[0], history[1]), _slope(history[1], history[2])
+        curvature = (first - second) / (now - history[2][0])
+        tangent = first + curvature * (now - history[1][0])
+        x = x + p * h * tangent + (1 - 2 * p / a) * h**2 * curvature
+    return x
+
+
+def _slope(newer: tuple[float, Array], older: tuple[float, Array]) -> Array:
+    return (newer[1] - older[1]) / (newer[0] - older[0])
+
+
+def _told(x: Array, sigma: float) -> Array:
+    """A sigma for each image, in x's own array type: ``[N]``."""
+    return 0 * x[:, 0, 0, 0] + sigma
+
+
+def _check_sigmas(sigmas: Sequence[float], *, least: int) -> None:
+    """Refuses a schedule that does not fall to 0 in at least ``least`` steps."""
+    falls = all(before > after >= 0 for before, after in pairwise(sigmas))
+    if len(sigmas) < 2 or not falls or sigmas[-1] != 0 or not math.isfinite(sigmas[0]):
+        raise InputError("sigmas must fall, from a finite number to 0 at the end, and only there")
+    if len(sigmas) - 1 < least:
+        raise InputError(f"{len(sigmas) - 1} steps are too few for a solver of order {least}: at least {least}")
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A way to sample, under its name in SOLVERS."""
+
+    start: Callable[..., Iterator[Step]]          # (score, noise, schedule or sigmas, ...) -> steps
+    about: str
+    steps: int | None                             # if not asked for; None: the model's own number; 0: it adapts them
+    options: Mapping[str, Any]                    # that a caller may set, with their defaults; None: the model's own
+    fixed: Mapping[str, Any] = field(default_factory=dict)   # arguments that make this solver what it is
+
+
+SPACING = {"schedule": "karras", "rho": 7.0}
+SOLVERS = {
+    "pc": Solver(predictor_corrector, "the paper's predictor-corrector sampler", None, {
+        "snr": None, "n_corrector": None, "predictor": "reverse_diffusion", "corrector": "langevin",
+        "probability_flow": False, "langevin_norm": "image",
+    }),
+    "ancestral": Solver(dpm_solver, "ancestral sampling on any schedule", 50, SPACING | {"schedule": "geometric"},
+                        {"order": 1, "eta": 1.0}),
+    "sde-dpmpp-2m": Solver(dpm_solver, "stochastic DPM-Solver++, second order", 25, SPACING | {"eta": 1.0},
+                           {"order": 2}),
+    "sde-dpmpp-3m": Solver(dpm_solver, "stochastic DPM-Solver++, third order", 25, SPACING | {"eta": 1.0},
+                           {"order": 3}),
+    "dpmpp-2m": Solver(dpm_solver, "DPM-Solver++, second order, no noise", 25, SPACING, {"order": 2, "eta": 0.0}),
+    "dpmpp-3m": Solver(dpm_solver, "DPM-Solver++, third order, no noise", 25, SPACING, {"order": 3, "eta": 0.0}),
+    "heun": Solver(heun, "Heun's method on the probability-flow ODE", 18, SPACING, {"churn": 0.0}),
+    "rk45": Solver(rk45, "adaptive Runge-Kutta on the probability-flow ODE", 0, {"rtol": 1e-5, "atol": 1e-5}),
+    "stochastic-heun": Solver(heun, "Heun's method with churn", 25, SPACING | {
+        "churn": 40.0, "churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0,
+    }),
+}
+SCHEDULES = ("karras", "geometric")
+
+
+def step_count(name: str, schedule: VeSchedule, steps: int | None) -> int:
+    """How many steps a solver takes: as asked, or its own number, or the model's; 0 if that shows on the way.
+
+    Raises:
+        InputError: an unknown solver, or a number for one that chooses its steps itself.
+    """
+    if name not in SOLVERS:
+        raise InputError(f"solver {name!r} is unknown, expected one of: {', '.join(SOLVERS)}")
+    own = SOLVERS[name].steps
+    if own == 0 and steps is not None:
+        raise InputError(f"solver {name} chooses its steps by its tolerances: leave steps out")
+    return steps if steps is not None else schedule.num_scales if own is None else own
+
+
+def start_solver(
+    name: str,
+    score: ScoreFunction,
+    noise: NoiseSource,
+    schedule: VeSchedule,
+    steps: int | None = None,
+    *,
+    model_options: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Iterator[Step]:
+    """Starts a solver by its name.
+
+    Args:
+        name: a key of SOLVERS.
+        score: the score function.
+        noise: returns the next standard normal array ``[N, C, H, W]`` at each call.
+        schedule: the model's noise levels.
+        steps: noise levels; the solver's own number if not given.
+        model_options: what the model says of options that are left to it, ``snr`` and ``n_corrector``.
+        options: of the solver, by name.
+
+    Raises:
+        InputError: an unknown solver, an option that it does not have (names those that do), or a value out of its
+            range.
+    """
+    count = step_count(name, schedule, steps)
+    solver = SOLVERS[name]
+    for option in options:
+        if option not in solver.options:
+            owners = [other for other, candidate in SOLVERS.items() if option in candidate.options]
+            whose = f"belongs to {', '.join(owners)}" if owners else "is unknown"
+            raise InputError(f"option {option} {whose}; solver {name} has {', '.join(solver.options)}")
+    chosen = {option: model_options[option] if default is None else default
+              for option, default in solver.options.items()} | dict(options)
+    if solver.start is predictor_corrector:
+        return predictor_corrector(score, noise, schedule, count, **chosen)
+    if solver.start is rk45:
+        return rk45(score, noise, schedule, **chosen)
+    kind, rho = chosen.pop("schedule"), chosen.pop("rho")
+    if kind not in SCHEDULES:
+        raise InputError(f"schedule is {kind!r}, expected one of: {', '.join(SCHEDULES)}")
+    sigmas = schedule.karras(count, rho=rho) if kind == "karras" else schedule.geometric(count)
+    return solver.start(score, noise, sigmas, **chosen, **solver.fixed)

@@ -1,0 +1,166 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler
+from scipy.integrate import solve_ivp
+
+from sde_onnx.errors import InputError
+from sde_onnx.noise import NumpyNoise, TorchNoise
+from sde_onnx.schedule import VeSchedule
+from sde_onnx.solvers import dpm_solver, heun, rk45
+
+from networks import relative_error, score_sde_network
+
+SCHEDULE = VeSchedule(0.05, 20.0)
+WIDE = VeSchedule(0.05, 2000.0)   # D hardly moves in the first steps, which are of a lower order than the others
+MEAN, STD = 0.4, 0.3
+
+
+def gaussian_score(x, sigma):
+    return (MEAN - x) / (STD**2 + sigma[:, None, None, None] ** 2)
+
+
+def last(steps):
+    *_, step = steps
+    return step
+
+
+def mixture_score(x, sigma):
+    """The exact score of data around MEAN - 0.5 and MEAN + 0.5, half each, with deviation STD each."""
+    variance = STD**2 + sigma[:, None, None, None] ** 2
+    return (MEAN - x + 0.5 * np.tanh(0.5 * (x - MEAN) / variance)) / variance
+
+
+@pytest.fixture(scope="module")
+def flow():
+    """A latent, and where the probability-flow ODE takes it at sigma_min, to 1e-12."""
+    z = np.random.default_rng(0).standard_normal((2, 1, 4, 4))
+
+    def slope(sigma, x):
+        return -sigma * mixture_score(x.reshape(z.shape), np.full(2, sigma)).ravel()
+
+    ends = WIDE.sigma_max, WIDE.sigma_min
+    solution = solve_ivp(slope, ends, (z * ends[0]).ravel(), "DOP853", rtol=1e-12, atol=1e-12)
+    return z, solution.y[:, -1].reshape(z.shape)
+
+
+@pytest.mark.parametrize(("solver", "options", "order"), [
+    (dpm_solver, {"order": 1, "eta": 0}, 1), (dpm_solver, {"order": 2, "eta": 0}, 2),
+    (dpm_solver, {"order": 3, "eta": 0}, 3), (heun, {}, 2),
+], ids=["dpm 1", "dpm 2", "dpm 3", "heun"])
+def test_the_order_is_what_it_says(solver, options, order, flow):
+    z, expected = flow   # float64: the order shows below float32's rounding
+    errors = []
+    for count in (250, 500, 1000):
+        *_, before_last, _ = solver(mixture_score, iter([z]).__next__, WIDE.geometric(count + 1), **options)
+        errors.append(np.linalg.norm(before_last.x - expected))   # the last step denoises
+    np.testing.assert_allclose(-np.diff(np.log2(errors)), order, atol=0.2)
+
+
+@pytest.mark.parametrize(("solver", "options"), [
+    (dpm_solver, {"order": 2, "eta": 1.0}), (dpm_solver, {"order": 3, "eta": 0.5}),
+    (dpm_solver, {"order": 2, "eta": 0}),
+    (heun, {"churn": 40.0}), (heun, {}),
+])
+def test_gaussian_data_have_the_right_mean_and_variance(solver, options, rng):
+    shape = (64, 1, 64, 64)
+    x = last(solver(gaussian_score, NumpyNoise(rng, shape), SCHEDULE.geometric(200), **options)).x
+    assert x.dtype == np.float32
+    # The denoised image of the last step has the data's deviation, less what sigma_min blurs.
+    std = STD**2 / (STD**2 + SCHEDULE.sigma_min**2) ** 0.5
+    # Without noise the latent's own mean of 0 stays, in the measure of the deviations.
+    kept = 0 if options.get("eta") or options.get("churn") else STD / SCHEDULE.sigma_max
+    assert x.mean() == pytest.approx(MEAN * (1 - kept), abs=0.002)
+    assert x.std() == pytest.approx(std, rel=0.01)
+
+
+@pytest.mark.parametrize(("order", "algorithm", "eta"), [(2, "dpmsolver++", 0), (1, "dpmsolver++", 0),
+                                                         (1, "sde-dpmsolver++", 1)])
+def test_steps_are_those_of_diffusers(order, algorithm, eta, rng):
+    """Its scheduler, told the model output that means our denoised image, with the same noise."""
+    count = 12
+    scheduler = EDMDPMSolverMultistepScheduler(sigma_min=0.05, sigma_max=20.0, rho=7.0, solver_order=order,
+                                               algorithm_type=algorithm, final_sigmas_type="zero",
+                                               lower_order_final=False, solver_type="heun")
+    scheduler.set_timesteps(count)
+    np.testing.assert_allclose(scheduler.sigmas, SCHEDULE.karras(count), rtol=1e-5)
+    shape, generator = (2, 3, 8, 8), torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator) * 20.0
+    for index, t in enumerate(scheduler.timesteps):
+        sigma = scheduler.sigmas[index]
+        denoised = x + sigma**2 * gaussian_score(x, sigma * torch.ones(2))
+        data = scheduler.config.sigma_data
+        skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2) ** 0.5
+        x = scheduler.step((denoised - skip * x) / out, t, x, generator=generator).prev_sample
+    noise = TorchNoise([torch.Generator().manual_seed(1)], shape)
+    result = last(dpm_solver(gaussian_score, noise, SCHEDULE.karras(count), order=order, eta=eta))
+    np.testing.assert_allclose(result.x, x, atol=2e-4)
+
+
+def test_rk45_equals_score_sde(golden):
+    """A recorded run of the original: its network, its latent, scipy's solver."""
+    folder = golden / "score_sde" / "church_ncsnpp_continuous"
+    recorded = np.load(folder / "samplers" / "ode_rk45.npz")
+    network = score_sde_network(folder)
+
+    def score(x, sigma):
+        with torch.no_grad():
+            return network(torch.tensor(x), torch.tensor(sigma)).numpy()
+
+    schedule = VeSchedule(0.01, 380.0, sampling_eps=float(recorded["eps"]))
+    latent = recorded["z"] / np.float32(schedule.sigma_max)
+    step = last(rk45(score, iter([latent]).__next__, schedule, rtol=float(recorded["rtol"]),
+                     atol=float(recorded["atol"])))
+    assert relative_error(step.x, recorded["result"]) < 1e-4
+    assert step.nfe == recorded["nfe"] + 1   # the denoised image
+
+
+def test_rk45_reaches_the_closed_form(flow):
+    z, _ = flow
+    steps = list(rk45(gaussian_score, iter([z.astype(np.float32)]).__next__, SCHEDULE, rtol=1e-6, atol=1e-6))
+    end = SCHEDULE.sigma_end
+    expected = MEAN + (z * 20.0 - MEAN) * ((STD**2 + end**2) / (STD**2 + 400.0)) ** 0.5
+    np.testing.assert_allclose(steps[-1].x, expected, atol=1e-4)
+    np.testing.assert_allclose(steps[-1].x_mean, (expected * STD**2 + MEAN * end**2) / (STD**2 + end**2), atol=1e-4)
+    assert [step.sigma for step in steps] == sorted((step.sigma for step in steps), reverse=True)
+
+
+def test_evaluations_are_counted():
+    asked = []
+
+    def score(x, sigma):
+        asked.append(sigma)
+        return gaussian_score(x, sigma)
+
+    for solver, expected in ((dpm_solver, 10), (heun, 19)):
+        asked.clear()
+        step = last(solver(score, NumpyNoise(np.random.default_rng(0), (1, 1, 2, 2)), SCHEDULE.geometric(10)))
+        assert step.nfe == len(asked) == expected
+
+
+def test_schedules_fall_from_the_largest_sigma_to_zero():
+    for sigmas in (SCHEDULE.geometric(5), SCHEDULE.karras(5)):
+        assert len(sigmas) == 6
+        assert sigmas[0] == pytest.approx(20.0)
+        assert sigmas[-2:] == [pytest.approx(0.05), 0]
+    ratios = np.divide(SCHEDULE.geometric(5)[1:-1], SCHEDULE.geometric(5)[:-2])
+    np.testing.assert_allclose(ratios, ratios[0])
+    np.testing.assert_allclose(np.diff(np.power(SCHEDULE.karras(5)[:-1], 1 / 7)), (0.05 ** (1 / 7) - 20 ** (1 / 7)) / 4)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: dpm_solver(gaussian_score, None, [1.0, 0.5, 0.0], order=3), "2 steps are too few for a solver of order 3"),
+    (lambda: dpm_solver(gaussian_score, None, [1.0, 0.0], order=4), "order is 4, expected 1, 2 or 3"),
+    (lambda: dpm_solver(gaussian_score, None, [1.0, 0.0], order=1, eta=-1), "eta is -1"),
+    (lambda: dpm_solver(gaussian_score, None, [1.0, 0.5], order=1), "sigmas must fall"),
+    (lambda: heun(gaussian_score, None, [0.5, 1.0, 0.0]), "sigmas must fall"),
+    (lambda: heun(gaussian_score, None, [1.0, 0.0], churn=math.nan), "churn is nan"),
+    (lambda: rk45(gaussian_score, None, SCHEDULE, rtol=0), "rtol is 0"),
+    (lambda: SCHEDULE.geometric(1), "steps is 1, expected at least 2"),
+    (lambda: SCHEDULE.karras(5, rho=0.5), "rho is 0.5"),
+])
+def test_bad_arguments_are_refused_at_once(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
