@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from environment import ROOT
 
 sys.path.insert(0, str(ROOT / "examples" / "digits"))
+from sde_onnx.images import to_uint8
+
 from data import colour, load_ink
 
 __all__ = ["Judge", "frechet_distance", "real_digits"]
@@ -61,18 +63,19 @@ class Judge(nn.Module):
             optimizer.step()
 
     @torch.no_grad()
-    def look(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Features ``[N, FEATURES]`` and probabilities ``[N, 10]``."""
-        features = torch.cat([self.body(part) for part in torch.from_numpy(images).split(512)])
+    def look(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Features ``[N, FEATURES]`` and probabilities ``[N, 10]`` of pictures ``[N, H, W, C]``."""
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        features = torch.cat([self.body(part) for part in images.split(512)])
         return features.double().numpy(), torch.softmax(self.head(features), dim=1).double().numpy()
 
 
-def real_digits(count: int, *, held_out: bool, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """``count`` real digits in fresh colours, and what they say."""
+def real_digits(count: int, *, held_out: bool, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """``count`` real digits in fresh colours, ``[N, H, W, C]``, and what they say."""
     generator = torch.Generator().manual_seed(seed)
     ink, labels = load_ink(16, held_out=held_out)
     chosen = torch.randint(len(ink), (count,), generator=generator)
-    return colour(ink[chosen], generator).numpy(), labels[chosen].numpy()
+    return to_uint8(colour(ink[chosen], generator).numpy()), labels[chosen].numpy()
 
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

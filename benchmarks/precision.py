@@ -3,8 +3,7 @@
     python benchmarks/precision.py --output benchmarks/results/bf16.json
 
 Samples under OpenVINO in both precisions, judges both sets, and compares seed by seed. As a measure of what a Fréchet
-distance means, those of half of either set to the other float32 half, of other seeds, stand beside it. Samples are kept
-in build/precision, so that a run that was stopped goes on.
+distance means, those of half of either set to the other float32 half, of other seeds, stand beside it.
 """
 
 from __future__ import annotations
@@ -14,53 +13,36 @@ import json
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-import sde_onnx
-from sde_onnx.images import to_uint8
-
-from environment import ROOT, environment
+from environment import environment
 from fidelity import Judge, frechet_distance, real_digits
+from samples import cached_samples
 
 PRECISIONS = ("fp32", "bf16")
-CHUNK = 128
+SOLVER = "sde-dpmpp-2m"
 COMMAND = "python benchmarks/precision.py"
-
-
-def samples(precision: str, count: int, steps: int) -> NDArray[np.float32]:
-    """Images of the seeds from 0 on."""
-    folder = ROOT / "build" / "precision"
-    folder.mkdir(parents=True, exist_ok=True)
-    model = sde_onnx.load(sde_onnx.bundled_model(), "openvino", precision=precision)
-    parts = []
-    for start in range(0, count, CHUNK):
-        path = folder / f"{model.metadata.source['sha256'][:12]}-{precision}-{steps}-{start}.npy"
-        if not path.exists():
-            seeds = range(start, min(start + CHUNK, count))
-            np.save(path, sde_onnx.sample(model, seeds, steps, batch_size=CHUNK))
-            print(path.name, flush=True)
-        parts.append(np.load(path))
-    return np.concatenate(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--output", type=Path, help="the result as JSON")
     arguments = parser.parse_args()
-    images = {precision: samples(precision, arguments.count, arguments.steps) for precision in PRECISIONS}
+    pixels = {precision: cached_samples(arguments.count, solver=SOLVER, steps=arguments.steps, provider="openvino",
+                                        precision=precision) for precision in PRECISIONS}
     judge = Judge()
     real, labels = real_digits(arguments.count, held_out=False)   # what the model was trained on; the judge was not
     real_features, real_p = judge.look(real)
-    looks = {name: judge.look(pictures) for name, pictures in images.items()}
+    looks = {name: judge.look(pictures) for name, pictures in pixels.items()}
     classes = {name: p.argmax(axis=1) for name, (_, p) in looks.items()}
-    difference = np.abs(to_uint8(images["fp32"]).astype(int) - to_uint8(images["bf16"]))
+    difference = np.abs(pixels["fp32"].astype(int) - pixels["bf16"])
     half = arguments.count // 2
     sure = (looks["fp32"][1].max(axis=1) > 0.9)
     result = {
         "environment": environment(f"{COMMAND} --count {arguments.count} --steps {arguments.steps}"),
         "images": arguments.count,
+        "solver": SOLVER,
         "steps": arguments.steps,
         "judge_accuracy_on_real": float((real_p.argmax(axis=1) == labels).mean()),
         "frechet_bf16_fp32": frechet_distance(looks["bf16"][0], looks["fp32"][0]),

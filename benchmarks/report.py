@@ -55,7 +55,7 @@ def bf16_section(result: dict[str, Any]) -> str:
     """The README's text on what bfloat16 does to pictures, from what benchmarks/precision.py has written."""
     recognised, to_real, others = (result[key] for key in ("recognised", "frechet_to_real", "frechet_to_other_seeds"))
     return "\n".join([
-        f"| {result['images']} images, {result['steps']} steps | float32 | bfloat16 |",
+        f"| {result['images']} images, {result['solver']}, {result['steps']} steps | float32 | bfloat16 |",
         "| --- | --- | --- |",
         f"| Fréchet distance to the float32 images of the same seeds | 0 | {result['frechet_bf16_fp32']:.3f} |",
         f"| Fréchet distance of half of them to the float32 images of the other half's seeds | "
