@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
 from environment import ROOT
@@ -81,8 +80,11 @@ def real_digits(count: int, *, held_out: bool, seed: int = 0) -> tuple[NDArray[n
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """The Fréchet distance of two sets of features, ``[N, K]`` and ``[M, K]``."""
     means, covariances = [x.mean(axis=0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
-    root = sqrtm(covariances[0] @ covariances[1]).real
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
+    # tr (A B)^(1/2) is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: features that never vary do no harm.
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * cross)
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -180,7 +180,7 @@ def test_export_without_the_extra_names_the_line_that_installs_it(checkpoint16, 
 
 def test_the_bundled_digits_are_the_default(tmp_path):
     result = sample("--steps", 2, "--seeds", 0, "-o", tmp_path / "s.png")
-    assert "1 images, seeds 0, 2 steps, nfe 4" in result.stdout
+    assert "1 images, seeds 0, pc, 2 steps, nfe 4" in result.stdout
     assert Image.open(tmp_path / "s.png").size == (16, 16)
 
 

@@ -40,6 +40,8 @@ def read_config(config: str) -> dict[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
         tree = json.loads(text) if path.suffix == ".json" else _follow(path, text)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, SyntaxError) as error:
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(tree, dict) or not all(isinstance(tree.get(section), dict) for section in SECTIONS):
