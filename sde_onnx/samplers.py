@@ -134,7 +134,7 @@ def predictor_corrector(
         x = noise() * schedule.sigma_max
         for index, level in enumerate(levels):
             x, x_mean = advance(x, level)
-            check_finite(x, index, steps, level.sigma)
+            check_finite(x, index, steps, float(level.sigma))
             yield Step(index, float(level.sigma), x, x_mean, (index + 1) * evaluations)
 
     return run()

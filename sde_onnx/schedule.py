@@ -65,7 +65,7 @@ class VeSchedule:
     @property
     def sigma_end(self) -> float:
         """The last level that the network is asked at: that of the time ``sampling_eps``."""
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** self.sampling_eps
+        return float(self.sigma_min * (self.sigma_max / self.sigma_min) ** self.sampling_eps)
 
     def levels(self, steps: int) -> Iterator[NoiseLevel]:
         """Yields the reference's noise levels, from the largest.
