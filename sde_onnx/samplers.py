@@ -18,7 +18,8 @@ from sde_onnx.noise import NoiseSource
 from sde_onnx.schedule import NoiseLevel, VeSchedule
 from sde_onnx.steps import LangevinNorm, check_corrector, langevin_step, langevin_step_size, prediction_step
 
-__all__ = ["CORRECTORS", "PREDICTORS", "ScoreFunction", "Step", "check_finite", "predictor_corrector"]
+__all__ = ["CORRECTORS", "PREDICTORS", "ScoreFunction", "Step", "check_finite", "predictor_corrector",
+           "told"]
 
 Array = Any
 ScoreFunction = Callable[[Array, Array], Array]
@@ -109,8 +110,8 @@ def predictor_corrector(
         raise InputError("with neither a predictor nor a corrector nothing happens: choose one of them")
     evaluations = corrections + (predict is not None)
 
-    def correct(x: Array, told: Array, level: NoiseLevel) -> Array:
-        gradient, z = score(x, told), noise()
+    def correct(x: Array, sigma: Array, level: NoiseLevel) -> Array:
+        gradient, z = score(x, sigma), noise()
         if corrector == "ald":
             step_size = 2 * (np.float32(snr) * level.sigma_cond) ** 2
         else:
@@ -119,16 +120,15 @@ def predictor_corrector(
 
     @np.errstate(all="ignore")   # what numpy would warn of ends the run below, with the step named
     def advance(x: Array, level: NoiseLevel) -> tuple[Array, Array]:
-        # A sigma for each image, in x's own array type.
-        told = 0 * x[:, 0, 0, 0] + level.sigma_cond
+        sigma = told(x, level.sigma_cond)
         for _ in range(corrections):
-            x = correct(x, told, level)
+            x = correct(x, sigma, level)
         if predict is None:
             return x, x
         variance, std = predict(level, schedule, steps)
         if probability_flow:
-            return prediction_step(x, score(x, told), None, variance=variance / 2, std=0)
-        return prediction_step(x, score(x, told), noise(), variance=variance, std=std)
+            return prediction_step(x, score(x, sigma), None, variance=variance / 2, std=0)
+        return prediction_step(x, score(x, sigma), noise(), variance=variance, std=std)
 
     def run() -> Iterator[Step]:
         x = noise() * schedule.sigma_max
@@ -138,6 +138,11 @@ def predictor_corrector(
             yield Step(index, float(level.sigma), x, x_mean, (index + 1) * evaluations)
 
     return run()
+
+
+def told(x: Array, sigma: Any) -> Array:
+    """What the network is told: a scalar sigma for each image, ``[N]``, in x's own array type."""
+    return 0 * x[:, 0, 0, 0] + sigma
 
 
 def check_finite(x: Array, index: int, steps: int, sigma: float) -> None:

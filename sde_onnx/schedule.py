@@ -62,10 +62,9 @@ class VeSchedule:
         if not 0 < self.sampling_eps < 1:
             raise ConfigError(f"sampling_eps is {self.sampling_eps}, expected a time between 0 and 1")
 
-    @property
-    def sigma_end(self) -> float:
-        """The last level that the network is asked at: that of the time ``sampling_eps``."""
-        return float(self.sigma_min * (self.sigma_max / self.sigma_min) ** self.sampling_eps)
+    def sigma_at(self, t: float) -> np.float32:
+        """The noise std of a time in [0, 1], rounded as the reference does: time and power are float32."""
+        return np.float32(self.sigma_min) * np.float32(self.sigma_max / self.sigma_min) ** np.float32(t)
 
     def levels(self, steps: int) -> Iterator[NoiseLevel]:
         """Yields the reference's noise levels, from the largest.

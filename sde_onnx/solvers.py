@@ -29,7 +29,7 @@ import numpy as np
 from sde_onnx.errors import InputError, NonFiniteError
 from sde_onnx.extras import require_scipy
 from sde_onnx.noise import NoiseSource
-from sde_onnx.samplers import ScoreFunction, Step, check_finite, predictor_corrector
+from sde_onnx.samplers import ScoreFunction, Step, check_finite, predictor_corrector, told
 from sde_onnx.schedule import VeSchedule
 
 __all__ = ["SOLVERS", "Solver", "dpm_solver", "heun", "rk45", "start_solver", "step_count"]
@@ -68,7 +68,7 @@ def dpm_solver(
         history: list[tuple[float, Array]] = []   # of the last levels: lambda and D, the newest first
         for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             with np.errstate(all="ignore"):
-                denoised = x + sigma**2 * score(x, _told(x, sigma))
+                denoised = x + sigma**2 * score(x, told(x, sigma))
                 history = [(-math.log(sigma), denoised), *history][:order]
                 if sigma_next == 0:
                     x = denoised
@@ -125,7 +125,7 @@ def heun(
                     raised = sigma * (1 + gamma)
                     x = x + churn_noise * math.sqrt(raised**2 - sigma**2) * noise()
                     sigma = raised
-                gradient = score(x, _told(x, sigma))
+                gradient = score(x, told(x, sigma))
                 denoised = x + sigma**2 * gradient
                 # The ODE is dx / dsigma = -sigma s.
                 slope = -sigma * gradient
@@ -134,7 +134,7 @@ def heun(
                     x = denoised
                 else:
                     guess = x + (sigma_next - sigma) * slope
-                    second = -sigma_next * score(guess, _told(x, sigma_next))
+                    second = -sigma_next * score(guess, told(x, sigma_next))
                     x = x + (sigma_next - sigma) * (slope + second) / 2
                     nfe += 1
             check_finite(x, index, steps, sigma)
@@ -175,16 +175,17 @@ def rk45(
         latent = noise() * schedule.sigma_max
         shape = latent.shape
 
-        # In log sigma: dx / d(log sigma) = -sigma^2 s.
-        def slope(log_sigma: float, values: Array) -> Array:
-            x, sigma = values.reshape(shape).astype(np.float32), math.exp(log_sigma)
-            return (-(sigma**2) * score(x, _told(x, sigma))).astype(np.float64).ravel()
+        # In the schedule's own time, log sigma scaled to 1: dx / dt = -rate sigma^2 s.
+        rate = math.log(schedule.sigma_max / schedule.sigma_min)
 
-        ends = math.log(schedule.sigma_max), math.log(schedule.sigma_end)
-        solver = RK45(slope, ends[0], latent.astype(np.float64).ravel(), ends[1], rtol=rtol, atol=atol)
+        def slope(t: float, values: Array) -> Array:
+            x, sigma = values.reshape(shape).astype(np.float32), schedule.sigma_at(t)
+            return (-rate * sigma**2 * score(x, told(x, sigma))).astype(np.float64).ravel()
+
+        solver = RK45(slope, 1.0, latent.astype(np.float64).ravel(), schedule.sampling_eps, rtol=rtol, atol=atol)
         index = 0
         while solver.status == "running":
-            sigma = math.exp(solver.t)
+            sigma = float(schedule.sigma_at(solver.t))
             with np.errstate(all="ignore"):
                 solver.step()
             x = solver.y.reshape(shape).astype(np.float32)
@@ -195,7 +196,8 @@ def rk45(
             index += 1
         if solver.status == "failed":
             raise NonFiniteError(f"rk45 found no step at sigma {sigma:.4g} that keeps rtol {rtol:g} and atol {atol:g}")
-        denoised = x + schedule.sigma_end**2 * score(x, _told(x, schedule.sigma_end))
+        end = schedule.sigma_at(schedule.sampling_eps)
+        denoised = x + end**2 * score(x, told(x, end))
         yield Step(index, sigma, x, denoised, solver.nfev + 1)
 
     return run()
@@ -223,11 +225,6 @@ def _multistep(x: Array, history: Sequence[tuple[float, Array]], target: float, 
 
 def _slope(newer: tuple[float, Array], older: tuple[float, Array]) -> Array:
     return (newer[1] - older[1]) / (newer[0] - older[0])
-
-
-def _told(x: Array, sigma: float) -> Array:
-    """A sigma for each image, in x's own array type: ``[N]``."""
-    return 0 * x[:, 0, 0, 0] + sigma
 
 
 def _check_sigmas(sigmas: Sequence[float], *, least: int) -> None:
