@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
-from sde_onnx.generation import default_batch_size
+from sde_onnx.generation import choose_batch_size
 from sde_onnx.noise import PortableNoise
 from sde_onnx.samplers import predictor_corrector
 from sde_onnx.session import ScoreModel
@@ -54,16 +55,14 @@ def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: floa
 
     Args:
         model: a loaded model file.
-        batch_size: images at a time, >= 1; chosen as for sampling if not given.
+        batch_size: images at a time, >= 1; as for sampling if not given, or if they do not fit into memory.
         seconds: how long to measure, > 0; five steps at the least.
 
     Raises:
         InputError: an argument out of its range.
     """
     metadata = model.metadata
-    size = default_batch_size(metadata.image_shape) if batch_size is None else batch_size
-    if size < 1:
-        raise InputError(f"batch_size is {size}, expected at least 1")
+    size = choose_batch_size(model, sys.maxsize, batch_size)
     if not seconds > 0:
         raise InputError(f"seconds is {seconds:g}, expected more than 0")
     evaluations: list[float] = []

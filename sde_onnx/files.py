@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sde_onnx.errors import OutputError
+from sde_onnx.errors import OutputError, SdeOnnxError
 
-__all__ = ["cache_folder", "check_writable", "replacing", "sha256"]
+__all__ = ["cache_folder", "check_writable", "read_json", "replacing", "sha256"]
 
 
 def check_writable(path: Path, *, force: bool) -> None:
@@ -60,6 +62,17 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, error: type[SdeOnnxError]) -> dict[str, Any]:
+    """Reads a file that holds one JSON object; raises ``error`` if it cannot be read or holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise error(f"{path} cannot be read as JSON: {cause}") from None
+    if not isinstance(values, dict):
+        raise error(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
 
 
 def sha256(path: Path) -> str:

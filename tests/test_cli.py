@@ -83,15 +83,22 @@ def test_the_options_of_the_sampler_reach_it(model_file, model, tmp_path):
 
 def test_the_options_of_solvers_are_those_of_their_table():
     from sde_onnx.cli import solving
-    from sde_onnx.solvers import SOLVERS
+    from sde_onnx.providers import PROVIDERS
+    from sde_onnx.samplers import CORRECTORS, PREDICTORS
+    from sde_onnx.solvers import SCHEDULES, SOLVERS
 
     assert tuple(SOLVERS) == solving.SOLVER_NAMES
     command = main.commands["sample"]
     names = {parameter.name for parameter in command.params}
     owned = {option for solver in SOLVERS.values() for option in solver.options}
     assert owned <= names
-    [choice] = [parameter.type for parameter in command.params if parameter.name == "solver"]
-    assert tuple(choice.choices) == tuple(SOLVERS)
+    choices = {parameter.name: tuple(parameter.type.choices) for parameter in command.params
+               if hasattr(parameter.type, "choices")}
+    assert choices["solver"] == tuple(SOLVERS)
+    assert choices["predictor"] == tuple(PREDICTORS)
+    assert choices["corrector"] == CORRECTORS
+    assert choices["schedule"] == SCHEDULES
+    assert choices["provider"] == ("auto", *PROVIDERS)
 
 
 def test_a_solver_and_its_options_reach_the_sampler(model_file, model, tmp_path):

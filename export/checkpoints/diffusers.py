@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sde_onnx.errors import CheckpointError
 from sde_onnx.export.checkpoints import (
@@ -20,7 +18,7 @@ from sde_onnx.export.checkpoints import (
     read_weights,
 )
 from sde_onnx.export.checkpoints.unet2d import modern_names, network_config, unet2d_key
-from sde_onnx.files import sha256
+from sde_onnx.files import read_json, sha256
 from sde_onnx.schedule import VeSchedule
 
 __all__ = ["CheckpointFiles", "find_files", "from_diffusers"]
@@ -60,11 +58,11 @@ def from_diffusers(
     name = Path(source).resolve().name if os.path.isdir(source) else source
     weights = modern_names(read_weights(files.weights))
     with _naming(files.unet_config):
-        config = network_config(_read_json(files.unet_config))
+        config = network_config(read_json(files.unet_config, CheckpointError))
         network = load_network(config, weights, lambda key: unet2d_key(key, config), source=str(files.weights))
     if files.scheduler_config is None and (sigma_max is None or snr is None):
         raise CheckpointError(f"{source} has no scheduler_config.json: give --sigma-max and --snr as trained with")
-    scheduler = _read_json(files.scheduler_config) if files.scheduler_config else {}
+    scheduler = read_json(files.scheduler_config, CheckpointError) if files.scheduler_config else {}
     if (kind := scheduler.get("_class_name", SCHEDULER_CLASS)) != SCHEDULER_CLASS:
         raise CheckpointError(f"{files.scheduler_config} is of a {kind}, expected a {SCHEDULER_CLASS}")
     # What is left out has diffusers' defaults.
@@ -140,13 +138,3 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except (ArithmeticError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds a value that makes no sense: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}, expected a JSON object")
-    return values

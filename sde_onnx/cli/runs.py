@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
 from sde_onnx.errors import OutputError
-from sde_onnx.files import check_writable, replacing
+from sde_onnx.files import check_writable, read_json, replacing
 
 __all__ = ["FolderRun"]
 
@@ -48,7 +48,7 @@ class FolderRun:
         path = self.folder / SETTINGS
         if self.force or not path.exists():
             return None
-        size = _read(path).get("batch_size")
+        size = read_json(path, OutputError).get("batch_size")
         return size if type(size) is int and size > 0 else None
 
     def begin(self, settings: Mapping[str, Any]) -> None:
@@ -109,20 +109,10 @@ class FolderRun:
         return [self.folder / f"{seed:06d}.png" for seed in seeds]
 
     def _compare(self, settings: Mapping[str, Any], path: Path) -> None:
-        found = _read(path)
+        found = read_json(path, OutputError)
         for name in sorted({*settings, *found}):
             if found.get(name) != settings.get(name):
                 raise OutputError(
                     f"{self.folder} holds images of another run: its {name} is {found.get(name)!r}, here it is "
                     f"{settings.get(name)!r}. Choose another folder, or --force to replace its images"
                 )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be read as JSON ({error}): choose another folder") from None
-    if not isinstance(values, dict):
-        raise OutputError(f"{path} holds no settings: choose another folder")
-    return values
