@@ -108,7 +108,7 @@ def load(
 
     @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
     def open_for(batch: int | None) -> ort.InferenceSession:
-        options = session_options or ort.SessionOptions()
+        options = session_options or _options()
         if batch is not None:
             options.add_free_dimension_override_by_name(BATCH, batch)
         return open_session(os.fspath(path), chosen, options, precision=precision, threads=threads)
@@ -136,6 +136,16 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
             f"{path} is not an ONNX file that can be loaded, or it is truncated ({reason}): export it again"
         ) from None
     return _metadata(path, session)
+
+
+def _options() -> ort.SessionOptions:
+    """ONNX Runtime's options, but for its plan of one block of memory for all activations.
+
+    The plan takes 1.7 times the memory at 1024x1024 (3.7 GB instead of 2.2) and saves 1% of the time at most.
+    """
+    options = ort.SessionOptions()
+    options.enable_mem_pattern = False
+    return options
 
 
 def _metadata(path: Path, session: ort.InferenceSession) -> ModelMetadata:
