@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,8 +62,8 @@ class VeSchedule:
         if not 0 < self.sampling_eps < 1:
             raise ConfigError(f"sampling_eps is {self.sampling_eps}, expected a time between 0 and 1")
 
-    def sigma_at(self, t: float) -> np.float32:
-        """The noise std of a time in [0, 1], rounded as the reference does: time and power are float32."""
+    def sigma_at(self, t: Any) -> Any:
+        """The noise std of a time in [0, 1], or of each of an array, rounded as the reference does: in float32."""
         return np.float32(self.sigma_min) * np.float32(self.sigma_max / self.sigma_min) ** np.float32(t)
 
     def levels(self, steps: int) -> Iterator[NoiseLevel]:

@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from sde_onnx.errors import InputError, NonFiniteError
-from sde_onnx.extras import require_scipy
+from sde_onnx.adaptive import adaptive_sde, rk45
+from sde_onnx.errors import InputError
 from sde_onnx.noise import NoiseSource
 from sde_onnx.samplers import ScoreFunction, Step, check_finite, predictor_corrector, told
 from sde_onnx.schedule import VeSchedule
 
-__all__ = ["SOLVERS", "Solver", "dpm_solver", "heun", "rk45", "start_solver", "step_count"]
+__all__ = ["SOLVERS", "Solver", "dpm_solver", "heun", "start_solver", "step_count"]
 
 Array = Any
 
@@ -143,66 +143,6 @@ def heun(
     return run()
 
 
-def rk45(
-    score: ScoreFunction, noise: NoiseSource, schedule: VeSchedule, *, rtol: float = 1e-5, atol: float = 1e-5
-) -> Iterator[Step]:
-    """The probability-flow ODE by Dormand and Prince's pair of orders 5 and 4, with steps as long as the error allows.
-
-    From sigma_max to the schedule's last level, and there the denoised image as ``x_mean``: one evaluation more. Steps
-    are chosen for the whole batch, as the original does, so that an image depends on its batch-mates within the
-    tolerance.
-
-    Args:
-        score: the score function.
-        noise: returns the standard normal latent ``[N, C, H, W]``; called once.
-        schedule: the model's noise levels.
-        rtol, atol: relative and absolute tolerance of a step, > 0.
-
-    Raises:
-        InputError: a tolerance out of its range.
-        MissingExtraError: scipy is not installed.
-        NonFiniteError: x stopped being finite, or the step size fell to nothing.
-
-    Source: Song et al. 2021, section 4.3 and appendix D.4; Dormand and Prince 1980, as scipy has it.
-    """
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} is {value!r}, expected a number above 0")
-    require_scipy()
-    from scipy.integrate import RK45
-
-    def run() -> Iterator[Step]:
-        latent = noise() * schedule.sigma_max
-        shape = latent.shape
-
-        # In the schedule's own time, log sigma scaled to 1: dx / dt = -rate sigma^2 s.
-        rate = math.log(schedule.sigma_max / schedule.sigma_min)
-
-        def slope(t: float, values: Array) -> Array:
-            x, sigma = values.reshape(shape).astype(np.float32), schedule.sigma_at(t)
-            return (-rate * sigma**2 * score(x, told(x, sigma))).astype(np.float64).ravel()
-
-        solver = RK45(slope, 1.0, latent.astype(np.float64).ravel(), schedule.sampling_eps, rtol=rtol, atol=atol)
-        index = 0
-        while solver.status == "running":
-            sigma = float(schedule.sigma_at(solver.t))
-            with np.errstate(all="ignore"):
-                solver.step()
-            x = solver.y.reshape(shape).astype(np.float32)
-            check_finite(x, index, index + 1, sigma)
-            if solver.status == "finished":
-                break
-            yield Step(index, sigma, x, x, solver.nfev)
-            index += 1
-        if solver.status == "failed":
-            raise NonFiniteError(f"rk45 found no step at sigma {sigma:.4g} that keeps rtol {rtol:g} and atol {atol:g}")
-        end = schedule.sigma_at(schedule.sampling_eps)
-        denoised = x + end**2 * score(x, told(x, end))
-        yield Step(index, sigma, x, denoised, solver.nfev + 1)
-
-    return run()
-
-
 def _multistep(x: Array, history: Sequence[tuple[float, Array]], target: float, eta: float) -> Array:
     """x at lambda ``target``, without its noise: the integral of the polynomial through the history of D.
 
@@ -263,6 +203,9 @@ SOLVERS = {
     "dpmpp-3m": Solver(dpm_solver, "DPM-Solver++, third order, no noise", 25, SPACING, {"order": 3, "eta": 0.0}),
     "heun": Solver(heun, "Heun's method on the probability-flow ODE", 18, SPACING, {"churn": 0.0}),
     "rk45": Solver(rk45, "adaptive Runge-Kutta on the probability-flow ODE", 0, {"rtol": 1e-5, "atol": 1e-5}),
+    "adaptive-sde": Solver(adaptive_sde, "the reverse diffusion, with steps as long as the error allows", 0, {
+        "rtol": 0.02, "atol": 1 / 256,
+    }),
     "stochastic-heun": Solver(heun, "Heun's method with churn", 25, SPACING | {
         "churn": 40.0, "churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0,
     }),
@@ -320,8 +263,8 @@ def start_solver(
               for option, default in solver.options.items()} | dict(options)
     if solver.start is predictor_corrector:
         return predictor_corrector(score, noise, schedule, count, **chosen)
-    if solver.start is rk45:
-        return rk45(score, noise, schedule, **chosen)
+    if solver.steps == 0:
+        return solver.start(score, noise, schedule, **chosen)
     kind, rho = chosen.pop("schedule"), chosen.pop("rho")
     if kind not in SCHEDULES:
         raise InputError(f"schedule is {kind!r}, expected one of: {', '.join(SCHEDULES)}")

@@ -9,20 +9,10 @@ from sde_onnx.noise import NumpyNoise, PortableNoise, TorchNoise
 from sde_onnx.samplers import predictor_corrector
 from sde_onnx.schedule import VeSchedule
 
+from closed_forms import MEAN, STD, gaussian_score, last
 from networks import relative_error, score_sde_network
 
 SCHEDULE = VeSchedule(0.01, 20.0)
-MEAN, STD = 0.4, 0.2
-
-
-def gaussian_score(x, sigma):
-    """The exact score of data ``N(MEAN, STD^2)``: ``(MEAN - x) / (STD^2 + sigma^2)``."""
-    return (MEAN - x) / (STD**2 + sigma[:, None, None, None] ** 2)
-
-
-def last(steps):
-    *_, step = steps
-    return step
 
 
 def gaussian_moments(steps, snr, n_corrector):

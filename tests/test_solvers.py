@@ -9,30 +9,12 @@ from scipy.integrate import solve_ivp
 from sde_onnx.errors import InputError
 from sde_onnx.noise import NumpyNoise, TorchNoise
 from sde_onnx.schedule import VeSchedule
-from sde_onnx.solvers import dpm_solver, heun, rk45
+from sde_onnx.solvers import dpm_solver, heun
 
-from networks import relative_error, score_sde_network
+from closed_forms import MEAN, STD, gaussian_score, last, mixture_score
 
 SCHEDULE = VeSchedule(0.05, 20.0)
 WIDE = VeSchedule(0.05, 2000.0)   # D hardly moves in the first steps, which are of a lower order than the others
-MEAN, STD = 0.4, 0.3
-
-
-def gaussian_score(x, sigma):
-    return (MEAN - x) / (STD**2 + sigma[:, None, None, None] ** 2)
-
-
-def last(steps):
-    *_, step = steps
-    return step
-
-
-def mixture_score(x, sigma):
-    """The exact score of data around MEAN - 0.5 and MEAN + 0.5, half each, with deviation STD each."""
-    variance = STD**2 + sigma[:, None, None, None] ** 2
-    return (MEAN - x + 0.5 * np.tanh(0.5 * (x - MEAN) / variance)) / variance
-
-
 @pytest.fixture(scope="module")
 def flow():
     """A latent, and where the probability-flow ODE takes it at sigma_min, to 1e-12."""
@@ -99,34 +81,6 @@ def test_steps_are_those_of_diffusers(order, algorithm, eta, rng):
     np.testing.assert_allclose(result.x, x, atol=2e-4)
 
 
-def test_rk45_equals_score_sde(golden):
-    """A recorded run of the original: its network, its latent, scipy's solver."""
-    folder = golden / "score_sde" / "church_ncsnpp_continuous"
-    recorded = np.load(folder / "samplers" / "ode_rk45.npz")
-    network = score_sde_network(folder)
-
-    def score(x, sigma):
-        with torch.no_grad():
-            return network(torch.tensor(x), torch.tensor(sigma)).numpy()
-
-    schedule = VeSchedule(0.01, 380.0, sampling_eps=float(recorded["eps"]))
-    latent = recorded["z"] / np.float32(schedule.sigma_max)
-    step = last(rk45(score, iter([latent]).__next__, schedule, rtol=float(recorded["rtol"]),
-                     atol=float(recorded["atol"])))
-    assert relative_error(step.x, recorded["result"]) < 1e-4
-    assert step.nfe == recorded["nfe"] + 1   # the denoised image
-
-
-def test_rk45_reaches_the_closed_form(flow):
-    z, _ = flow
-    steps = list(rk45(gaussian_score, iter([z.astype(np.float32)]).__next__, SCHEDULE, rtol=1e-6, atol=1e-6))
-    end = SCHEDULE.sigma_at(SCHEDULE.sampling_eps)
-    expected = MEAN + (z * 20.0 - MEAN) * ((STD**2 + end**2) / (STD**2 + 400.0)) ** 0.5
-    np.testing.assert_allclose(steps[-1].x, expected, atol=1e-4)
-    np.testing.assert_allclose(steps[-1].x_mean, (expected * STD**2 + MEAN * end**2) / (STD**2 + end**2), atol=1e-4)
-    assert [step.sigma for step in steps] == sorted((step.sigma for step in steps), reverse=True)
-
-
 def test_evaluations_are_counted():
     asked = []
 
@@ -157,7 +111,6 @@ def test_schedules_fall_from_the_largest_sigma_to_zero():
     (lambda: dpm_solver(gaussian_score, None, [1.0, 0.5], order=1), "sigmas must fall"),
     (lambda: heun(gaussian_score, None, [0.5, 1.0, 0.0]), "sigmas must fall"),
     (lambda: heun(gaussian_score, None, [1.0, 0.0], churn=math.nan), "churn is nan"),
-    (lambda: rk45(gaussian_score, None, SCHEDULE, rtol=0), "rtol is 0"),
     (lambda: SCHEDULE.geometric(1), "steps is 1, expected at least 2"),
     (lambda: SCHEDULE.karras(5, rho=0.5), "rho is 0.5"),
 ])

@@ -11,7 +11,7 @@ __all__ = ["SOLVER_NAMES", "solver_options"]
 
 # Written here once more, since --help must not wait for numpy.
 SOLVER_NAMES = ("pc", "ancestral", "sde-dpmpp-2m", "sde-dpmpp-3m", "dpmpp-2m", "dpmpp-3m", "heun", "rk45",
-                "stochastic-heun")
+                "adaptive-sde", "stochastic-heun")
 
 OPTIONS = (
     click.option("--snr", type=float, show_default="the model's", help="pc: the corrector's signal-to-noise ratio."),
@@ -29,10 +29,10 @@ OPTIONS = (
     click.option("--rho", type=click.FloatRange(min=1), show_default="7", help="All but pc: of the karras schedule."),
     click.option("--eta", type=click.FloatRange(min=0), show_default="1",
                  help="sde-dpmpp: how much noise; 0 is none, 1 the reverse diffusion's."),
-    click.option("--rtol", type=click.FloatRange(min=0, min_open=True), show_default="1e-5",
-                 help="rk45: relative tolerance."),
-    click.option("--atol", type=click.FloatRange(min=0, min_open=True), show_default="1e-5",
-                 help="rk45: absolute tolerance."),
+    click.option("--rtol", type=click.FloatRange(min=0, min_open=True), show_default="the solver's",
+                 help="rk45, adaptive-sde: relative tolerance of a step."),
+    click.option("--atol", type=click.FloatRange(min=0, min_open=True), show_default="the solver's",
+                 help="rk45, adaptive-sde: absolute tolerance of a step."),
     click.option("--churn", type=click.FloatRange(min=0), show_default="40",
                  help="stochastic-heun: noise put in, over all steps."),
     click.option("--churn-min", type=click.FloatRange(min=0), show_default="0",
