@@ -1,7 +1,8 @@
 """OpenVINO's CPU plugin for ONNX Runtime: found, registered, configured.
 
 It brings what ONNX Runtime's own CPU provider has not: convolutions in bfloat16, on the matrix units (AMX) of the
-processors that have them. The package ``onnxruntime-ep-openvino`` is an extra; without it nothing here is used.
+processors that have them. The package ``onnxruntime-ep-openvino`` is an extra; without it nothing here is used. It runs
+on Intel's processors alone, though OpenVINO itself would not mind others (microsoft/onnxruntime, pull request 31981).
 """
 
 from __future__ import annotations
@@ -16,18 +17,25 @@ import onnxruntime as ort
 from sde_onnx.files import cache_folder
 from sde_onnx.threads import available_cores
 
-__all__ = ["EXTRA", "PRECISIONS", "add_openvino", "is_installed"]
+__all__ = ["PRECISIONS", "add_openvino", "why_not"]
 
 EXTRA = "pip install 'sde-onnx[openvino]'"
 PACKAGE = "onnxruntime_ep_openvino"
 REGISTRATION = "sde_onnx_openvino"
+INTEL = 0x8086   # vendor number
 # Our names of what the network computes in, and OpenVINO's.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
-def is_installed() -> bool:
-    """Whether the plugin's package is there."""
-    return importlib.util.find_spec(PACKAGE) is not None
+def why_not() -> str | None:
+    """Why OpenVINO cannot run here, or ``None`` if nothing is known that would stop it."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        return f"onnxruntime-ep-openvino is not installed: {EXTRA}"
+    processors = [entry.device for entry in ort.get_ep_devices() if entry.device.type == ort.OrtHardwareDeviceType.CPU]
+    if not any(processor.vendor_id == INTEL for processor in processors):
+        vendors = ", ".join(sorted({processor.vendor for processor in processors}))
+        return f"its plugin takes Intel's processors only, this one is of {vendors}"
+    return None
 
 
 def add_openvino(options: ort.SessionOptions, *, precision: str, threads: int | None, cached: bool) -> None:

@@ -28,11 +28,7 @@ PROVIDERS = {
 }
 # What a provider can compute in, whatever the file holds; the first is the default.
 PRECISIONS = {"cuda": ("fp32",), "openvino": tuple(openvino.PRECISIONS), "cpu": ("fp32",)}
-HOW_TO_INSTALL = {
-    "cuda": "For an NVIDIA GPU install its driver and `pip install onnxruntime-gpu[cuda,cudnn]`",
-    "openvino": f"Install it with `{openvino.EXTRA}`",
-    "cpu": "Install onnxruntime again",
-}
+HOW_TO_GET_CUDA = "for an NVIDIA GPU install its driver and `pip install onnxruntime-gpu[cuda,cudnn]`"
 
 # An ONNX model (opset 20) of one 1x1 convolution of x [1, 1, 1, 1] with the weight 2: a provider without its
 # convolution library must fail here, not in the middle of a run. tests/test_providers.py decodes it.
@@ -74,16 +70,13 @@ def choose_provider(name: str, precision: str = "fp32") -> str:
         for provider in able:
             if _failure(provider) is None:
                 return provider
-        raise ProviderError(f"precision {precision} needs provider {' or '.join(able)}, which cannot run here. "
-                            f"{HOW_TO_INSTALL[able[0]]}")
+        reasons = "; ".join(f"{provider} cannot run here: {_failure(provider)}" for provider in able)
+        raise ProviderError(f"precision {precision} needs provider {' or '.join(able)}. {reasons}")
     if name not in able:
         raise InputError(f"provider {name} computes in {', '.join(PRECISIONS[name])}; {precision} needs provider "
                          f"{' or '.join(able)}")
     if (reason := _failure(name)) is not None:
-        raise ProviderError(
-            f"provider {name} cannot run here ({reason}); usable: {', '.join(usable_providers())}. "
-            f"{HOW_TO_INSTALL[name]}"
-        )
+        raise ProviderError(f"provider {name} cannot run here ({reason}); usable: {', '.join(usable_providers())}")
     return name
 
 
@@ -132,10 +125,10 @@ def open_session(
 def _failure(name: str) -> str | None:
     """Why a provider cannot run here, or ``None`` if it has just run a convolution."""
     if name == "openvino":
-        if not openvino.is_installed():
-            return "onnxruntime-ep-openvino is not installed"
+        if reason := openvino.why_not():
+            return reason
     elif PROVIDERS[name] not in ort.get_available_providers():
-        return "this onnxruntime was built without it"
+        return "this onnxruntime was built without it" + (f": {HOW_TO_GET_CUDA}" if name == "cuda" else "")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if name == "cuda":
@@ -147,7 +140,7 @@ def _failure(name: str) -> str | None:
         session = open_session(PROBE_MODEL, name, options, cached=False)
         session.run(None, {"x": np.ones((1, 1, 1, 1), np.float32)})
     except (*ORT_ERRORS, ProviderError) as error:
-        return str(error).splitlines()[0][:200]
+        return str(error).splitlines()[0][:200] + (f"; {HOW_TO_GET_CUDA}" if name == "cuda" else "")
     finally:
         ort.set_default_logger_severity(2)
     return None

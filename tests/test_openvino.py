@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -12,7 +13,7 @@ from sde_onnx.errors import InputError, ProviderError
 
 from networks import noisy_images, relative_error
 
-installed = pytest.mark.skipif(not openvino.is_installed(), reason="onnxruntime-ep-openvino is not installed")
+runs_here = pytest.mark.skipif(openvino.why_not() is not None, reason=str(openvino.why_not()))
 SIGMAS = (0.01, 0.5, 50.0)
 
 
@@ -24,13 +25,13 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def missing(monkeypatch):
-    monkeypatch.setattr(openvino, "is_installed", lambda: False)
+    monkeypatch.setattr(openvino, "PACKAGE", "no_such_package")
     providers._failure.cache_clear()
     yield
     providers._failure.cache_clear()
 
 
-@installed
+@runs_here
 # float32 leaves the rounding of log sigma, which phases of 10^3 rad enlarge; bfloat16 has 8 bits, rounded layer by
 # layer. Phases in bfloat16 would be off by turns and pass this bound by far.
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 3e-5), ("bf16", 3e-2)])
@@ -42,7 +43,7 @@ def test_scores_are_those_of_the_cpu_provider(precision, tolerance, model_file, 
     assert (fast.provider, fast.precision) == ("openvino", precision)
 
 
-@installed
+@runs_here
 def test_compiled_models_are_kept(model_file, cache, rng):
     x, sigma = noisy_images(rng, SIGMAS, (3, 16, 16))
     sde_onnx.load(model_file, "openvino")(x, sigma)
@@ -52,7 +53,7 @@ def test_compiled_models_are_kept(model_file, cache, rng):
     assert set(cache.iterdir()) == files
 
 
-@installed
+@runs_here
 def test_auto_prefers_it_in_fp32_and_says_so(model_file, tmp_path):
     if "cuda" in providers.usable_providers():
         pytest.skip("CUDA comes first")
@@ -62,7 +63,7 @@ def test_auto_prefers_it_in_fp32_and_says_so(model_file, tmp_path):
     assert sde_onnx.load(model_file, precision="bf16").provider == "openvino"
 
 
-@installed
+@runs_here
 def test_session_options_are_refused(model_file):
     with pytest.raises(InputError, match="session_options go with provider cuda or cpu"):
         sde_onnx.load(model_file, "openvino", session_options=ort.SessionOptions())
@@ -73,6 +74,18 @@ def test_without_the_package_it_is_not_offered(missing, model_file):
     for provider in ("openvino", "auto"):
         with pytest.raises(ProviderError, match=r"cannot run here.*pip install 'sde-onnx\[openvino\]'"):
             sde_onnx.load(model_file, provider, precision="bf16")
+
+
+def test_a_processor_that_the_plugin_does_not_take_is_named(monkeypatch, model_file):
+    pytest.importorskip(openvino.PACKAGE)
+    processor = SimpleNamespace(type=ort.OrtHardwareDeviceType.CPU, vendor_id=0x1022, vendor="AMD")
+    monkeypatch.setattr(ort, "get_ep_devices", lambda: [SimpleNamespace(device=processor)])
+    providers._failure.cache_clear()
+    try:
+        with pytest.raises(ProviderError, match="takes Intel's processors only, this one is of AMD"):
+            sde_onnx.load(model_file, "openvino")
+    finally:
+        providers._failure.cache_clear()
 
 
 def test_a_precision_that_a_provider_has_not_is_refused(model_file):
