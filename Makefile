@@ -8,7 +8,7 @@ help:    ## list the targets
 
 sample: $(INSTALLED)    ## export the bundled checkpoint and sample 64 digits into samples.png
 	$(BIN)/sde-onnx export examples/digits/checkpoint -o build/digits.onnx --force
-	$(BIN)/sde-onnx sample build/digits.onnx --seeds 0-63 --steps $(STEPS) --zoom 4 -o samples.png --force
+	$(BIN)/sde-onnx sample build/digits.onnx --seeds 0-63 --zoom 4 -o samples.png --force
 
 model: $(INSTALLED)    ## export the bundled checkpoint into the package
 	$(BIN)/sde-onnx export examples/digits/checkpoint -o sde_onnx/models/digits.onnx --force
@@ -35,12 +35,14 @@ bench-full: $(INSTALLED)    ## the same up to 1024x1024, over an hour; the READM
 	$(BIN)/python benchmarks/loop.py --output benchmarks/results/loop.json
 	$(BIN)/python benchmarks/report.py
 
+quality: $(INSTALLED)    ## what solvers cost and lose on the bundled digits, hours; the README's table and plot
+	$(BIN)/python benchmarks/quality.py --output benchmarks/results/quality.json
+	$(BIN)/python benchmarks/report.py
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino]'
 	touch $(INSTALLED)
 
-STEPS ?= 200
-
-.PHONY: help sample model test runtime lint bench bench-full
+.PHONY: help sample model test runtime lint bench bench-full quality

@@ -24,7 +24,7 @@ from sde_onnx.images import to_uint8
 
 from data import colour, load_ink
 
-__all__ = ["Judge", "frechet_distance", "real_digits"]
+__all__ = ["Judge", "frechet_distance", "in_deviations", "real_digits"]
 
 FEATURES = 32
 TRAINING_STEPS = 1500
@@ -40,6 +40,8 @@ class Judge(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)   # another order of sums is another judge after some hundred steps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.body = nn.Sequential(
@@ -49,6 +51,7 @@ class Judge(nn.Module):
             )
             self.head = nn.Linear(FEATURES, 10)
         self._train(generator)
+        torch.set_num_threads(threads)
 
     def _train(self, generator: torch.Generator) -> None:
         ink, labels = load_ink(16, held_out=True)
@@ -85,6 +88,17 @@ def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()
     return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * cross)
+
+
+def in_deviations(features: NDArray[np.float64], real: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Features in units of their deviations in a real set, ``[N, K]``; those that hardly vary there are left out.
+
+    Distances then mean the same for every judge, and no feature outweighs the others by its scale: a unit that answers
+    to one real digit in a thousand would, if its deviation there were the measure.
+    """
+    deviations = real.std(axis=0)
+    vary = deviations > 0.1 * deviations.max()
+    return features[:, vary] / deviations[vary]
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:

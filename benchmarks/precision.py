@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the result as JSON")
     arguments = parser.parse_args()
     pixels = {precision: cached_samples(arguments.count, solver=SOLVER, steps=arguments.steps, provider="openvino",
-                                        precision=precision) for precision in PRECISIONS}
+                                        precision=precision).pixels for precision in PRECISIONS}
     judge = Judge()
     real, labels = real_digits(arguments.count, held_out=False)   # what the model was trained on; the judge was not
     real_features, real_p = judge.look(real)

@@ -1,4 +1,4 @@
-"""Writes the README's benchmark section and its plot from the committed results.
+"""Writes the README's benchmark sections and their plots from the committed results.
 
     python benchmarks/report.py
 """
@@ -9,11 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sde_onnx.solvers import QUALITIES, SOLVERS
+
 from environment import RESULTS, ROOT
 
 README = ROOT / "README.md"
-PLOT = ROOT / "docs" / "cpu.png"
-CPU_MARKS, BF16_MARKS = ("<!-- cpu -->", "<!-- /cpu -->"), ("<!-- bf16 -->", "<!-- /bf16 -->")
+PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
+CPU_MARKS, BF16_MARKS, QUALITY_MARKS = (
+    (f"<!-- {name} -->", f"<!-- /{name} -->") for name in ("cpu", "bf16", "quality")
+)
 TITLES = {"digits": "digits 16²", "32": "32², 62 M", "256": "256², 66 M", "1024": "1024², 106 M"}
 OURS = "sde-onnx"
 
@@ -69,6 +73,49 @@ def bf16_section(result: dict[str, Any]) -> str:
         f"{100 * result['judge_accuracy_on_real']:.0f}% rightly. Pixels differ",
         f"by {result['mean_difference_of_255']:.1f} of 255 on average.",
     ])
+
+
+def quality_section(result: dict[str, Any]) -> str:
+    """The README's text on what solvers cost and lose, from what benchmarks/quality.py has written."""
+    rows = sorted(result["rows"], key=lambda row: row["nfe"])
+    return "\n".join([
+        f"| {result['images']} images each | evaluations | s an image | Fréchet distance | recognised | classes off |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(f"| {_preset(row)}{_quality_name(row)} | {row['nfe']:.0f} | {row['seconds_an_image']:.3g} | "
+          f"{_frechet(row)} | {row['recognised']:.3f} | {row['class_distance']:.3f} |" for row in rows),
+        *(f"| {title} |  |  | {_frechet(result[key])} | {result[key]['recognised']:.3f} | "
+          f"{result[key]['class_distance']:.3f} |"
+          for key, title in (("real", "the model's training digits, as many"),
+                             ("unseen", "real digits that it has not seen, as many"))),
+        "",
+        f"Fréchet distance: to {result['compared_with']} of its training digits, of {result['part']} images at a time, "
+        "the mean and its standard error;",
+        f"in the features of {result['judges']} classifiers trained on digits that the model has not seen, in units of "
+        "their deviations.",
+        "Recognised: the classifiers are sure of a digit, p > 0.9. Classes off: the share of images that would have to",
+        "show another digit for all ten to be as frequent as in real ones. Seconds on "
+        f"{result['environment']['cores']} cores ({result['environment']['cpu']}).",
+    ])
+
+
+def _preset(row: dict[str, Any]) -> str:
+    """Which of the command line's qualities a point is, if it is one."""
+    for name, (solver, steps, options) in QUALITIES.items():
+        count = SOLVERS[solver].steps if steps is None else steps   # None is the model's own number
+        if (row["solver"], row["options"]) == (solver, options) and (
+                row["model_steps"] if count is None else row["steps"] == count):
+            return f"**{name}**: "
+    return ""
+
+
+def _quality_name(row: dict[str, Any]) -> str:
+    options = "".join(f" `--{name.replace('_', '-')}{'' if value is True else f' {value}'}`"
+                      for name, value in row["options"].items())
+    return f"`{row['solver']}`{options}"
+
+
+def _frechet(row: dict[str, Any]) -> str:
+    return f"{row['frechet']:.3f} ± {row['frechet_standard_error']:.3f}"
 
 
 def replaced(text: str, marks: tuple[str, str], section: str) -> str:
@@ -128,11 +175,53 @@ def plot(cpu: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def plot_quality(result: dict[str, Any], path: Path) -> None:
+    """Draws the Fréchet distance against evaluations: a line for each solver with its options."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(result["rows"], key=lambda row: row["nfe"]):
+        curves.setdefault(_quality_name(row).replace("`", ""), []).append(row)
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    for index, (name, rows) in enumerate(curves.items()):
+        is_reference = rows[0]["solver"] == result["reference"]
+        axes.errorbar([row["nfe"] for row in rows], [row["frechet"] for row in rows],
+                      [row["frechet_standard_error"] for row in rows], marker="o", markersize=4, capsize=2, label=name,
+                      color="black" if is_reference else plt.get_cmap("tab10")(index % 10),
+                      linestyle="--" if rows[0]["options"] else "-")
+    best = max((row for row in result["rows"] if row["solver"] == result["reference"]), key=lambda row: row["nfe"])
+    middle, error = best["frechet"], best["frechet_standard_error"]
+    axes.axhspan(middle - error, middle + error, color="black", alpha=0.1, linewidth=0,
+                 label=f"{best['solver']} at {best['nfe']:.0f} evaluations")
+    axes.axhline(result["real"]["frechet"], color="grey", linewidth=0.8, linestyle=":", label="its training digits")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("network evaluations an image")
+    axes.set_ylabel("Fréchet distance to real digits")
+    axes.set_title(f"Bundled digits, {result['images']} images a point")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
-    cpu, loop, bf16 = (json.loads((RESULTS / name).read_text()) for name in ("cpu.json", "loop.json", "bf16.json"))
-    text = replaced(README.read_text(encoding="utf-8"), CPU_MARKS, cpu_section(cpu, loop))
-    README.write_text(replaced(text, BF16_MARKS, bf16_section(bf16)), encoding="utf-8")
-    plot(cpu, PLOT)
+    text = README.read_text(encoding="utf-8")
+    for marks, write, names in SECTIONS:
+        text = replaced(text, marks, write(*(json.loads((RESULTS / name).read_text()) for name in names)))
+    README.write_text(text, encoding="utf-8")
+    plot(json.loads((RESULTS / "cpu.json").read_text()), PLOT)
+    plot_quality(json.loads((RESULTS / "quality.json").read_text()), QUALITY_PLOT)
+
+
+# What stands between which marks, and the result files that it is written from.
+SECTIONS = [
+    (CPU_MARKS, cpu_section, ["cpu.json", "loop.json"]),
+    (BF16_MARKS, bf16_section, ["bf16.json"]),
+    (QUALITY_MARKS, quality_section, ["quality.json"]),
+]
 
 
 if __name__ == "__main__":

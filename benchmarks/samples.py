@@ -4,42 +4,66 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import sde_onnx
-from sde_onnx.files import sha256
+from sde_onnx.files import replacing, sha256
 from sde_onnx.images import to_uint8
+from sde_onnx.solvers import chosen_options, step_count
 
 from environment import ROOT
 
-__all__ = ["cached_samples"]
+__all__ = ["Samples", "cached_samples"]
 
 CHUNK = 256   # images of a file, and at a time
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Images and what they took."""
+
+    pixels: NDArray[np.uint8]   # [N, H, W, C]
+    nfe: float                  # evaluations an image, averaged over chunks
+
+
 def cached_samples(
-    count: int, *, solver: str, steps: int, provider: str, precision: str = "fp32", first: int = 0, **options: Any
-) -> NDArray[np.uint8]:
-    """Images of the seeds from ``first`` on, ``[N, H, W, C]``."""
+    count: int,
+    *,
+    solver: str,
+    steps: int | None,
+    provider: str,
+    precision: str = "fp32",
+    **options: Any,
+) -> Samples:
+    """Images of the seeds from 0 on, in whole chunks; sampled now, where an earlier call has not."""
     path = sde_onnx.bundled_model()
-    settings = [sha256(path), solver, steps, provider, precision, options, CHUNK]
+    metadata = sde_onnx.read_metadata(path)
+    chosen = chosen_options(solver, {"snr": metadata.snr, "n_corrector": metadata.n_corrector}, options)
+    steps = step_count(solver, metadata.schedule, steps)
+    settings = [sha256(path), solver, steps, provider, precision, chosen, CHUNK]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "samples" / f"{solver}-{steps}-{provider}-{precision}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     model = None
-    parts = []
-    for start in range(first, first + count, CHUNK):
-        chunk = folder / f"{start}.npy"
+    pixels, nfe = [], []
+    for start in range(0, count, CHUNK):
+        chunk = folder / f"{start}.npz"
         if not chunk.exists():
             model = model or sde_onnx.load(path, provider, precision=precision)
-            seeds = range(start, start + CHUNK)
-            images = sde_onnx.sample(model, seeds, steps, solver=solver, batch_size=CHUNK, **options)
-            temporary = chunk.with_suffix(".part.npy")
-            np.save(temporary, to_uint8(images))
-            temporary.rename(chunk)
+            last = []
+            for batch in sde_onnx.sample_batches(model, range(start, start + CHUNK), steps or None, solver=solver,
+                                                 batch_size=CHUNK, **options):
+                *_, step = batch.steps
+                last.append(step)
+            with replacing(chunk) as temporary, temporary.open("wb") as file:
+                np.savez(file, pixels=np.concatenate([to_uint8(step.x_mean) for step in last]),
+                         nfe=max(step.nfe for step in last))
             print(f"{folder.name} {start}", flush=True)
-        parts.append(np.load(chunk))
-    return np.concatenate(parts)[:count]
+        with np.load(chunk) as held:
+            pixels.append(held["pixels"])
+            nfe.append(int(held["nfe"]))
+    return Samples(np.concatenate(pixels)[:count], float(np.mean(nfe)))

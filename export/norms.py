@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +31,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from sde_onnx.export.layers import GroupNorm
+from sde_onnx.export.nodes import Nodes
 
 __all__ = ["mark_norms", "write_norms"]
 
@@ -95,7 +95,7 @@ def write_norms(model: onnx.ModelProto) -> None:
             model.opset_import.remove(entry)
 
 
-class _NormWriter:
+class _NormWriter(Nodes):
     """Writes one norm as nodes whose names begin with that of its result.
 
     Args:
@@ -111,15 +111,13 @@ class _NormWriter:
         self, result: str, x: str, groups: int, shapes: Mapping[str, list[int]], parts: Mapping[str, list[str]],
         moments: dict[str, tuple[str, str]],
     ) -> None:
-        self.result = result
+        super().__init__(result)
         self.x = x
         self.shapes = shapes
         self.parts = parts
         self.moments = moments
         _, self.channels, self.height, self.width = shapes[x]
         self.grouped = (groups, self.channels // groups)
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
 
     def write(self, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
         small = self.grouped[1] * self.height * self.width <= LARGEST_PLAIN_GROUP
@@ -129,57 +127,46 @@ class _NormWriter:
     def _plain(self, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
         x, groups = self.x, self.grouped[0]
         if shift is not None:
-            x = self._add("Add", x, self._reshape(shift, self.channels, 1, 1))
-        ones, zeros = (self._constant(np.full(groups, value, np.float32)) for value in (1, 0))
-        normalized = self._add("InstanceNormalization", self._reshape(x, groups, -1, batch=0), ones, zeros,
+            x = self.add("Add", x, self._reshape(shift, self.channels, 1, 1))
+        ones, zeros = (self.constant(np.full(groups, value, np.float32)) for value in (1, 0))
+        normalized = self.add("InstanceNormalization", self._reshape(x, groups, -1, batch=0), ones, zeros,
                                epsilon=epsilon)
         normalized = self._reshape(normalized, self.channels, self.height, self.width)
-        scaled = self._add("Mul", normalized, self._constant(gain[:, None, None]))
-        self._add("Add", scaled, self._constant(bias[:, None, None]), output=self.result)
+        scaled = self.add("Mul", normalized, self.constant(gain[:, None, None]))
+        self.add("Add", scaled, self.constant(bias[:, None, None]), output=self.prefix)
 
     def _moments(self, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
         mean, square = (self._reshape(moment, *self.grouped) for moment in self._channel_moments(self.x))
-        shifted = mean if shift is None else self._add("Add", mean, self._reshape(shift, *self.grouped))
-        off_centre = self._add("Sub", shifted, self._mean(shifted, 2, keep=True))
-        within = self._add("Sub", square, self._add("Mul", mean, mean))
-        total = self._add("Add", within, self._add("Mul", off_centre, off_centre))
-        variance = self._add("Max", self._mean(total, 2, keep=True), self._constant(np.float32(0)))
-        deviation = self._add("Sqrt", self._add("Add", variance, self._constant(np.float32(epsilon))))
-        factor = self._add("Div", self._constant(gain.reshape(self.grouped)), deviation)
-        moved = self._add("Mul", self._add("Sub", off_centre, mean), factor)
-        summand = self._add("Add", moved, self._constant(bias.reshape(self.grouped)))
+        shifted = mean if shift is None else self.add("Add", mean, self._reshape(shift, *self.grouped))
+        off_centre = self.add("Sub", shifted, self._mean(shifted, 2, keep=True))
+        within = self.add("Sub", square, self.add("Mul", mean, mean))
+        total = self.add("Add", within, self.add("Mul", off_centre, off_centre))
+        variance = self.add("Max", self._mean(total, 2, keep=True), self.constant(np.float32(0)))
+        deviation = self.add("Sqrt", self.add("Add", variance, self.constant(np.float32(epsilon))))
+        factor = self.add("Div", self.constant(gain.reshape(self.grouped)), deviation)
+        moved = self.add("Mul", self.add("Sub", off_centre, mean), factor)
+        summand = self.add("Add", moved, self.constant(bias.reshape(self.grouped)))
         factor, summand = (self._reshape(value, self.channels, 1, 1) for value in (factor, summand))
-        self._add("Add", self._add("Mul", self.x, factor), summand, output=self.result)
+        self.add("Add", self.add("Mul", self.x, factor), summand, output=self.prefix)
 
     def _channel_moments(self, x: str) -> tuple[str, str]:
         """Mean and mean square of each channel of a value, ``[N, C]``; taken once for all norms."""
         if x not in self.moments:
             if x in self.parts:
                 means, squares = zip(*(self._channel_moments(part) for part in self.parts[x]), strict=True)
-                self.moments[x] = self._add("Concat", *means, axis=1), self._add("Concat", *squares, axis=1)
+                self.moments[x] = self.add("Concat", *means, axis=1), self.add("Concat", *squares, axis=1)
             else:
                 # Reshaped before it is squared: in the image's shape ONNX Runtime would square it in the blocked layout
                 # of its convolutions, and reorder both.
                 _, channels, height, width = self.shapes[x]
                 stretch = math.gcd(height * width, LONGEST_SUM)
                 rows = self._reshape(x, channels, height * width // stretch, stretch)
-                squared = self._add("Mul", rows, rows)
+                squared = self.add("Mul", rows, rows)
                 self.moments[x] = self._mean(self._mean(rows, 3), 2), self._mean(self._mean(squared, 3), 2)
         return self.moments[x]
 
     def _mean(self, x: str, axis: int, *, keep: bool = False) -> str:
-        return self._add("ReduceMean", x, self._constant(np.array([axis])), keepdims=int(keep))
+        return self.add("ReduceMean", x, self.constant(np.array([axis])), keepdims=int(keep))
 
     def _reshape(self, x: str, *shape: int, batch: int = -1) -> str:
-        return self._add("Reshape", x, self._constant(np.array([batch, *shape])))
-
-    def _constant(self, value: np.ndarray | np.generic) -> str:
-        name = f"{self.result}/constant{len(self.constants)}"
-        self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
-        return name
-
-    def _add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = output or f"{self.result}/{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], name=f"{self.result}/{operator}{len(self.nodes)}",
-                                           **attributes))
-        return name
+        return self.reshape(x, batch, *shape)

@@ -27,7 +27,8 @@ from sde_onnx.files import check_writable, replacing
 from sde_onnx.metadata import KEY, ModelMetadata
 from sde_onnx.schedule import VeSchedule
 
-__all__ = ["OPSET", "REVISION", "TOLERANCE", "build_model", "check_model_output", "export", "measure_parity"]
+__all__ = ["OPSET", "REVISION", "TOLERANCE", "build_model", "check_model_output", "export", "measure_parity",
+           "quiet_exporter", "strip"]
 
 # From opset 21 on, ONNX Runtime expands GroupNormalization into some 25 nodes a norm.
 OPSET = 20
@@ -111,7 +112,7 @@ def build_model(network: NCSNpp) -> onnx.ModelProto:
     x = torch.rand(2, config.image_channels, config.image_size, config.image_size)
     sigma = torch.tensor([0.1, 1.0])
     batch = torch.export.Dim("N")
-    with _quiet_exporter(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             network,
             (x, sigma),
@@ -125,7 +126,7 @@ def build_model(network: NCSNpp) -> onnx.ModelProto:
     assert program is not None
     model = program.model_proto
     write_norms(model)
-    _strip(model)
+    strip(model)
     onnx.checker.check_model(model)
     return model
 
@@ -165,7 +166,7 @@ def _run_on_cpu(model: onnx.ModelProto) -> ScoreFunction:
     return lambda x, sigma: session.run(["score"], {"x": x, "sigma": sigma})[0]
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Removes what the exporter notes for its own debugging: stack traces with paths, a copy of each name."""
     model.doc_string = ""
     model.graph.doc_string = ""
@@ -177,7 +178,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keeps the exporter's notes on its own internals off the terminal; errors still raise."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

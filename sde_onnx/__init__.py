@@ -1,7 +1,7 @@
 """Score-SDE (NCSN++) models as one ONNX file each, and their samplers without PyTorch.
 
     model = sde_onnx.load("m.onnx")
-    images = sde_onnx.sample(model, seeds=range(4), steps=1000)      # float32 [4, C, H, W] in [0, 1]
+    images = sde_onnx.sample(model, seeds=range(4))                  # float32 [4, C, H, W] in [0, 1]
 
 Names are imported when they are first used, so that ``sde-onnx --help`` waits for neither numpy nor ONNX Runtime.
 """

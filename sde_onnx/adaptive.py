@@ -74,7 +74,7 @@ def adaptive_sde(
             # An image that is done has an error of 0 and stays there, its steps being cut to 0.
             h = np.minimum(np.maximum(t - end, 0), SAFETY * h * np.maximum(error, 1e-12) ** -EXPONENT)
             h[t - end < SHORTEST_STEP] = 0
-            if ((h > 0) & (h < SHORTEST_STEP)).any():
+            if ((t - end >= SHORTEST_STEP) & ~(h >= SHORTEST_STEP)).any():
                 raise NonFiniteError(f"adaptive-sde found no step at sigma {sigma.max():.4g} that keeps rtol {rtol:g} "
                                      f"and atol {atol:g}")
             nfe += 2
@@ -139,10 +139,12 @@ def rk45(
 
         def slope(t: float, values: Array) -> Array:
             x, sigma = values.reshape(shape).astype(np.float32), schedule.sigma_at(t)
+            check_finite(x, index, index + 1, float(sigma))   # a step that grew without bound may ask anywhere
             return (-rate * sigma**2 * score(x, told(x, sigma))).astype(np.float64).ravel()
 
-        solver = RK45(slope, 1.0, latent.astype(np.float64).ravel(), schedule.sampling_eps, rtol=rtol, atol=atol)
         index = 0
+        with np.errstate(all="ignore"):
+            solver = RK45(slope, 1.0, latent.astype(np.float64).ravel(), schedule.sampling_eps, rtol=rtol, atol=atol)
         while solver.status == "running":
             sigma = float(schedule.sigma_at(solver.t))
             with np.errstate(all="ignore"):

@@ -30,5 +30,5 @@ def require_export() -> None:
     missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"reading a checkpoint needs {', '.join(missing)}, not installed here: pip install 'sde-onnx[export]'"
+            f"this needs {', '.join(missing)}, not installed here: pip install 'sde-onnx[export]'"
         )

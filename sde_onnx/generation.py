@@ -16,7 +16,7 @@ from sde_onnx.memory import available_memory, image_memory
 from sde_onnx.noise import PortableNoise, check_seeds
 from sde_onnx.samplers import Step
 from sde_onnx.session import ScoreModel
-from sde_onnx.solvers import start_solver, step_count
+from sde_onnx.solvers import DEFAULT_SOLVER, start_solver, step_count
 
 __all__ = ["Batch", "choose_batch_size", "default_batch_size", "sample", "sample_batches"]
 
@@ -37,7 +37,7 @@ def sample(
     seeds: Sequence[int],
     steps: int | None = None,
     *,
-    solver: str = "pc",
+    solver: str = DEFAULT_SOLVER,
     batch_size: int | None = None,
     progress: bool = False,
     **options: Any,
@@ -46,9 +46,10 @@ def sample(
 
     Args:
         model: a loaded model file.
-        seeds: 0 to 2^64 - 1 each. An image depends on its own seed alone, unless ``langevin_norm`` is ``"batch"``.
+        seeds: 0 to 2^64 - 1 each. An image depends on its own seed alone, unless ``langevin_norm`` is ``"batch"`` or
+            the solver ``"rk45"``, whose steps suit the whole batch.
         steps: noise levels; the solver's own number, or for ``"pc"`` the model's, if not given.
-        solver: a key of :data:`sde_onnx.solvers.SOLVERS`.
+        solver: a key of :data:`sde_onnx.solvers.SOLVERS`; ``"pc"`` is the paper's.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
         progress: show a progress bar on standard error if it is a terminal.
@@ -79,7 +80,7 @@ def sample_batches(
     seeds: Sequence[int],
     steps: int | None = None,
     *,
-    solver: str = "pc",
+    solver: str = DEFAULT_SOLVER,
     batch_size: int | None = None,
     **options: Any,
 ) -> Iterator[Batch]:

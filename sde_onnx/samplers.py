@@ -18,8 +18,8 @@ from sde_onnx.noise import NoiseSource
 from sde_onnx.schedule import NoiseLevel, VeSchedule
 from sde_onnx.steps import LangevinNorm, check_corrector, langevin_step, langevin_step_size, prediction_step
 
-__all__ = ["CORRECTORS", "PREDICTORS", "ScoreFunction", "Step", "check_finite", "predictor_corrector",
-           "told"]
+__all__ = ["CORRECTORS", "PREDICTORS", "PredictorCorrectorStep", "ScoreFunction", "Step", "check_finite",
+           "predictor_corrector", "told"]
 
 Array = Any
 ScoreFunction = Callable[[Array, Array], Array]
@@ -42,7 +42,7 @@ def _reverse_diffusion(level: NoiseLevel, schedule: VeSchedule, steps: int) -> t
 
 
 def _euler_maruyama(level: NoiseLevel, schedule: VeSchedule, steps: int) -> tuple[Any, Any]:
-    variance = level.sigma_cond**2 * np.float32(2 * math.log(schedule.sigma_max / schedule.sigma_min) / steps)
+    variance = level.sigma_cond**2 * (2 * math.log(schedule.sigma_max / schedule.sigma_min) / steps)
     return variance, variance**0.5
 
 
@@ -61,28 +61,14 @@ PREDICTORS: dict[str, Callable[[NoiseLevel, VeSchedule, int], tuple[Any, Any]] |
 CORRECTORS = ("langevin", "ald", "none")
 
 
-def predictor_corrector(
-    score: ScoreFunction,
-    noise: NoiseSource,
-    schedule: VeSchedule,
-    steps: int,
-    *,
-    snr: float,
-    predictor: str = "reverse_diffusion",
-    corrector: str = "langevin",
-    n_corrector: int = 1,
-    probability_flow: bool = False,
-    langevin_norm: LangevinNorm = "image",
-) -> Iterator[Step]:
-    """Yields the steps of predictor-corrector sampling: corrections at a noise level, then a prediction of the next.
+@dataclass(frozen=True)
+class PredictorCorrectorStep:
+    """One step of predictor-corrector sampling: corrections at a noise level, then a prediction of the next.
 
-    Noise is drawn in the references' order: the initial latent, then at each step one array for each correction and
-    one for the prediction, the last of which moves only ``x``, not the result ``x_mean``. The corrector runs before
-    the predictor, as in both reference implementations; the paper's algorithm 1 writes them the other way round.
+    A pure function of arrays, which numpy, torch and traced graphs run alike. The corrector runs before the predictor,
+    as in both reference implementations; the paper's algorithm 1 writes them the other way round.
 
     Args:
-        score: the score function.
-        noise: returns the next standard normal array ``[N, C, H, W]`` at each call.
         schedule: the model's noise levels.
         steps: N, >= 1.
         snr: the corrector's signal-to-noise ratio, > 0.
@@ -94,48 +80,95 @@ def predictor_corrector(
 
     Raises:
         InputError: an argument out of its range, or neither a predictor nor a corrector.
-        NonFiniteError: x stopped being finite; names the step and its sigma.
 
     Source: Song et al. 2021, algorithms 1, 2 and 4, section 4.3 and appendix F (ancestral sampling, equation 47).
     """
-    levels = list(schedule.levels(steps))
-    check_corrector(snr, n_corrector)
-    for name, value, known in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS),
-                               ("langevin_norm", langevin_norm, ("image", "batch"))):
-        if value not in known:
-            raise InputError(f"{name} is {value!r}, expected one of: {', '.join(known)}")
-    corrections = 0 if corrector == "none" else n_corrector
-    predict = PREDICTORS[predictor]
-    if predict is None and corrections == 0:
-        raise InputError("with neither a predictor nor a corrector nothing happens: choose one of them")
-    evaluations = corrections + (predict is not None)
 
-    def correct(x: Array, sigma: Array, level: NoiseLevel) -> Array:
-        gradient, z = score(x, sigma), noise()
-        if corrector == "ald":
-            step_size = 2 * (np.float32(snr) * level.sigma_cond) ** 2
-        else:
-            step_size = langevin_step_size(gradient, z, snr=snr, norm=langevin_norm)
-        return langevin_step(x, gradient, z, step_size=step_size)
+    schedule: VeSchedule
+    steps: int
+    snr: float
+    predictor: str = "reverse_diffusion"
+    corrector: str = "langevin"
+    n_corrector: int = 1
+    probability_flow: bool = False
+    langevin_norm: LangevinNorm = "image"
 
-    @np.errstate(all="ignore")   # what numpy would warn of ends the run below, with the step named
-    def advance(x: Array, level: NoiseLevel) -> tuple[Array, Array]:
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps is {self.steps}, expected at least 1")
+        check_corrector(self.snr, self.n_corrector)
+        for name, value, known in (("predictor", self.predictor, PREDICTORS), ("corrector", self.corrector, CORRECTORS),
+                                   ("langevin_norm", self.langevin_norm, ("image", "batch"))):
+            if value not in known:
+                raise InputError(f"{name} is {value!r}, expected one of: {', '.join(known)}")
+        if self.evaluations == 0:
+            raise InputError("with neither a predictor nor a corrector nothing happens: choose one of them")
+
+    @property
+    def corrections(self) -> int:
+        """Corrections a step."""
+        return 0 if self.corrector == "none" else self.n_corrector
+
+    @property
+    def evaluations(self) -> int:
+        """Scores asked for a step."""
+        return self.corrections + (PREDICTORS[self.predictor] is not None)
+
+    @property
+    def draws(self) -> int:
+        """Noise arrays drawn a step."""
+        return self.corrections + (PREDICTORS[self.predictor] is not None and not self.probability_flow)
+
+    def __call__(self, score: ScoreFunction, noise: NoiseSource, x: Array, level: NoiseLevel) -> tuple[Array, Array]:
+        """Returns ``x`` at the next noise level, and ``x_mean``, the same before the predictor's noise."""
         sigma = told(x, level.sigma_cond)
-        for _ in range(corrections):
-            x = correct(x, sigma, level)
+        for _ in range(self.corrections):
+            gradient, z = score(x, sigma), noise()
+            if self.corrector == "ald":
+                step_size = 2 * (self.snr * level.sigma_cond) ** 2
+            else:
+                step_size = langevin_step_size(gradient, z, snr=self.snr, norm=self.langevin_norm)
+            x = langevin_step(x, gradient, z, step_size=step_size)
+        predict = PREDICTORS[self.predictor]
         if predict is None:
             return x, x
-        variance, std = predict(level, schedule, steps)
-        if probability_flow:
+        variance, std = predict(level, self.schedule, self.steps)
+        if self.probability_flow:
             return prediction_step(x, score(x, sigma), None, variance=variance / 2, std=0)
         return prediction_step(x, score(x, sigma), noise(), variance=variance, std=std)
+
+
+def predictor_corrector(
+    score: ScoreFunction, noise: NoiseSource, schedule: VeSchedule, steps: int, *, snr: float, **options: Any
+) -> Iterator[Step]:
+    """Yields the steps of predictor-corrector sampling.
+
+    Noise is drawn in the references' order: the initial latent, then at each step one array for each correction and
+    one for the prediction, the last of which moves only ``x``, not the result ``x_mean``.
+
+    Args:
+        score: the score function.
+        noise: returns the next standard normal array ``[N, C, H, W]`` at each call.
+        schedule: the model's noise levels.
+        steps: N, >= 1.
+        snr, options: of :class:`PredictorCorrectorStep`.
+
+    Raises:
+        InputError: an argument out of its range, or neither a predictor nor a corrector.
+        NonFiniteError: x stopped being finite; names the step and its sigma.
+
+    Source: Song et al. 2021, algorithms 1, 2 and 4.
+    """
+    levels = list(schedule.levels(steps))
+    advance = PredictorCorrectorStep(schedule, steps, snr, **options)
 
     def run() -> Iterator[Step]:
         x = noise() * schedule.sigma_max
         for index, level in enumerate(levels):
-            x, x_mean = advance(x, level)
+            with np.errstate(all="ignore"):   # what numpy would warn of ends the run below, with the step named
+                x, x_mean = advance(score, noise, x, level)
             check_finite(x, index, steps, float(level.sigma))
-            yield Step(index, float(level.sigma), x, x_mean, (index + 1) * evaluations)
+            yield Step(index, float(level.sigma), x, x_mean, (index + 1) * advance.evaluations)
 
     return run()
 

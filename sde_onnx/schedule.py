@@ -1,4 +1,4 @@
-"""Noise levels: the reference's predictor-corrector schedule, and those of solvers. The only module that knows a ``t``.
+"""Noise levels: the reference's predictor-corrector schedule, and those of solvers. And what a time ``t`` is.
 
 With N steps, ``t`` running evenly from 1 to ``sampling_eps``, and a grid even in log sigma:
 

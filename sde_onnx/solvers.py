@@ -10,7 +10,8 @@ and solvers differ in how they take D between the evaluations that they have. A 
 to 0, where the last step returns D itself. Every solver yields after each step; ``x_mean`` is D, the denoised image.
 
 A variance-exploding network is told sigma and does not notice that x holds more noise than that, so what a step leaves
-over stays. Noise that is put in and taken out again (eta, churn) takes the left-overs with it.
+over stays. Noise that is put in and taken out again (eta, churn) takes the left-overs with it; without it they can be
+measured: see :mod:`sde_onnx.noise_level`.
 
 Sources: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models"; Karras et
 al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", algorithms 1 and 2.
@@ -25,14 +26,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sde_onnx.adaptive import adaptive_sde, rk45
 from sde_onnx.errors import InputError
 from sde_onnx.noise import NoiseSource
+from sde_onnx.noise_level import tell_measured_noise
 from sde_onnx.samplers import ScoreFunction, Step, check_finite, predictor_corrector, told
 from sde_onnx.schedule import VeSchedule
 
-__all__ = ["SOLVERS", "Solver", "dpm_solver", "heun", "start_solver", "step_count"]
+__all__ = ["DEFAULT_SOLVER", "QUALITIES", "SOLVERS", "Solver", "chosen_options", "churned_levels", "dpm_solver",
+           "heun", "heun_step", "multistep_weights", "noise_levels", "start_solver", "step_count"]
 
 Array = Any
 
@@ -75,8 +79,7 @@ def dpm_solver(
                 else:
                     x = _multistep(x, history, -math.log(sigma_next), eta)
                     if eta > 0:
-                        h = math.log(sigma / sigma_next)
-                        x = x + sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) * noise()
+                        x = x + _noise_deviation(sigma, sigma_next, eta) * noise()
             check_finite(x, index, len(sigmas) - 1, sigma)
             yield Step(index, sigma, x, denoised, index + 1)
 
@@ -111,36 +114,88 @@ def heun(
 
     Source: Karras et al. 2022, algorithms 1 and 2.
     """
-    if not (math.isfinite(churn) and churn >= 0):
-        raise InputError(f"churn is {churn!r}, expected a number of 0 or more")
     _check_sigmas(sigmas, least=1)
-    steps = len(sigmas) - 1
-    gamma = min(churn / steps, math.sqrt(2) - 1)
+    levels = churned_levels(sigmas, churn, churn_min, churn_max, churn_noise)
 
     def run() -> Iterator[Step]:
         x, nfe = noise() * sigmas[0], 0
-        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        for index, (sigma, deviation, sigma_next) in enumerate(levels):
             with np.errstate(all="ignore"):
-                if gamma > 0 and churn_min <= sigma <= churn_max:
-                    raised = sigma * (1 + gamma)
-                    x = x + churn_noise * math.sqrt(raised**2 - sigma**2) * noise()
-                    sigma = raised
-                gradient = score(x, told(x, sigma))
-                denoised = x + sigma**2 * gradient
-                # The ODE is dx / dsigma = -sigma s.
-                slope = -sigma * gradient
-                nfe += 1
-                if sigma_next == 0:
-                    x = denoised
-                else:
-                    guess = x + (sigma_next - sigma) * slope
-                    second = -sigma_next * score(guess, told(x, sigma_next))
-                    x = x + (sigma_next - sigma) * (slope + second) / 2
-                    nfe += 1
-            check_finite(x, index, steps, sigma)
+                if deviation > 0:
+                    x = x + deviation * noise()
+                x, denoised = heun_step(score, x, sigma, sigma_next)
+            nfe += 2 if sigma_next > 0 else 1
+            check_finite(x, index, len(levels), sigma)
             yield Step(index, sigma, x, denoised, nfe)
 
     return run()
+
+
+def heun_step(score: ScoreFunction, x: Array, sigma: Array, sigma_next: Array) -> tuple[Array, Array]:
+    """One step of Heun's method on the probability-flow ODE, ``dx / dsigma = -sigma s``; to 0 it is the denoised image.
+
+    Returns:
+        ``x`` at the next noise level, and the denoised image of the step's first evaluation.
+
+    Source: Karras et al. 2022, algorithm 1.
+    """
+    gradient = score(x, told(x, sigma))
+    denoised = x + sigma**2 * gradient
+    if isinstance(sigma_next, float) and sigma_next == 0:
+        return denoised, denoised
+    slope = -sigma * gradient
+    guess = x + (sigma_next - sigma) * slope
+    second = -sigma_next * score(guess, told(x, sigma_next))
+    return x + (sigma_next - sigma) * (slope + second) / 2, denoised
+
+
+def churned_levels(
+    sigmas: Sequence[float], churn: float, churn_min: float, churn_max: float, churn_noise: float
+) -> list[tuple[float, float, float]]:
+    """What noise each step puts in: the level that it reaches, the noise's deviation, and the level after the step.
+
+    Raises:
+        InputError: ``churn`` is not a number of 0 or more.
+
+    Source: Karras et al. 2022, algorithm 2.
+    """
+    if not (math.isfinite(churn) and churn >= 0):
+        raise InputError(f"churn is {churn!r}, expected a number of 0 or more")
+    gamma = min(churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+    levels = []
+    for sigma, sigma_next in pairwise(sigmas):
+        raised = sigma * (1 + gamma) if churn_min <= sigma <= churn_max else sigma
+        levels.append((raised, churn_noise * math.sqrt(raised**2 - sigma**2), sigma_next))
+    return levels
+
+
+def multistep_weights(sigmas: Sequence[float], *, order: int, eta: float) -> NDArray[np.float64]:
+    """The weights of x, of the last ``order`` values of D (the newest first) and of the noise in :func:`dpm_solver`.
+
+    A step is linear in all of them, and its weights depend on the noise levels alone: where those are fixed a table is
+    all that a port needs.
+
+    Returns:
+        ``[len(sigmas) - 1, order + 2]``.
+    """
+    rows = []
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        known = [-math.log(sigmas[index - back]) for back in range(min(order, index + 1))]
+        row = np.zeros(order + 2)
+        if sigma_next == 0:
+            row[1] = 1.0
+        else:
+            for column in range(len(known) + 1):
+                unit = [float(column == place) for place in range(len(known) + 1)]
+                row[column] = _multistep(unit[0], list(zip(known, unit[1:], strict=True)), -math.log(sigma_next), eta)
+            row[-1] = _noise_deviation(sigma, sigma_next, eta)
+        rows.append(row)
+    return np.array(rows)
+
+
+def _noise_deviation(sigma: float, sigma_next: float, eta: float) -> float:
+    """The standard deviation of the noise that a step from ``sigma`` to ``sigma_next`` > 0 adds."""
+    return sigma_next * math.sqrt(-math.expm1(-2 * eta * math.log(sigma / sigma_next)))
 
 
 def _multistep(x: Array, history: Sequence[tuple[float, Array]], target: float, eta: float) -> Array:
@@ -188,6 +243,7 @@ class Solver:
 
 
 SPACING = {"schedule": "karras", "rho": 7.0}
+NOISELESS = SPACING | {"measure_noise": False}
 SOLVERS = {
     "pc": Solver(predictor_corrector, "the paper's predictor-corrector sampler", None, {
         "snr": None, "n_corrector": None, "predictor": "reverse_diffusion", "corrector": "langevin",
@@ -199,9 +255,9 @@ SOLVERS = {
                            {"order": 2}),
     "sde-dpmpp-3m": Solver(dpm_solver, "stochastic DPM-Solver++, third order", 25, SPACING | {"eta": 1.0},
                            {"order": 3}),
-    "dpmpp-2m": Solver(dpm_solver, "DPM-Solver++, second order, no noise", 25, SPACING, {"order": 2, "eta": 0.0}),
-    "dpmpp-3m": Solver(dpm_solver, "DPM-Solver++, third order, no noise", 25, SPACING, {"order": 3, "eta": 0.0}),
-    "heun": Solver(heun, "Heun's method on the probability-flow ODE", 18, SPACING, {"churn": 0.0}),
+    "dpmpp-2m": Solver(dpm_solver, "DPM-Solver++, second order, no noise", 25, NOISELESS, {"order": 2, "eta": 0.0}),
+    "dpmpp-3m": Solver(dpm_solver, "DPM-Solver++, third order, no noise", 25, NOISELESS, {"order": 3, "eta": 0.0}),
+    "heun": Solver(heun, "Heun's method on the probability-flow ODE", 18, NOISELESS, {"churn": 0.0}),
     "rk45": Solver(rk45, "adaptive Runge-Kutta on the probability-flow ODE", 0, {"rtol": 1e-5, "atol": 1e-5}),
     "adaptive-sde": Solver(adaptive_sde, "the reverse diffusion, with steps as long as the error allows", 0, {
         "rtol": 0.02, "atol": 1 / 256,
@@ -211,6 +267,14 @@ SOLVERS = {
     }),
 }
 SCHEDULES = ("karras", "geometric")
+# Solver, steps (None: the solver's own) and options by what they are for. What they cost and lose: the README, from
+# benchmarks/quality.py.
+QUALITIES: dict[str, tuple[str, int | None, Mapping[str, Any]]] = {
+    "fast": ("sde-dpmpp-2m", 12, {"eta": 0.5}),
+    "balanced": ("sde-dpmpp-2m", None, {}),
+    "reference": ("pc", None, {}),
+}
+DEFAULT_SOLVER = QUALITIES["balanced"][0]
 
 
 def step_count(name: str, schedule: VeSchedule, steps: int | None) -> int:
@@ -254,19 +318,40 @@ def start_solver(
     """
     count = step_count(name, schedule, steps)
     solver = SOLVERS[name]
+    chosen = chosen_options(name, model_options, options)
+    if solver.start is predictor_corrector:
+        return predictor_corrector(score, noise, schedule, count, **chosen)
+    if solver.steps == 0:
+        return solver.start(score, noise, schedule, **chosen)
+    if chosen.pop("measure_noise", False):
+        score = tell_measured_noise(score)
+    sigmas = noise_levels(schedule, count, chosen)
+    return solver.start(score, noise, sigmas, **chosen)
+
+
+def chosen_options(name: str, model_options: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a solver: what the caller has chosen, the model's and the solver's own for the rest.
+
+    Raises:
+        InputError: an option that the solver does not have.
+    """
+    solver = SOLVERS[name]
     for option in options:
         if option not in solver.options:
             owners = [other for other, candidate in SOLVERS.items() if option in candidate.options]
             whose = f"belongs to {', '.join(owners)}" if owners else "is unknown"
             raise InputError(f"option {option} {whose}; solver {name} has {', '.join(solver.options)}")
-    chosen = {option: model_options[option] if default is None else default
-              for option, default in solver.options.items()} | dict(options)
-    if solver.start is predictor_corrector:
-        return predictor_corrector(score, noise, schedule, count, **chosen)
-    if solver.steps == 0:
-        return solver.start(score, noise, schedule, **chosen)
+    own = {option: model_options[option] if default is None else default for option, default in solver.options.items()}
+    return own | dict(options) | dict(solver.fixed)
+
+
+def noise_levels(schedule: VeSchedule, steps: int, chosen: dict[str, Any]) -> list[float]:
+    """The noise levels that a solver's ``schedule`` and ``rho`` ask for; both are taken out of ``chosen``.
+
+    Raises:
+        InputError: an unknown schedule, or what it refuses.
+    """
     kind, rho = chosen.pop("schedule"), chosen.pop("rho")
     if kind not in SCHEDULES:
         raise InputError(f"schedule is {kind!r}, expected one of: {', '.join(SCHEDULES)}")
-    sigmas = schedule.karras(count, rho=rho) if kind == "karras" else schedule.geometric(count)
-    return solver.start(score, noise, sigmas, **chosen, **solver.fixed)
+    return schedule.karras(steps, rho=rho) if kind == "karras" else schedule.geometric(steps)

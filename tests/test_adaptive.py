@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+import sde_onnx
 from sde_onnx.adaptive import adaptive_sde, rk45
 from sde_onnx.errors import InputError, NonFiniteError
 from sde_onnx.noise import NumpyNoise, PortableNoise
@@ -87,14 +88,16 @@ def test_adaptive_sde_gives_gaussian_data_their_mean_and_variance(rng):
     assert step.x_mean.std() == pytest.approx(std, rel=0.02)
 
 
-def test_adaptive_sde_takes_each_image_for_itself():
+@pytest.mark.parametrize("score", [mixture_score, sde_onnx.load(sde_onnx.bundled_model(), "cpu")],
+                         ids=["mixture", "digits"])
+def test_adaptive_sde_takes_each_image_for_itself(score):
     """Beside other images, which take other steps and end at other times."""
     def run(seeds):
-        return last(adaptive_sde(mixture_score, PortableNoise(seeds, (1, 8, 8)), SCHEDULE)).x_mean
+        return last(adaptive_sde(score, PortableNoise(seeds, (3, 16, 16)), SCHEDULE, rtol=0.1, atol=0.02)).x_mean
 
     together = run([1, 2, 3])
     for index, seed in enumerate([1, 2, 3]):
-        np.testing.assert_allclose(run([seed])[0], together[index], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(run([seed])[0], together[index], atol=1e-3)
 
 
 def test_adaptive_sde_stops_where_no_step_is_short_enough(rng):
@@ -106,6 +109,18 @@ def test_adaptive_sde_stops_where_no_step_is_short_enough(rng):
         last(adaptive_sde(noisy_score, NumpyNoise(rng, (1, 1, 4, 4)), SCHEDULE))
     with pytest.raises(NonFiniteError, match="NaN or infinity at step 1"):
         last(adaptive_sde(lambda x, sigma: x * np.nan, NumpyNoise(rng, (1, 1, 4, 4)), SCHEDULE))
+
+
+@pytest.mark.parametrize("solver", [rk45, adaptive_sde])
+@pytest.mark.parametrize("bad", [np.nan, 1e38])
+def test_scores_without_bound_end_the_run(solver, bad, rng):
+    with pytest.raises(NonFiniteError):
+        last(solver(lambda x, sigma: x * np.float32(bad), NumpyNoise(rng, (1, 1, 4, 4)), SCHEDULE))
+
+
+def test_tolerances_that_no_step_keeps_end_the_run(rng):
+    with pytest.raises(NonFiniteError, match="found no step"):
+        last(adaptive_sde(mixture_score, NumpyNoise(rng, (1, 1, 4, 4)), SCHEDULE, rtol=1e-30, atol=1e-30))
 
 
 @pytest.mark.parametrize("solver", [rk45, adaptive_sde])

@@ -45,5 +45,5 @@ def test_the_command(model_file):
     first, evaluation, images, loop = result.output.splitlines()
     assert first == f"{model_file.name}: cpu fp32, batch 2"
     assert "ms an evaluation, median of" in evaluation
-    assert "images/s at the model's 2000 steps, 4000 evaluations" in images
+    assert "images/s with --quality balanced, 25 evaluations; " in images
     assert loop.endswith("% of the time in the loop outside the network")

@@ -10,8 +10,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import sde_onnx
+from sde_onnx import generation
 from sde_onnx.cli import main
 from sde_onnx.cli.seeds import format_seeds
+from sde_onnx.errors import InputError
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -53,7 +55,7 @@ def test_a_png_of_several_seeds_is_a_grid(model_file, model, tmp_path):
     assert picture.shape == (64, 64, 3)
     expected = sde_onnx.images.to_uint8(sde_onnx.sample(model, seeds=[0, 1, 2, 7], steps=3))
     np.testing.assert_array_equal(picture[32::2, 32::2], expected[3])
-    assert "4 images, seeds 0-2,7, pc, 3 steps, nfe 6, cpu fp32" in result.stdout
+    assert "4 images, seeds 0-2,7, sde-dpmpp-2m, 3 steps, nfe 3, cpu fp32" in result.stdout
     assert result.stderr == ""   # no progress bar without a terminal
 
 
@@ -74,10 +76,21 @@ def test_a_folder_holds_a_picture_a_seed(model_file, tmp_path):
     assert (animation.n_frames, animation.size) == (2, (32, 32))
 
 
+def test_an_animation_shows_every_image_though_batches_take_other_steps(tmp_path):
+    sample("--seeds", "0-3", "--batch-size", 1, "--solver", "adaptive-sde", "--rtol", 0.5, "--atol", 0.1,
+           "-o", tmp_path / "s.png", "--gif", tmp_path / "s.gif")
+    with Image.open(tmp_path / "s.gif") as animation, Image.open(tmp_path / "s.png") as picture:
+        animation.seek(animation.n_frames - 1)
+        assert animation.size == picture.size == (32, 32)
+        difference = np.asarray(animation.convert("RGB")).astype(int) - np.asarray(picture)
+    assert np.abs(difference).mean() < 12   # a palette of 256 colours
+
+
 def test_the_options_of_the_sampler_reach_it(model_file, model, tmp_path):
-    sample(model_file, "--seeds", "1-2", "--steps", 3, "--snr", 0.3, "--corrector-steps", 2, "--langevin-norm",
-           "batch", "-o", tmp_path / "s.npz")
-    expected = sde_onnx.sample(model, seeds=[1, 2], steps=3, snr=0.3, n_corrector=2, langevin_norm="batch")
+    sample(model_file, "--seeds", "1-2", "--solver", "pc", "--steps", 3, "--snr", 0.3, "--corrector-steps", 2,
+           "--langevin-norm", "batch", "-o", tmp_path / "s.npz")
+    expected = sde_onnx.sample(model, seeds=[1, 2], steps=3, solver="pc", snr=0.3, n_corrector=2,
+                               langevin_norm="batch")
     np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
 
 
@@ -85,9 +98,10 @@ def test_the_options_of_solvers_are_those_of_their_table():
     from sde_onnx.cli import solving
     from sde_onnx.providers import PROVIDERS
     from sde_onnx.samplers import CORRECTORS, PREDICTORS
-    from sde_onnx.solvers import SCHEDULES, SOLVERS
+    from sde_onnx.solvers import QUALITIES, SCHEDULES, SOLVERS
 
     assert tuple(SOLVERS) == solving.SOLVER_NAMES
+    assert tuple(QUALITIES) == solving.QUALITY_NAMES
     command = main.commands["sample"]
     names = {parameter.name for parameter in command.params}
     owned = {option for solver in SOLVERS.values() for option in solver.options}
@@ -108,6 +122,27 @@ def test_a_solver_and_its_options_reach_the_sampler(model_file, model, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
 
 
+@pytest.mark.parametrize(("arguments", "chosen"), [
+    (("--quality", "fast"), "sde-dpmpp-2m 12 {'eta': 0.5}"), (("--quality", "balanced"), "sde-dpmpp-2m None {}"),
+    (("--quality", "fast", "--eta", 0.7), "sde-dpmpp-2m 12 {'eta': 0.7}"),
+    (("--quality", "reference"), "pc None {}"), ((), "sde-dpmpp-2m None {}"), (("--steps", 7), "sde-dpmpp-2m 7 {}"),
+    (("--solver", "heun"), "heun None {}"),
+])
+def test_a_quality_is_a_solver_and_its_steps(arguments, chosen, model_file, monkeypatch, tmp_path):
+    def stop(model, seeds, steps, *, solver, batch_size, **options):
+        raise InputError(f"asked for {solver} {steps} {options}")
+
+    monkeypatch.setattr(generation, "sample_batches", stop)
+    refuses(f"asked for {chosen}\n", "sample", model_file, *arguments, "-o", tmp_path / "s.png")
+
+
+def test_a_quality_leaves_no_choice_of_solver_or_steps(model_file):
+    for option in (("--solver", "heun"), ("--steps", 5)):
+        result = run("sample", model_file, "--quality", "fast", *option)
+        assert result.exit_code == 2
+        assert "--quality chooses the solver and its steps" in result.output
+
+
 def test_an_option_of_another_solver_is_refused(model_file):
     refuses("option churn belongs to stochastic-heun; solver heun has schedule, rho", "sample", model_file, "--solver",
             "heun", "--churn", 3)
@@ -123,8 +158,8 @@ def test_existing_outputs_are_kept_unless_forced(model_file, tmp_path):
 
 
 def test_nothing_is_left_behind_by_a_run_that_fails(model_file, tmp_path):
-    result = run("sample", model_file, "--seeds", "0", "--steps", 5, "--snr", 1e30, "-o", tmp_path / "s.png",
-                 "--gif", tmp_path / "s.gif")
+    result = run("sample", model_file, "--seeds", "0", "--solver", "pc", "--steps", 5, "--snr", 1e30,
+                 "-o", tmp_path / "s.png", "--gif", tmp_path / "s.gif")
     assert result.exit_code == 1
     assert "NaN or infinity at step 1 of 5" in result.output
     assert result.output.count("\n") == 1
@@ -144,7 +179,7 @@ def test_nothing_is_left_behind_by_a_run_that_fails(model_file, tmp_path):
     (["-o", "s.npz", "--grid"], "--grid goes with a folder", 2),
     (["--gif", "s.png"], "expected a .gif", 2),
     (["-o", "/dev/null/s.png"], "cannot be written", 1),
-    (["--snr", "nan"], "snr is nan", 1),
+    (["--solver", "pc", "--snr", "nan"], "snr is nan", 1),
     (["--batch-size", "0"], "0 is not in the range", 2),
 ])
 def test_bad_options_are_refused(arguments, message, status, model_file, tmp_path, monkeypatch):
@@ -187,7 +222,7 @@ def test_export_without_the_extra_names_the_line_that_installs_it(checkpoint16, 
 
 def test_the_bundled_digits_are_the_default(tmp_path):
     result = sample("--steps", 2, "--seeds", 0, "-o", tmp_path / "s.png")
-    assert "1 images, seeds 0, pc, 2 steps, nfe 4" in result.stdout
+    assert "1 images, seeds 0, sde-dpmpp-2m, 2 steps, nfe 2" in result.stdout
     assert Image.open(tmp_path / "s.png").size == (16, 16)
 
 
@@ -195,10 +230,10 @@ def test_sampling_imports_neither_torch_nor_onnx(model_file, tmp_path):
     code = (
         "import sys, sde_onnx\n"
         "model = sde_onnx.load(sys.argv[1], provider='cpu')\n"
-        "sde_onnx.sample(model, seeds=[0], steps=1)\n"
+        "sde_onnx.sample(model, seeds=[0], steps=2)\n"
         "sde_onnx.ScoreSdeVePipeline(model)(num_inference_steps=1, generator=0)\n"
         "from sde_onnx.cli import main\n"
-        "main(['sample', sys.argv[1], '--steps', '1', '--seeds', '0', '-o', sys.argv[2]], standalone_mode=False)\n"
+        "main(['sample', sys.argv[1], '--steps', '2', '--seeds', '0', '-o', sys.argv[2]], standalone_mode=False)\n"
         "assert not {'torch', 'onnx', 'diffusers'} & sys.modules.keys(), sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code, model_file, tmp_path / "s.png"], check=True)
@@ -232,7 +267,7 @@ def test_refused_runs_make_no_folders(model_file, tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
     refuses("exists already", "sample", model_file, "-o", tmp_path / "link.png")
     assert [path.name for path in tmp_path.iterdir()] == ["link.png"]
-    sample(model_file, "--seeds", 0, "--steps", 1, "-o", tmp_path / "new" / "deep" / "s.png")
+    sample(model_file, "--seeds", 0, "--steps", 2, "-o", tmp_path / "new" / "deep" / "s.png")
 
 
 @pytest.mark.parametrize(("seeds", "text"), [([0], "0"), ([0, 1, 2, 5], "0-2,5"), ([5, 3, 4], "5,3-4")])

@@ -40,7 +40,16 @@ def test_the_network_equals_score_sde(name, golden):
     network = score_sde_network(golden / "score_sde" / name)
     with torch.no_grad():
         score = network(torch.tensor(recorded["x"]), torch.tensor(recorded["sigma"]))
-    assert relative_error(score, recorded["score"]) < PARITY
+    assert relative_error(score, recorded["score"]) < (PARITY if logarithms_are_rounded(recorded["sigma"]) else 2e-5)
+
+
+def logarithms_are_rounded(sigma):
+    """Whether PyTorch's float32 logarithm is the correctly rounded one here, as where the data were recorded.
+
+    On some processors it is one unit off for some numbers, which phases of 10^3 rad enlarge to 1e-5 of the score.
+    """
+    exact = np.log(sigma.astype(np.float64)).astype(np.float32)
+    return np.array_equal(torch.log(torch.tensor(sigma)).numpy(), exact)
 
 
 @pytest.mark.parametrize("options", [

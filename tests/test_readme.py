@@ -20,10 +20,7 @@ def test_the_timings_are_those_of_the_committed_run():
     assert claimed == (fresh_clone.timings(json.loads(results.read_text())) if results.exists() else "")
 
 
-@pytest.mark.parametrize(("marks", "write", "names"), [
-    (report.CPU_MARKS, report.cpu_section, ["cpu.json", "loop.json"]),
-    (report.BF16_MARKS, report.bf16_section, ["bf16.json"]),
-], ids=["cpu", "bf16"])
+@pytest.mark.parametrize(("marks", "write", "names"), report.SECTIONS, ids=lambda part: getattr(part, "__name__", ""))
 def test_a_benchmark_section_is_what_the_committed_results_say(marks, write, names):
     start, end = (README.index(mark) for mark in marks)
     claimed = README[start + len(marks[0]) : end].strip()

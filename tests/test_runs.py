@@ -18,8 +18,12 @@ def run(model_file, folder, *arguments):
                                      *map(str, arguments)])
 
 
+def finished(folder):
+    return [path for path in folder.iterdir() if path.suffix in (".png", ".npz")]
+
+
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".npz")}
+    return {path.name: path.read_bytes() for path in finished(folder)}
 
 
 @pytest.mark.parametrize("kind", [[], ["--shards"]], ids=["png", "npz"])
@@ -64,8 +68,8 @@ def test_a_grid_shows_all_images_of_a_resumed_run(model_file, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--steps", "3"], "its steps is 2, here it is 3"),
-    (["--snr", "0.2"], "its options is {}, here it is {'snr': 0.2}"),
-    (["--solver", "heun"], "its solver is 'pc', here it is 'heun'"),
+    (["--eta", "0.2"], "its options is {}, here it is {'eta': 0.2}"),
+    (["--solver", "heun"], "its solver is 'sde-dpmpp-2m', here it is 'heun'"),
     (["--batch-size", "1"], "its batch_size is 2, here it is 1"),
     (["--shards"], "its files is 'png', here it is 'npz'"),
 ])
@@ -116,26 +120,32 @@ def test_an_animation_cannot_be_resumed(model_file, tmp_path):
 
 
 def test_where_images_depend_on_their_batch_other_seeds_are_another_run(model_file, tmp_path):
-    run(model_file, tmp_path / "out", "--seeds", "0-1", "--langevin-norm", "batch")
-    result = run(model_file, tmp_path / "out", "--seeds", "0-2", "--langevin-norm", "batch")
+    dependent = ("--solver", "pc", "--langevin-norm", "batch")
+    run(model_file, tmp_path / "out", "--seeds", "0-1", *dependent)
+    result = run(model_file, tmp_path / "out", "--seeds", "0-2", *dependent)
     assert "its seeds is '0-1', here it is '0-2'" in result.output
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
-def test_a_killed_run_resumes_to_exactly_the_same_images(model_file, tmp_path):
+@pytest.mark.parametrize(("images", "batch", "kind"), [
+    (100, 5, []),
+    pytest.param(2000, 64, [], marks=pytest.mark.slow), pytest.param(2000, 64, ["--shards"], marks=pytest.mark.slow),
+])
+def test_a_killed_run_resumes_to_exactly_the_same_images(images, batch, kind, tmp_path):
     """Killed twice in the middle."""
-    arguments = ["--seeds", "0-99", "--batch-size", "5", "--provider", "cpu", "--steps", "20"]
-    command = [sys.executable, "-m", "sde_onnx", "sample", str(model_file), *arguments, "-o"]
+    command = [sys.executable, "-m", "sde_onnx", "sample", "--seeds", f"0-{images - 1}", "--batch-size", str(batch),
+               "--provider", "cpu", "--steps", "8", *kind, "-o"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    folder = tmp_path / "killed"
-    for least in (20, 50):
+    whole, folder = contents(tmp_path / "whole"), tmp_path / "killed"
+    for part in (0.2, 0.5):
         process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not folder.is_dir() or len(list(folder.glob("*.png"))) < least:
+        while not folder.is_dir() or len(finished(folder)) < part * len(whole):
             assert process.poll() is None, "it was too quick to be killed"
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert len(list(folder.glob("[0-9]*.png"))) < 100
+        assert len(finished(folder)) < len(whole)
     result = subprocess.run([*command, str(folder)], check=True, capture_output=True, text=True)
-    assert "of 100 images were there already" in result.stdout
-    assert contents(folder) == contents(tmp_path / "whole")   # and nothing half written beside them
+    print(result.stdout)
+    assert f"of {images} images were there already" in result.stdout
+    assert contents(folder) == whole   # and nothing half written beside them

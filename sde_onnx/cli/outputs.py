@@ -35,7 +35,7 @@ class SampleOutput:
     gif: Path | None
     images: list[NDArray[np.float32]] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)   # seeds of those that the folder holds
-    frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)   # by the step's index
+    frames: list[list[Any]] = field(default_factory=list)   # of each batch, the steps that the animation shows
 
     @property
     def batch_size(self) -> int | None:
@@ -62,8 +62,10 @@ class SampleOutput:
 
     def see(self, step: Step, steps: int) -> None:
         """Keeps the step if the animation shows it: some 40 of the ``steps``, or all if their number is not known."""
+        if step.index == 0:
+            self.frames.append([])
         if self.gif and (not steps or (step.index + 1) * GIF_FRAMES // steps > step.index * GIF_FRAMES // steps):
-            self.frames.setdefault(step.index, []).append(pictures.to_uint8(step.x_mean))
+            self.frames[-1].append(pictures.to_uint8(step.x_mean))
 
     def finish(self, seeds: list[int], step: Step) -> None:
         """Takes the last step of a batch."""
@@ -91,8 +93,11 @@ class SampleOutput:
             pictures.save_png(self.sheet, pictures.grid(pixels, zoom=self.zoom))
             written.append(self.sheet)
         if self.gif:
-            frames = [pictures.grid(np.concatenate(parts), zoom=self.zoom) for parts in self.frames.values()]
-            pictures.save_gif(self.gif, frames)
+            # A batch that took fewer steps than another rests on its last.
+            count = max(map(len, self.frames))
+            frames = [np.concatenate([batch[min(index, len(batch) - 1)] for batch in self.frames])
+                      for index in range(count)]
+            pictures.save_gif(self.gif, [pictures.grid(frame, zoom=self.zoom) for frame in frames])
             written.append(self.gif)
         return written
 

@@ -12,7 +12,7 @@ import click
 
 from sde_onnx.cli.runtime import runtime_options
 from sde_onnx.cli.seeds import format_seeds, parse_seeds
-from sde_onnx.cli.solving import SOLVER_NAMES, solver_options
+from sde_onnx.cli.solving import QUALITY_NAMES, SOLVER_NAMES, solver_options
 
 __all__ = ["sample_command"]
 
@@ -21,7 +21,9 @@ __all__ = ["sample_command"]
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
 @click.option("--seeds", callback=parse_seeds, default="0-15", metavar="LIST",
               help="An image for each: 7, 0-63, 0-3,8.")
-@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), default="pc", help="How to sample; see below.")
+@click.option("--quality", type=click.Choice(list(QUALITY_NAMES)), show_default="balanced",
+              help="A solver and its steps: 12 evaluations an image, 25, or the paper's sampler at its own length.")
+@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), show_default="sde-dpmpp-2m", help="How to sample.")
 @click.option("--steps", type=click.IntRange(min=1), show_default="the solver's, or the model's", help="Noise levels.")
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time; they do not depend on it.")
@@ -37,7 +39,8 @@ __all__ = ["sample_command"]
 def sample_command(
     model: Path | None,
     seeds: list[int],
-    solver: str,
+    quality: str | None,
+    solver: str | None,
     steps: int | None,
     batch_size: int | None,
     output: Path,
@@ -54,7 +57,7 @@ def sample_command(
     """Sample a model file; the bundled digits without MODEL.
 
     \b
-    Example: sde-onnx sample --seeds 0-63 --steps 500 -o digits.png --gif denoising.gif
+    Example: sde-onnx sample --seeds 0-63 --quality reference -o digits.png --gif denoising.gif
     """
     from tqdm import tqdm
 
@@ -63,8 +66,14 @@ def sample_command(
     from sde_onnx.generation import choose_batch_size, sample_batches
     from sde_onnx.models import bundled_model
     from sde_onnx.session import load
-    from sde_onnx.solvers import step_count
+    from sde_onnx.solvers import DEFAULT_SOLVER, QUALITIES, step_count
 
+    if quality is not None:
+        if solver is not None or steps is not None:
+            raise click.UsageError("--quality chooses the solver and its steps: leave out --solver and --steps")
+        solver, steps, preset = QUALITIES[quality]
+        options = {name: preset.get(name) if value is None else value for name, value in options.items()}
+    solver = solver or DEFAULT_SOLVER
     outputs = plan_outputs(output, seeds, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
     score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
     options = {name: value for name, value in options.items() if value is not None}
@@ -93,7 +102,7 @@ def sample_command(
                 outputs.see(step, count)
                 bar.update(len(batch.seeds))
             outputs.finish(batch.seeds, step)
-            nfe = step.nfe
+            nfe = max(nfe, step.nfe)
     seconds = time.monotonic() - start
     for path in outputs.write():
         click.echo(path)

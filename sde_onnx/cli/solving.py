@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-__all__ = ["SOLVER_NAMES", "solver_options"]
+__all__ = ["QUALITY_NAMES", "SOLVER_NAMES", "solver_options"]
 
 # Written here once more, since --help must not wait for numpy.
+QUALITY_NAMES = ("fast", "balanced", "reference")
 SOLVER_NAMES = ("pc", "ancestral", "sde-dpmpp-2m", "sde-dpmpp-3m", "dpmpp-2m", "dpmpp-3m", "heun", "rk45",
                 "adaptive-sde", "stochastic-heun")
 
@@ -25,10 +26,12 @@ OPTIONS = (
     click.option("--langevin-norm", type=click.Choice(["image", "batch"]), show_default="image",
                  help="pc: norms of each image, or averaged over the batch as the reference does."),
     click.option("--schedule", type=click.Choice(["karras", "geometric"]), show_default="the solver's",
-                 help="All but pc: how the noise levels are spaced."),
-    click.option("--rho", type=click.FloatRange(min=1), show_default="7", help="All but pc: of the karras schedule."),
+                 help="All but pc and the adaptive ones: how the noise levels are spaced."),
+    click.option("--rho", type=click.FloatRange(min=1), show_default="7", help="With it: of the karras schedule."),
     click.option("--eta", type=click.FloatRange(min=0), show_default="1",
                  help="sde-dpmpp: how much noise; 0 is none, 1 the reverse diffusion's."),
+    click.option("--measure-noise", is_flag=True, default=None,
+                 help="dpmpp and heun: tell the network the noise that x has, measured, where it is well above sigma."),
     click.option("--rtol", type=click.FloatRange(min=0, min_open=True), show_default="the solver's",
                  help="rk45, adaptive-sde: relative tolerance of a step."),
     click.option("--atol", type=click.FloatRange(min=0, min_open=True), show_default="the solver's",
