@@ -39,10 +39,29 @@ quality: $(INSTALLED)    ## what solvers cost and lose on the bundled digits, ho
 	$(BIN)/python benchmarks/quality.py --output benchmarks/results/quality.json
 	$(BIN)/python benchmarks/report.py
 
+cpp: $(INSTALLED)    ## build the C++ examples against the wheel's library and Debian's headers, and test them
+	(command -v cmake && command -v g++) > /dev/null || apt-get install -qq -y --no-install-recommends cmake g++ make
+	mkdir -p build/cpp/lib
+	$(BIN)/python -c "import onnxruntime, pathlib; print(*pathlib.Path(onnxruntime.__file__).parent.glob('capi/libonnxruntime.so.*'))" \
+		| xargs -I{} ln -sf {} build/cpp/lib/libonnxruntime.so.1
+	ln -sf libonnxruntime.so.1 build/cpp/lib/libonnxruntime.so
+	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_LIBRARY=$(CURDIR)/build/cpp/lib/libonnxruntime.so \
+		-DONNXRUNTIME_INCLUDE_DIR=$$(examples/cpp/debian_headers.sh build/cpp/headers)
+	cmake --build build/cpp
+	SDE_ONNX_CPP=build/cpp $(BIN)/python -m pytest tests/test_cpp.py
+
+web: $(INSTALLED)    ## build the page of examples/web into build/web, for any static host
+	cd examples/web && npm ci --no-audit --no-fund
+	$(BIN)/python examples/web/build.py build/web
+
+web-test: web    ## the same, and test it in headless Chromium
+	command -v chromium > /dev/null || apt-get install -qq -y --no-install-recommends chromium
+	SDE_ONNX_WEB=build/web $(BIN)/python -m pytest tests/test_web.py
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino]'
 	touch $(INSTALLED)
 
-.PHONY: help sample model test runtime lint bench bench-full quality
+.PHONY: help sample model test runtime lint bench bench-full quality cpp web web-test

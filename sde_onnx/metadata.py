@@ -11,10 +11,12 @@ from sde_onnx.errors import ConfigError, ModelFileError
 from sde_onnx.schedule import VeSchedule
 from sde_onnx.steps import check_corrector
 
-__all__ = ["FORMAT", "KEY", "ModelMetadata"]
+__all__ = ["FORMAT", "KEY", "SAMPLER_FORMAT", "SAMPLER_KEY", "ModelMetadata"]
 
 KEY = "sde_onnx"
+SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
 FORMAT = 1
+SAMPLER_FORMAT = 1
 
 
 @dataclass(frozen=True)

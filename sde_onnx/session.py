@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError, ModelFileError, ProviderError
-from sde_onnx.metadata import KEY, ModelMetadata
+from sde_onnx.metadata import KEY, SAMPLER_KEY, ModelMetadata
 from sde_onnx.providers import ORT_ERRORS, choose_provider, open_session
 
 __all__ = ["ScoreModel", "load", "read_metadata"]
@@ -154,6 +154,8 @@ def _metadata(path: Path, session: ort.InferenceSession) -> ModelMetadata:
         raise ModelFileError(
             f"{path} is an ONNX file without sde_onnx metadata: make it with `sde-onnx export CHECKPOINT -o FILE`"
         )
+    if SAMPLER_KEY in session.get_modelmeta().custom_metadata_map:
+        raise ModelFileError(f"{path} is a sampler that `sde-onnx embed` made: give the model file that it was made of")
     metadata = ModelMetadata.from_json(text, name=str(path))
     names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
     if names != (INPUTS, OUTPUTS):

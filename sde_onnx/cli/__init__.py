@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sde_onnx.cli.bench import bench_command
+from sde_onnx.cli.embed import embed_command, verify_command
 from sde_onnx.cli.export import export_command
 from sde_onnx.cli.info import info_command
 from sde_onnx.cli.sample import sample_command
@@ -37,6 +38,8 @@ def main() -> None:
 
 
 main.add_command(bench_command)
+main.add_command(embed_command)
 main.add_command(export_command)
 main.add_command(info_command)
 main.add_command(sample_command)
+main.add_command(verify_command)

@@ -1,0 +1,63 @@
+// What both programs share: seeds from the command line, pictures to files, what a file says of itself.
+#pragma once
+
+#include <onnxruntime_cxx_api.h>
+
+#include <cstdint>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+// The 64 bits of each seed, 0 to 2^64 - 1, as the int64 that the graph takes.
+inline std::vector<int64_t> parse_seeds(int count, char** words) {
+  std::vector<int64_t> seeds;
+  for (int i = 0; i < count; ++i) {
+    const std::string word = words[i];
+    if (word.empty() || word.find_first_not_of("0123456789") != std::string::npos)
+      throw std::runtime_error("seed '" + word + "' is not a whole number from 0 to 2^64 - 1");
+    try {
+      seeds.push_back(static_cast<int64_t>(std::stoull(word)));
+    } catch (const std::out_of_range&) {
+      throw std::runtime_error("seed '" + word + "' does not fit 64 bits");
+    }
+  }
+  if (seeds.empty()) throw std::runtime_error("no seeds: at least one is needed, one for each image");
+  return seeds;
+}
+
+// One picture, `channels` 1 or 3 bytes a pixel, as PREFIX000007.pgm or .ppm.
+inline std::string write_picture(const std::string& prefix, int64_t seed, const uint8_t* pixels, int64_t height,
+                                 int64_t width, int64_t channels) {
+  if (channels != 1 && channels != 3) throw std::runtime_error("pictures of 1 or 3 channels only");
+  std::string number = std::to_string(static_cast<uint64_t>(seed));
+  if (number.size() < 6) number.insert(0, 6 - number.size(), '0');
+  const std::string path = prefix + number + (channels == 3 ? ".ppm" : ".pgm");
+  std::ofstream file(path, std::ios::binary);
+  file << (channels == 3 ? "P6 " : "P5 ") << width << ' ' << height << " 255\n";
+  file.write(reinterpret_cast<const char*>(pixels), height * width * channels);
+  if (!file) throw std::runtime_error(path + " cannot be written");
+  return path;
+}
+
+// A number that the file's metadata holds, as JSON, under `sde_onnx_sampler`; the file must be of the kind.
+inline int64_t sampler_number(const Ort::Session& session, const std::string& kind, const std::string& name) {
+  Ort::AllocatorWithDefaultOptions allocator;
+  auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("sde_onnx_sampler", allocator);
+  const std::string json = text ? text.get() : "";
+  if (json.find("\"kind\": \"" + kind + "\"") == std::string::npos)
+    throw std::runtime_error("the file is no " + kind + ": make one with `sde-onnx embed MODEL -o FILE --kind " + kind +
+                             "`");
+  const std::string key = "\"" + name + "\": ";
+  const auto place = json.find(key);
+  if (place == std::string::npos) throw std::runtime_error("the file does not say its " + name);
+  return std::stoll(json.substr(place + key.size()));
+}
+
+inline Ort::Session open_session(Ort::Env& env, const char* path) {
+  Ort::SessionOptions options;
+  return Ort::Session(env, path, options);
+}
+
+// One line, whatever is in the message.
+inline std::string first_line(const std::string& message) { return message.substr(0, message.find('\n')); }

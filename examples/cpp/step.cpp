@@ -1,0 +1,82 @@
+// The same with a loop of its own: a progress line, and Ctrl-C, after which the pictures are as far as they have come.
+//
+//     sde-onnx embed -o step.onnx --kind step
+//     step step.onnx out/ 0 1 2
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <iostream>
+
+#include "images.h"
+
+namespace {
+volatile std::sig_atomic_t interrupted = 0;
+
+// x_mean float32 [N, C, H, W], clipped to [0, 1], as 8-bit [H, W, C] of one image; halves go to even, as in numpy.
+std::vector<uint8_t> to_pixels(const float* x, const std::vector<int64_t>& shape) {
+  const int64_t channels = shape[1], area = shape[2] * shape[3];
+  std::vector<uint8_t> pixels(channels * area);
+  for (int64_t channel = 0; channel < channels; ++channel)
+    for (int64_t place = 0; place < area; ++place)
+      pixels[place * channels + channel] = static_cast<uint8_t>(
+          std::nearbyint(std::clamp(x[channel * area + place], 0.0f, 1.0f) * 255.0f));
+  return pixels;
+}
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc < 4) {
+    std::cerr << "usage: step STEP.onnx PREFIX SEED...\n";
+    return 2;
+  }
+  auto seeds = parse_seeds(argc - 3, argv + 3);
+  Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "step");
+  auto session = open_session(env, argv[1]);
+  const auto steps = sampler_number(session, "step", "steps");
+
+  Ort::AllocatorWithDefaultOptions allocator;
+  std::vector<std::string> names;   // x, what the solver remembers, index, seed; then their successors and x_mean
+  for (std::size_t i = 0; i < session.GetInputCount(); ++i)
+    names.emplace_back(session.GetInputNameAllocated(i, allocator).get());
+  const std::size_t states = session.GetInputCount() - 2;
+  for (std::size_t i = 0; i < session.GetOutputCount(); ++i)
+    names.emplace_back(session.GetOutputNameAllocated(i, allocator).get());
+  std::vector<const char*> pointers;
+  for (const auto& name : names) pointers.push_back(name.c_str());
+
+  const int64_t count = static_cast<int64_t>(seeds.size()), one = 1;
+  auto shape = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
+  shape[0] = count;
+  std::vector<float> start(count * shape[1] * shape[2] * shape[3]);   // the first step makes its own
+  const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  std::vector<Ort::Value> values;
+  for (std::size_t i = 0; i < states; ++i)
+    values.push_back(Ort::Value::CreateTensor<float>(memory, start.data(), start.size(), shape.data(), shape.size()));
+
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  int64_t index = 0;
+  Ort::Value x_mean{nullptr};
+  for (; index < steps && !interrupted; ++index) {
+    values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &index, 1, &one, 1));
+    values.push_back(Ort::Value::CreateTensor<int64_t>(memory, seeds.data(), seeds.size(), &count, 1));
+    values = session.Run(Ort::RunOptions{}, pointers.data(), values.data(), values.size(),
+                         pointers.data() + states + 2, states + 1);
+    x_mean = std::move(values.back());
+    values.pop_back();
+    std::cerr << "\rstep " << index + 1 << " of " << steps << std::flush;
+  }
+  std::cerr << '\n';
+
+  const float* x = x_mean ? x_mean.GetTensorData<float>() : start.data();
+  for (int64_t i = 0; i < count; ++i)
+    std::cout << write_picture(argv[2], seeds[i], to_pixels(x + i * start.size() / count, shape).data(), shape[2],
+                               shape[3], shape[1])
+              << '\n';
+  if (interrupted) {
+    std::cerr << "stopped after step " << index << " of " << steps << '\n';
+    return 130;
+  }
+} catch (const std::exception& error) {
+  std::cerr << "Error: " << first_line(error.what()) << '\n';
+  return 1;
+}

@@ -1,0 +1,63 @@
+import { Sampler, parseSeeds, toPixels } from "./sampler.js";
+
+const element = (id) => document.getElementById(id);
+const [form, canvas, progress, message] = [document.forms[0], element("canvas"), element("progress"), element("message")];
+const samplers = new Map();
+
+function say(text, isError = false) {
+  message.textContent = text;
+  message.classList.toggle("error", isError);
+}
+
+function draw(pictures, width, height) {
+  const columns = Math.ceil(Math.sqrt(pictures.length));
+  [canvas.width, canvas.height] = [columns * width, Math.ceil(pictures.length / columns) * height];
+  const context = canvas.getContext("2d");
+  pictures.forEach((pixels, index) =>
+    context.putImageData(new ImageData(pixels, width, height), (index % columns) * width,
+                         Math.floor(index / columns) * height));
+}
+
+/** Samples, drawing every step; resolves with the last pictures. */
+export async function sample(seedText, { file, steps }) {
+  const seeds = parseSeeds(seedText);
+  if (!samplers.has(file)) {
+    say("loading");
+    samplers.set(file, await Sampler.load(file, { steps }));
+  }
+  const begin = performance.now();
+  let pictures;
+  for await (const { index, x_mean } of samplers.get(file).run(seeds)) {
+    pictures = toPixels(x_mean);
+    draw(pictures, x_mean.dims[3], x_mean.dims[2]);
+    const elapsed = performance.now() - begin;
+    progress.value = (index + 1) / steps;
+    say(`step ${index + 1} of ${steps}, ${(elapsed / (index + 1)).toFixed(1)} ms a step, ` +
+        `${(elapsed / seeds.length).toFixed(0)} ms an image`);
+    await new Promise(requestAnimationFrame);
+  }
+  return pictures;
+}
+
+async function start(event) {
+  event?.preventDefault();
+  const button = element("start");
+  button.disabled = true;
+  try {
+    await sample(element("seeds").value, JSON.parse(element("sampler").value));
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+try {
+  for (const choice of await (await fetch("samplers.json")).json())
+    element("sampler").add(new Option(`${choice.steps} (${choice.solver})`, JSON.stringify(choice), choice.selected,
+                                      choice.selected));
+  form.addEventListener("submit", start);
+  element("start").disabled = false;
+} catch (error) {
+  say(`samplers.json cannot be read: ${error.message}`, true);
+}

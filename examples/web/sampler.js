@@ -1,0 +1,73 @@
+// Drives a step file of `sde-onnx embed --kind step` in ONNX Runtime for the web.
+import * as ort from "./ort/ort.wasm.min.mjs";
+
+ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
+ort.env.wasm.numThreads = 1;   // more need headers that a static host does not send
+
+/** Seeds of a list like "0-3,8" as the int64 that the graph takes: their 64 bits in two's complement. */
+export function parseSeeds(text) {
+  const seeds = [];
+  for (const part of text.split(",").map((part) => part.trim())) {
+    const match = /^(\d+)(?:-(\d+))?$/.exec(part);
+    if (!match) throw new Error(`"${part}" is no seed: expected whole numbers, like 7 or 0-15 or 0-3,8`);
+    const [first, last] = [BigInt(match[1]), BigInt(match[2] ?? match[1])];
+    if (last >= 1n << 64n) throw new Error(`seed ${last} does not fit 64 bits`);
+    if (last < first) throw new Error(`"${part}" runs backwards`);
+    if (last - first + BigInt(seeds.length) >= 64n) throw new Error("more than 64 images at a time");
+    for (let seed = first; seed <= last; seed++) seeds.push(BigInt.asIntN(64, seed));
+  }
+  return seeds;
+}
+
+export class Sampler {
+  /** Loads a step file. */
+  static async load(url, { steps }) {
+    if (!(Number.isInteger(steps) && steps >= 1)) throw new Error(`steps is ${steps}, expected at least 1`);
+    const response = await fetch(url);
+    if (!response.ok) throw new Error(`${url} cannot be loaded: ${response.status} ${response.statusText}`);
+    let session;
+    try {
+      session = await ort.InferenceSession.create(await response.arrayBuffer(), { executionProviders: ["wasm"] });
+    } catch (error) {
+      throw new Error(`${url} is damaged, or not for this runtime: ${String(error.message ?? error).split("\n")[0]}`);
+    }
+    if (!["x", "index", "seed"].every((name) => session.inputNames.includes(name)))
+      throw new Error(`${url} is no step file: make one with sde-onnx embed --kind step`);
+    return new Sampler(session, steps);
+  }
+
+  constructor(session, steps) {
+    this.session = session;
+    this.steps = steps;
+  }
+
+  /** The state after every step: { index, x_mean: { data, dims: [N, C, H, W] } }. */
+  async *run(seeds) {
+    const [, ...shape] = this.session.inputMetadata.find((input) => input.name === "x").shape;
+    const states = this.session.inputNames.filter((name) => name !== "index" && name !== "seed");
+    const dims = [seeds.length, ...shape];
+    const start = new Float32Array(dims.reduce((product, size) => product * size));   // the first step makes its own
+    let feeds = Object.fromEntries(states.map((name) => [name, new ort.Tensor("float32", start, dims)]));
+    const seed = new ort.Tensor("int64", BigInt64Array.from(seeds), [seeds.length]);
+    for (let index = 0; index < this.steps; index++) {
+      const results = await this.session.run({
+        ...feeds, seed, index: new ort.Tensor("int64", BigInt64Array.of(BigInt(index)), [1]),
+      });
+      feeds = Object.fromEntries(states.map((name) => [name, results[`${name}_next`]]));
+      yield { index, x_mean: results.x_mean };
+    }
+  }
+}
+
+/** Images as 8 bits, [N][H * W * 4] with alpha; halves go to even, as in numpy. */
+export function toPixels({ data, dims: [count, channels, height, width] }) {
+  const area = height * width;
+  return Array.from({ length: count }, (_, image) => {
+    const pixels = new Uint8ClampedArray(area * 4).fill(255);   // stores rounded, halves to even
+    for (let channel = 0; channel < 3; channel++)
+      for (let place = 0; place < area; place++)
+        pixels[place * 4 + channel] =
+          Math.fround(Math.min(1, Math.max(0, data[(image * channels + (channel % channels)) * area + place])) * 255);
+    return pixels;
+  });
+}

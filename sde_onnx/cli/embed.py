@@ -1,0 +1,100 @@
+"""``sde-onnx embed`` and ``sde-onnx verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sde_onnx.cli.solving import SOLVER_NAMES, solver_options
+
+__all__ = ["embed_command", "verify_command"]
+
+
+@click.command("embed")
+@click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .onnx file.")
+@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), show_default="sde-dpmpp-2m", help="How to sample.")
+@click.option("--steps", type=click.IntRange(min=1), show_default="the solver's, or the model's", help="Noise levels.")
+@click.option("--kind", type=click.Choice(["sampler", "step"]), default="sampler",
+              help="The whole loop, or one step of it for programs with their own.")
+@click.option("--every", type=click.IntRange(min=1),
+              help="Also an output `frames`: the image after every so many steps.")
+@click.option("--golden", type=click.Path(dir_okay=False, path_type=Path),
+              help="Also a .npz of what a port must reproduce, for `sde-onnx verify`.")
+@click.option("--triton", type=click.Path(file_okay=False, path_type=Path),
+              help="Also put the sampler into this model repository of the Triton Inference Server.")
+@solver_options
+@click.option("--force", is_flag=True, help="Replace existing files.")
+def embed_command(
+    model: Path | None,
+    output: Path,
+    solver: str | None,
+    steps: int | None,
+    kind: str,
+    every: int | None,
+    golden: Path | None,
+    triton: Path | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Make a sampler of a model file: one ONNX file, seeds in, images out; of the bundled digits without MODEL.
+
+    Its images are those of `sde-onnx sample` with the same solver, steps and seeds. Needs the export extra.
+
+    \b
+    Example: sde-onnx embed m.onnx -o sampler.onnx --solver sde-dpmpp-2m --steps 25 --golden golden.npz
+    """
+    from sde_onnx.extras import require_export
+
+    require_export()
+    from sde_onnx.export.embed import embed
+    from sde_onnx.export.triton import check_repository, write_repository
+    from sde_onnx.files import check_writable
+    from sde_onnx.generation import default_batch_size
+    from sde_onnx.models import bundled_model
+    from sde_onnx.session import load, read_metadata
+    from sde_onnx.solvers import DEFAULT_SOLVER
+    from sde_onnx.verification import write_golden
+
+    model, solver = model or bundled_model(), solver or DEFAULT_SOLVER
+    options = {name: value for name, value in options.items() if value is not None}
+    for path in (Path(model), golden):
+        if path is not None and path.resolve() == output.resolve():
+            raise click.UsageError(f"--output {output} is also the {'model' if path == model else 'golden file'}")
+    if golden is not None:
+        check_writable(golden, force=force)
+    if triton is not None:
+        if kind != "sampler":
+            raise click.UsageError("--triton serves a sampler: leave out --kind step")
+        check_repository(triton, name=output.stem, force=force)
+    embed(model, output, solver=solver, steps=steps, kind=kind, every=every, force=force, **options)
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, a {kind}, {solver}")
+    if golden is not None:
+        write_golden(load(model, "cpu"), golden, solver=solver, steps=steps, **options)
+        click.echo(golden)
+    if triton is not None:
+        metadata = read_metadata(model)
+        click.echo(write_repository(output, triton, metadata, name=output.stem, force=force,
+                                    max_batch_size=default_batch_size(metadata.image_shape)))
+
+
+@click.command("verify")
+@click.argument("sampler", type=click.Path(path_type=Path))
+@click.argument("golden", type=click.Path(path_type=Path))
+@click.option("--provider", type=click.Choice(["auto", "cuda", "openvino", "cpu"]), default="cpu",
+              help="What runs the file.")
+def verify_command(sampler: Path, golden: Path, provider: str) -> None:
+    """Compare a sampler or step file with golden values; exit status 1 if more than rounding differs.
+
+    \b
+    Example: sde-onnx verify sampler.onnx golden.npz
+    """
+    from sde_onnx.verification import verify
+
+    result = verify(sampler, golden, provider)
+    states = "" if result.x_error is None else f", states within {result.x_error:.1e}"
+    click.echo(f"{100 * result.same:.4f}% of 8-bit values equal, largest difference {result.largest}{states}")
+    if not result.passed:
+        raise click.ClickException(f"{sampler} does not reproduce {golden}")

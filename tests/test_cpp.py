@@ -1,0 +1,102 @@
+"""The C++ programs against `sde-onnx sample`. `make cpp` builds them and runs this."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sde_onnx
+from sde_onnx.export.embed import embed
+from sde_onnx.images import to_uint8
+
+FOLDER = os.environ.get("SDE_ONNX_CPP")
+pytestmark = pytest.mark.skipif(FOLDER is None, reason="the C++ programs are not built: make cpp")
+SEEDS = [*range(16), 2**64 - 1]
+
+
+@pytest.fixture(scope="module", params=[("sde-dpmpp-2m", 25), ("pc", 20)], ids=["sde-dpmpp-2m", "pc"])
+def solver(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def files(solver, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    name, steps = solver
+    for kind in ("sampler", "step"):
+        embed(sde_onnx.bundled_model(), folder / f"{kind}.onnx", solver=name, steps=steps, kind=kind)
+    return folder
+
+
+def run(program, *arguments):
+    return subprocess.run([Path(FOLDER) / program, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("program", "file"), [("sample", "sampler.onnx"), ("step", "step.onnx")])
+def test_pictures_are_those_of_the_command(program, file, files, solver, tmp_path):
+    result = run(program, files / file, f"{tmp_path}/", *SEEDS)
+    assert result.returncode == 0, result.stderr
+    model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+    expected = to_uint8(sde_onnx.sample(model, SEEDS, solver[1], solver=solver[0]))
+    pictures = np.stack([np.asarray(Image.open(tmp_path / f"{seed:06d}.ppm")) for seed in SEEDS])
+    difference = np.abs(pictures.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+
+
+def test_ctrl_c_keeps_what_there_is(tmp_path):
+    embed(sde_onnx.bundled_model(), tmp_path / "step.onnx", solver="pc", steps=5000, kind="step")
+    process = subprocess.Popen([Path(FOLDER) / "step", tmp_path / "step.onnx", f"{tmp_path}/", "3"],
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "of 5000" in told
+    assert "stopped after step" in told
+    assert Image.open(tmp_path / "000003.ppm").size == (16, 16)
+
+
+@pytest.mark.parametrize(("program", "other"), [("sample", "step.onnx"), ("step", "sampler.onnx")])
+def test_bad_input_is_one_line(program, other, files, tmp_path):
+    right = files / ("sampler.onnx" if program == "sample" else "step.onnx")
+    truncated = tmp_path / "truncated.onnx"
+    truncated.write_bytes(right.read_bytes()[:100_000])
+    for arguments, message in [
+        ([right, tmp_path, "one"], "seed 'one' is not a whole number"),
+        ([right, tmp_path, "-1"], "seed '-1' is not a whole number"),
+        ([right, tmp_path, 2**64], "does not fit 64 bits"),
+        ([tmp_path / "missing.onnx", tmp_path, 1], "File doesn't exist"),
+        ([truncated, tmp_path, 1], "failed"),
+        ([files / other, tmp_path, 1], "the file is no "),
+        ([right, tmp_path / "no" / "folder", 1], "cannot be written"),
+    ]:
+        result = run(program, *arguments)
+        assert result.returncode == 1
+        lines = result.stderr.replace("\r", "\n").strip().splitlines()
+        assert message in lines[-1], result.stderr
+        assert lines[-1].startswith("Error: ")
+        assert len(lines) == 1 or (program, message) == ("step", "cannot be written")   # after its progress
+    assert run(program).returncode == 2
+
+
+def test_the_listing_in_the_documentation_compiles_and_runs(files, solver, tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    [listing] = re.findall(r"```cpp\n(.*?)```", text, re.DOTALL)
+    assert listing.count("\n") <= 30
+    (tmp_path / "listing.cpp").write_text(listing)
+    cache = (Path(FOLDER) / "CMakeCache.txt").read_text()
+    include, library = (re.search(rf"^ONNXRUNTIME_{name}:\w+=(.*)$", cache, re.MULTILINE)[1]
+                        for name in ("INCLUDE_DIR", "LIBRARY"))
+    subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", f"-isystem{include}", "listing.cpp", library,
+                    f"-Wl,-rpath,{Path(library).parent}", "-o", "listing"], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "listing", files / "sampler.onnx", str(2**64 - 1), tmp_path / "a.ppm"], check=True)
+    model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+    [expected] = to_uint8(sde_onnx.sample(model, [2**64 - 1], solver[1], solver=solver[0]))
+    assert np.abs(np.asarray(Image.open(tmp_path / "a.ppm")).astype(int) - expected).max() <= 1

@@ -1,0 +1,229 @@
+"""Sampler files against the host's loop, from the seeds to the images."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+import sde_onnx
+from sde_onnx.cli import main
+from sde_onnx.errors import InputError
+from sde_onnx.export import export, from_diffusers
+from sde_onnx.export.embed import embed
+from sde_onnx.export.graph_noise import key_words, normals
+from sde_onnx.export.nodes import Nodes
+from sde_onnx.images import to_uint8
+from sde_onnx.memory import image_memory
+from sde_onnx.noise import PortableNoise
+from sde_onnx.verification import Comparison, write_golden
+
+from random_unets import random_unet, save_pipeline
+
+SEEDS = np.array([0, 7, -1, 2**63 - 1, -(2**63)])   # int64: the 64 bits of a seed
+
+
+def unsigned(seeds):
+    return [int(seed) % 2**64 for seed in seeds]
+
+
+def open_session(path, threads=2):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 2
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 5, 5)])
+def test_the_noise_is_the_portable_noise(shape):
+    """To the rounding of logarithm, sine and cosine; the words themselves would differ by whole numbers."""
+    nodes = Nodes("noise")
+    z = normals(nodes, key_words(nodes, "seed"), "first", 3, shape)
+    graph = onnx.helper.make_graph(
+        nodes.nodes, "noise", [onnx.helper.make_tensor_value_info("seed", onnx.TensorProto.INT64, ["N"]),
+                               onnx.helper.make_tensor_value_info("first", onnx.TensorProto.INT64, [1])],
+        [onnx.helper.make_tensor_value_info(z, onnx.TensorProto.FLOAT, None)], list(nodes.constants.values()))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    [result] = ort.InferenceSession(model.SerializeToString()).run(None, {"seed": SEEDS, "first": np.array([4])})
+    noise = PortableNoise(unsigned(SEEDS), shape)
+    expected = np.stack([noise() for _ in range(7)])[4:]
+    assert result.shape == (3, 5, *shape)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sampler", "step"])
+@pytest.mark.parametrize(("solver", "steps", "options"), [
+    ("pc", 10, []),
+    ("pc", 6, ["--predictor", "ancestral", "--corrector-steps", "2"]),
+    ("pc", 6, ["--predictor", "euler_maruyama", "--corrector", "ald"]),
+    ("pc", 6, ["--predictor", "none"]),
+    ("pc", 6, ["--probability-flow", "--corrector", "none"]),
+    ("sde-dpmpp-2m", None, []),
+    ("sde-dpmpp-3m", 8, ["--eta", "0.5"]),
+    ("dpmpp-2m", 8, ["--schedule", "geometric"]),
+    ("ancestral", 8, []),
+    ("heun", 6, []),
+    ("stochastic-heun", 6, ["--churn", "10"]),
+])
+def test_a_sampler_gives_the_images_of_the_hosts_loop(kind, solver, steps, options, tmp_path):
+    path, golden = tmp_path / "sampler.onnx", tmp_path / "golden.npz"
+    arguments = ["--solver", solver, *(["--steps", str(steps)] if steps else []), *options]
+    made = CliRunner().invoke(main, ["embed", "-o", str(path), "--kind", kind, "--golden", str(golden), *arguments])
+    assert made.exit_code == 0, made.output
+    result = CliRunner().invoke(main, ["verify", str(path), str(golden)])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(("solver", "steps"), [
+    ("sde-dpmpp-2m", 25), pytest.param("pc", 200, marks=pytest.mark.slow),
+])
+def test_seeds_0_to_15_give_the_digits_of_the_command_in_every_batch(solver, steps, digits, tmp_path):
+    embed(sde_onnx.bundled_model(), tmp_path / "s.onnx", solver=solver, steps=steps)
+    session = open_session(tmp_path / "s.onnx")
+    seeds = np.arange(16)
+    images, samples = session.run(["image", "sample"], {"seed": seeds})
+    expected = to_uint8(sde_onnx.sample(digits, seeds, steps, solver=solver))
+    difference = np.abs(images.astype(int) - expected)
+    print(f"{solver}, {steps} steps: {100 * (difference == 0).mean():.4f}% equal, largest {difference.max()}")
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+    np.testing.assert_array_equal(to_uint8(samples), images)
+    [alone] = session.run(["image"], {"seed": seeds[5:6]})
+    assert np.abs(alone[0].astype(int) - images[5]).max() <= 1
+
+
+def test_frames_are_the_images_of_every_so_many_steps(digits, tmp_path):
+    embed(sde_onnx.bundled_model(), tmp_path / "s.onnx", solver="heun", steps=10, every=4)
+    image, frames = open_session(tmp_path / "s.onnx").run(["image", "frames"], {"seed": np.arange(2)})
+    [batch] = sde_onnx.sample_batches(digits, range(2), 10, solver="heun")
+    expected = np.stack([to_uint8(step.x_mean) for step in batch.steps])[1::4]   # the last is the tenth
+    assert frames.shape == (3, 2, 16, 16, 3)
+    assert np.abs(frames.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(frames[-1], image)
+
+
+def test_what_a_sampler_says_of_itself(tmp_path):
+    embed(sde_onnx.bundled_model(), tmp_path / "s.onnx", solver="pc", steps=3, snr=0.2)
+    properties = {item.key: item.value for item in onnx.load(tmp_path / "s.onnx").metadata_props}
+    assert '"solver": "pc"' in properties["sde_onnx_sampler"]
+    assert '"steps": 3' in properties["sde_onnx_sampler"]
+    assert '"sigma_max": 20.0' in properties["sde_onnx"]
+
+
+@pytest.mark.parametrize("kind", ["sampler", "step"])
+def test_verify_notices_a_sampler_that_is_off(kind, tmp_path):
+    made = CliRunner().invoke(main, ["embed", "-o", str(tmp_path / "s.onnx"), "--steps", "8", "--golden",
+                                     str(tmp_path / "g.npz")])
+    assert made.exit_code == 0, made.output
+    for changed in ({"steps": 9}, {"eta": 0.9}):
+        embed(sde_onnx.bundled_model(), tmp_path / "other.onnx", kind=kind, force=True, **{"steps": 8} | changed)
+        result = CliRunner().invoke(main, ["verify", str(tmp_path / "other.onnx"), str(tmp_path / "g.npz")])
+        assert result.exit_code == 1
+        assert "does not reproduce" in result.output
+
+
+def test_a_step_whose_states_are_off_does_not_pass():
+    assert Comparison(same=1.0, largest=0, x_error=1e-6).passed
+    assert not Comparison(same=1.0, largest=0, x_error=1e-2).passed
+    assert not Comparison(same=0.998, largest=1, x_error=None).passed
+    assert not Comparison(same=0.9999, largest=2, x_error=None).passed
+
+
+def test_golden_values_do_not_need_one_batch(digits, monkeypatch, tmp_path):
+    write_golden(digits, tmp_path / "a.npz", solver="heun", steps=3)
+    monkeypatch.setattr(sde_onnx.generation, "available_memory", lambda: image_memory(digits.metadata) * 3 // 2)
+    with pytest.warns(ResourceWarning):
+        write_golden(digits, tmp_path / "b.npz", solver="heun", steps=3)
+    a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    for name in a.files:
+        np.testing.assert_allclose(a[name].astype(float), b[name].astype(float), rtol=1e-3, atol=1)
+
+
+def test_no_path_of_this_machine_is_left_in_it(tmp_path):
+    embed(sde_onnx.bundled_model(), tmp_path / "s.onnx", steps=3)
+    assert b"pkg.torch" not in (tmp_path / "s.onnx").read_bytes()
+
+
+def refuses(message, *arguments):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1
+
+
+def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
+    path = tmp_path / "s.onnx"
+    refuses("rk45 with these options cannot be embedded", "embed", "-o", path, "--solver", "rk45")
+    refuses("cannot be embedded", "embed", "-o", path, "--solver", "heun", "--measure-noise")
+    refuses("cannot be embedded", "embed", "-o", path, "--solver", "pc", "--langevin-norm", "batch")
+    refuses("steps are too few for a solver of order 3", "embed", "-o", path, "--solver", "sde-dpmpp-3m", "--steps", 2)
+    refuses("option snr belongs to pc", "embed", "-o", path, "--snr", 0.1)
+    refuses("every is 9, expected 1 to the number of steps, 8", "embed", "-o", path, "--steps", 8, "--every", 9)
+    refuses("every is for samplers", "embed", "-o", path, "--kind", "step", "--every", 2)
+    refuses("does not end in .onnx", "embed", "-o", tmp_path / "s.bin")
+    refuses("m.onnx is missing", "embed", tmp_path / "m.onnx", "-o", path)
+    assert list(tmp_path.iterdir()) == []
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    for content in (b"no numbers", b"", (tmp_path / "a.npy").read_bytes()):
+        (tmp_path / "g.npz").write_bytes(content)
+        refuses("cannot be read as golden values", "verify", model_file, tmp_path / "g.npz")
+    refuses("exists already", "embed", "-o", path, "--golden", tmp_path / "g.npz")
+    refuses("exists already", "embed", "-o", model_file)
+    assert "is also the model" in CliRunner().invoke(
+        main, ["embed", str(model_file), "-o", str(model_file), "--force"]).output
+    with pytest.raises(InputError, match="steps is 0"):
+        embed(model_file, path, solver="pc", steps=0)
+
+
+def test_files_that_are_not_what_they_should_be_are_refused_in_one_line(model_file, model8, tmp_path):
+    for kind in ("sampler", "step"):
+        embed(model8, tmp_path / f"{kind}.onnx", steps=3, kind=kind)
+    write_golden(sde_onnx.load(sde_onnx.bundled_model(), "cpu"), tmp_path / "g.npz", solver="heun", steps=3)
+    for kind in ("sampler", "step"):
+        refuses("makes images", "verify", tmp_path / f"{kind}.onnx", tmp_path / "g.npz")
+        refuses("is a sampler that `sde-onnx embed` made", "info", tmp_path / f"{kind}.onnx")
+    refuses("is no sampler", "verify", model_file, tmp_path / "g.npz")
+    damaged = onnx.load(tmp_path / "step.onnx")
+    onnx.helper.set_model_props(damaged, {"sde_onnx_sampler": "{}"})
+    onnx.save(damaged, tmp_path / "damaged.onnx")
+    refuses("metadata is damaged", "verify", tmp_path / "damaged.onnx", tmp_path / "g.npz")
+    onnx.helper.set_model_props(damaged, {"sde_onnx_sampler": '{"format": 99, "kind": "step", "steps": 3}'})
+    onnx.save(damaged, tmp_path / "newer.onnx")
+    refuses("has sampler format 99", "verify", tmp_path / "newer.onnx", tmp_path / "g.npz")
+
+
+@pytest.fixture(scope="module")
+def model8(tmp_path_factory):
+    """A model of 8x8 images."""
+    folder = tmp_path_factory.mktemp("model8")
+    save_pipeline(folder / "checkpoint", random_unet(8, (32, 64), seed=1), sigma_max=50.0, snr=0.16)
+    export(from_diffusers(str(folder / "checkpoint")), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def test_a_triton_repository_fits_tritons_schema(tmp_path):
+    path, repository = tmp_path / "digits.onnx", tmp_path / "models"
+    arguments = ["embed", "-o", str(path), "--steps", "3", "--triton", str(repository)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    config = text_format.Parse((repository / "digits" / "config.pbtxt").read_text(), ModelConfig())
+    assert (repository / "digits" / "1" / "model.onnx").read_bytes() == path.read_bytes()
+    assert (config.name, config.platform, config.max_batch_size) == ("digits", "onnxruntime_onnx", 64)
+    assert config.HasField("dynamic_batching")
+    types = {"tensor(int64)": "TYPE_INT64", "tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
+    session = open_session(path)
+    for declared, real in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
+        assert [item.name for item in declared] == [item.name for item in real]
+        for mine, graph in zip(declared, real, strict=True):
+            dims = list(mine.reshape.shape) if mine.HasField("reshape") else list(mine.dims)
+            assert dims == graph.shape[1:]
+            assert DataType.Name(mine.data_type) == types[graph.type]
+    path.unlink()
+    refuses("config.pbtxt exists already", *arguments)

@@ -1,0 +1,91 @@
+"""The page in headless Chromium against `sde-onnx sample`. `make web-test` builds it and runs this."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sde_onnx
+from sde_onnx.images import grid, to_uint8
+
+BUILT = os.environ.get("SDE_ONNX_WEB")
+pytestmark = pytest.mark.skipif(BUILT is None, reason="the page is not built: make web-test")
+DRIVER = Path(__file__).parents[1] / "examples" / "web" / "drive.js"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The built page, and files beside the good ones that are not."""
+    folder = tmp_path_factory.mktemp("web") / "page"
+    shutil.copytree(BUILT, folder)
+    choices = json.loads((folder / "samplers.json").read_text())
+    good = folder / choices[0]["file"]
+    (folder / "truncated.onnx").write_bytes(good.read_bytes()[:100_000])
+    shutil.copy(sde_onnx.bundled_model(), folder / "score.onnx")
+    shutil.copy(good, folder / "none.onnx")
+    for file, steps in (("truncated.onnx", 12), ("score.onnx", 12), ("missing.onnx", 12), ("none.onnx", 0)):
+        choices.append({"file": file, "solver": "?", "steps": steps, "selected": False})
+    (folder / "samplers.json").write_text(json.dumps(choices))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drive(folder):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+
+    def drive(*fields):
+        result = subprocess.run(["node", DRIVER, f"{url}index.html", *fields], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        output = json.loads(result.stdout)
+        assert all(request.startswith((url, "blob:", "data:")) for request in output["requests"])   # nothing leaves
+        return output["shown"]
+
+    yield drive
+    server.shutdown()
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("sde-dpmpp-2m", 25), ("pc", 100)])
+def test_pictures_are_those_of_the_command(solver, steps, drive):
+    seeds = [*range(8), 2**64 - 1]
+    [shown] = drive(f"0-7,{2**64 - 1}", f"{solver}-{steps}.onnx")
+    assert not shown["error"]
+    assert f"step {steps} of {steps}" in shown["message"]
+    assert "ms a step" in shown["message"]
+    model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+    expected = grid(to_uint8(sde_onnx.sample(model, seeds, steps, solver=solver)))
+    pixels = np.array(shown["pixels"], np.uint8).reshape(shown["height"], shown["width"], 4)
+    difference = np.abs(pixels[..., :3].astype(int) - expected)
+    print(f"{solver}, {steps} steps: {100 * (difference == 0).mean():.4f}% equal, largest {difference.max()}; "
+          f"{shown['message']}")
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+
+
+def test_bad_input_is_one_line(drive):
+    cases = [
+        ("one", "sde-dpmpp-2m-12.onnx", '"one" is no seed'),
+        ("-1", "sde-dpmpp-2m-12.onnx", '"-1" is no seed'),
+        (str(2**64), "sde-dpmpp-2m-12.onnx", "does not fit 64 bits"),
+        ("0-99", "sde-dpmpp-2m-12.onnx", "more than 64 images"),
+        ("0", "truncated.onnx", "truncated.onnx is damaged, or not for this runtime"),
+        ("0", "score.onnx", "score.onnx is no step file"),
+        ("0", "missing.onnx", "missing.onnx cannot be loaded: 404"),
+        ("0", "none.onnx", "steps is 0, expected at least 1"),
+    ]
+    for shown, (_, _, message) in zip(drive(*(word for case in cases for word in case[:2])), cases, strict=True):
+        assert shown["error"]
+        assert message in shown["message"]
+        assert "\n" not in shown["message"]
