@@ -190,7 +190,7 @@ def plot_quality(result: dict[str, Any], path: Path) -> None:
         is_reference = rows[0]["solver"] == result["reference"]
         axes.errorbar([row["nfe"] for row in rows], [row["frechet"] for row in rows],
                       [row["frechet_standard_error"] for row in rows], marker="o", markersize=4, capsize=2, label=name,
-                      color="black" if is_reference else plt.get_cmap("tab10")(index % 10),
+                      color="black" if is_reference else plt.get_cmap("tab20")(index % 20),
                       linestyle="--" if rows[0]["options"] else "-")
     best = max((row for row in result["rows"] if row["solver"] == result["reference"]), key=lambda row: row["nfe"])
     middle, error = best["frechet"], best["frechet_standard_error"]
