@@ -143,9 +143,9 @@ def test_a_quality_leaves_no_choice_of_solver_or_steps(model_file):
         assert "--quality chooses the solver and its steps" in result.output
 
 
-def test_an_option_of_another_solver_is_refused(model_file):
+def test_an_option_of_another_solver_is_refused(model_file, tmp_path):
     refuses("option churn belongs to stochastic-heun; solver heun has schedule, rho", "sample", model_file, "--solver",
-            "heun", "--churn", 3)
+            "heun", "--churn", 3, "-o", tmp_path / "s.png")
 
 
 def test_existing_outputs_are_kept_unless_forced(model_file, tmp_path):

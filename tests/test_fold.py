@@ -7,6 +7,7 @@ from sde_onnx.export.fold import fold_constants
 from sde_onnx.export.layers import ResnetBlock, SelfAttention, group_norm
 from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
 
+from networks import relative_error
 from random_unets import randomize
 
 # Rounding of float32 over the few layers of these networks.
@@ -35,7 +36,8 @@ def test_a_folded_network_is_the_same_function(options):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.1, 5.0])
     with torch.no_grad():
-        torch.testing.assert_close(fold_constants(network)(x, sigma), network(x, sigma), **ROUNDING)
+        # Of the whole image: a score that is nearly 0 has rounding of its neighbours' size.
+        assert relative_error(fold_constants(network)(x, sigma), network(x, sigma)) < 5e-6
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} of the given network was changed"
 
