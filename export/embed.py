@@ -14,9 +14,7 @@ and ignores what it is given.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,34 +23,20 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
 from sde_onnx.errors import InputError
 from sde_onnx.export.graph_noise import key_words, normals
 from sde_onnx.export.nodes import Nodes
-from sde_onnx.export.to_onnx import OPSET, check_model_output, quiet_exporter, strip
+from sde_onnx.export.to_onnx import OPSET, check_model_output
+from sde_onnx.export.traced_steps import SCORE, SCORE_DOMAIN, TracedStep, trace_step, traced_step
 from sde_onnx.files import replacing, sha256
 from sde_onnx.metadata import KEY, SAMPLER_FORMAT, SAMPLER_KEY, ModelMetadata
-from sde_onnx.samplers import PredictorCorrectorStep, predictor_corrector, told
-from sde_onnx.schedule import NoiseLevel
 from sde_onnx.session import read_metadata
-from sde_onnx.solvers import (
-    DEFAULT_SOLVER,
-    SOLVERS,
-    chosen_options,
-    churned_levels,
-    dpm_solver,
-    heun,
-    heun_step,
-    multistep_weights,
-    noise_levels,
-    step_count,
-)
+from sde_onnx.solvers import DEFAULT_SOLVER, step_count
 
 __all__ = ["build_sampler", "embed"]
 
 KINDS = ("sampler", "step")
-SCORE_DOMAIN, SCORE = "sde_onnx", "Score"   # of the node that stands for the network until it is put in
 
 
 def embed(
@@ -104,8 +88,8 @@ def build_sampler(
     """Returns the graph of :func:`embed`, without metadata."""
     if kind not in KINDS:
         raise InputError(f"kind is {kind!r}, expected one of: {', '.join(KINDS)}")
-    step = _step(metadata, solver, steps, options)
-    nodes, initializers = _body(_trace(step, metadata.image_shape), model.graph)
+    step = traced_step(metadata, solver, steps, options)
+    nodes, initializers = _body(trace_step(step, metadata.image_shape), model.graph)
     if kind == "step":
         if every is not None:
             raise InputError("every is for samplers: the host of a step sees every step")
@@ -118,129 +102,6 @@ def build_sampler(
                               producer_name="sde-onnx")
     onnx.checker.check_model(built)
     return built
-
-
-class _Step(nn.Module):
-    """One step of a solver with its tables, to be traced.
-
-    Attributes:
-        steps: how many there are.
-        draws: noise arrays that a step takes.
-        history: denoised images that it remembers.
-    """
-
-    steps: int
-    draws: int
-    history: int = 0
-
-    def table(self, name: str, values: Iterable[Any]) -> None:
-        self.register_buffer(name, torch.from_numpy(np.array(list(values), np.float32)))
-
-    def at(self, name: str, index: Tensor) -> Tensor:
-        return self.get_buffer(name).index_select(0, index)[0]
-
-
-class _PredictorCorrector(_Step):
-    def __init__(self, advance: PredictorCorrectorStep) -> None:
-        super().__init__()
-        self.advance = advance
-        self.steps, self.draws = advance.steps, advance.draws
-        levels = list(advance.schedule.levels(advance.steps))
-        for name in NoiseLevel._fields:
-            self.table(name, (getattr(level, name) for level in levels))
-
-    def forward(self, x: Tensor, history: Sequence[Tensor], index: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        level = NoiseLevel._make(self.at(name, index) for name in NoiseLevel._fields)
-        return self.advance(_score, iter(z.unbind(0)).__next__, x, level)
-
-
-class _Multistep(_Step):
-    def __init__(self, sigmas: Sequence[float], *, order: int, eta: float) -> None:
-        super().__init__()
-        self.steps, self.draws, self.history = len(sigmas) - 1, int(eta > 0), order - 1
-        self.table("sigma", sigmas[:-1])
-        self.table("weights", multistep_weights(sigmas, order=order, eta=eta))
-
-    def forward(self, x: Tensor, history: Sequence[Tensor], index: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        sigma, weights = self.at("sigma", index), self.at("weights", index)
-        denoised = x + sigma**2 * _score(x, told(x, sigma))
-        known = [denoised, *history]
-        x = weights[0] * x
-        for place, value in enumerate(known, 1):
-            x = x + weights[place] * value
-        if self.draws:
-            x = x + weights[len(known) + 1] * z[0]
-        return x, *known[:-1], denoised
-
-
-class _Heun(_Step):
-    def __init__(
-        self, sigmas: Sequence[float], *, churn: float, churn_min: float = 0.0, churn_max: float = math.inf,
-        churn_noise: float = 1.0,
-    ) -> None:
-        super().__init__()
-        levels = churned_levels(sigmas, churn, churn_min, churn_max, churn_noise)
-        self.steps = len(levels)
-        self.table("sigma", (sigma for sigma, _, _ in levels))
-        self.table("deviation", (deviation for _, deviation, _ in levels))
-        self.table("sigma_next", (sigma_next for _, _, sigma_next in levels))
-        # The last step needs no second evaluation; it makes one somewhere and does not use it.
-        self.table("second", (sigma_next or sigma for sigma, _, sigma_next in levels))
-        churned = [index for index, (_, deviation, _) in enumerate(levels) if deviation > 0]
-        self.draws = int(bool(churned))
-        if churned not in ([], list(range(self.steps))):
-            raise InputError("with churn in some steps only heun cannot be embedded: leave churn_min and churn_max out")
-
-    def forward(self, x: Tensor, history: Sequence[Tensor], index: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        if self.draws:
-            x = x + self.at("deviation", index) * z[0]
-        moved, denoised = heun_step(_score, x, self.at("sigma", index), self.at("second", index))
-        return torch.where(self.at("sigma_next", index) > 0, moved, denoised), denoised
-
-
-def _step(metadata: ModelMetadata, solver: str, steps: int | None, options: Mapping[str, Any]) -> _Step:
-    count = step_count(solver, metadata.schedule, steps)
-    chosen = chosen_options(solver, {"snr": metadata.snr, "n_corrector": metadata.n_corrector}, options)
-    start = SOLVERS[solver].start
-    if start is predictor_corrector and chosen["langevin_norm"] == "image":
-        return _PredictorCorrector(PredictorCorrectorStep(metadata.schedule, count, **chosen))
-    if start in EMBEDDED and not chosen.pop("measure_noise", False):
-        sigmas = noise_levels(metadata.schedule, count, chosen)
-        # Refuses what the host's loop would: nothing is computed before the first step is asked for.
-        start(_score, iter(()).__next__, sigmas, **chosen)
-        return EMBEDDED[start](sigmas, **chosen)
-    able = [name for name, known in SOLVERS.items() if known.start in (predictor_corrector, *EMBEDDED)]
-    raise InputError(f"{solver} with these options cannot be embedded; what can is {', '.join(able)}, without "
-                     "langevin_norm 'batch' and measure_noise")
-
-
-EMBEDDED: dict[Any, Callable[..., _Step]] = {dpm_solver: _Multistep, heun: _Heun}
-
-
-def _score(x: Tensor, sigma: Tensor) -> Tensor:
-    return torch.onnx.ops.symbolic(f"{SCORE_DOMAIN}::{SCORE}", (x, sigma), dtype=x.dtype, shape=x.shape, version=1)
-
-
-def _trace(step: _Step, shape: tuple[int, int, int]) -> onnx.GraphProto:
-    """The step as a graph: inputs x, history0.., index, z; outputs x_next, history0_next.., x_mean."""
-    x = torch.rand(2, *shape)   # the history must not be the same tensors: they would be taken for one input
-    names = [f"history{place}" for place in range(step.history)]
-    batch = torch.export.Dim("N")
-    with quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            step,
-            (x, [x.clone() for _ in names], torch.tensor([0]), torch.rand(max(step.draws, 1), 2, *shape)),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["x", *names, "index", "z"],
-            output_names=["x_next", *(f"{name}_next" for name in names), "x_mean"],
-            dynamic_shapes={"x": {0: batch}, "history": [{0: batch}] * step.history, "index": {}, "z": {1: batch}},
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto   # made anew each time it is asked for
-    strip(model)
-    return model.graph
 
 
 def _body(step: onnx.GraphProto, network: onnx.GraphProto) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -273,7 +134,7 @@ def _network_nodes(network: onnx.GraphProto, score: onnx.NodeProto, prefix: str)
 
 
 def _sampler(
-    step: _Step, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], metadata: ModelMetadata,
+    step: TracedStep, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], metadata: ModelMetadata,
     every: int | None,
 ) -> onnx.GraphProto:
     """The loop over the body, and what stands before and after it."""
@@ -327,7 +188,7 @@ def _sampler(
 
 
 def _single_step(
-    step: _Step, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], metadata: ModelMetadata
+    step: TracedStep, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], metadata: ModelMetadata
 ) -> onnx.GraphProto:
     """The body alone, which takes the latent's place at index 0."""
     before = Nodes("step")
@@ -371,7 +232,7 @@ def _latent(nodes: Nodes, keys: tuple[str, str], metadata: ModelMetadata) -> str
     return nodes.add("Mul", z, nodes.constant(np.float32(metadata.schedule.sigma_max)))
 
 
-def _draw(nodes: Nodes, step: _Step, keys: tuple[str, str], index: str, shape: tuple[int, int, int]) -> None:
+def _draw(nodes: Nodes, step: TracedStep, keys: tuple[str, str], index: str, shape: tuple[int, int, int]) -> None:
     """Writes the noise of a step as the value z."""
     if not step.draws:
         return

@@ -55,7 +55,8 @@ def sample(
         progress: show a progress bar on standard error if it is a terminal.
         options: of the solver, by the names in its entry of SOLVERS. ``"pc"`` has those of
             :func:`sde_onnx.samplers.predictor_corrector`, of which ``snr`` and ``n_corrector`` are the model's own if
-            not given; the others those of :mod:`sde_onnx.solvers`, and ``schedule`` and ``rho``.
+            not given; the others those of :mod:`sde_onnx.fixed_steps`, and ``schedule`` and ``rho``, or those of
+            :mod:`sde_onnx.adaptive`.
 
     Returns:
         ``[N, C, H, W]`` float32 in [0, 1].

@@ -7,9 +7,9 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from scipy.integrate import solve_ivp
 
 from sde_onnx.errors import InputError
+from sde_onnx.fixed_steps import dpm_solver, heun
 from sde_onnx.noise import NumpyNoise, TorchNoise
 from sde_onnx.schedule import VeSchedule
-from sde_onnx.solvers import dpm_solver, heun
 
 from closed_forms import MEAN, STD, gaussian_score, last, mixture_score
 
