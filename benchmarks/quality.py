@@ -97,7 +97,8 @@ class Measure:
     def _distances(features: NDArray[np.float64], real: NDArray[np.float64]) -> list[float]:
         """The Fréchet distance of each part."""
         parts = np.split(in_deviations(features, real), len(features) // PART)
-        return [frechet_distance(part, in_deviations(real, real)) for part in parts]
+        reference = in_deviations(real, real)
+        return [frechet_distance(part, reference) for part in parts]
 
 
 def main() -> None:

@@ -89,14 +89,14 @@ def build_sampler(
     if kind not in KINDS:
         raise InputError(f"kind is {kind!r}, expected one of: {', '.join(KINDS)}")
     step = traced_step(metadata, solver, steps, options)
+    if kind == "step" and every is not None:
+        raise InputError("every is for samplers: the host of a step sees every step")
+    if every is not None and not 1 <= every <= step.steps:
+        raise InputError(f"every is {every}, expected 1 to the number of steps, {step.steps}")
     nodes, initializers = _body(trace_step(step, metadata.image_shape), model.graph)
     if kind == "step":
-        if every is not None:
-            raise InputError("every is for samplers: the host of a step sees every step")
         graph = _single_step(step, nodes, initializers, metadata)
     else:
-        if every is not None and not 1 <= every <= step.steps:
-            raise InputError(f"every is {every}, expected 1 to the number of steps, {step.steps}")
         graph = _sampler(step, nodes, initializers, metadata, every)
     built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=model.ir_version,
                               producer_name="sde-onnx")
@@ -159,9 +159,9 @@ def _sampler(
         [*inside.nodes, *nodes, *after.nodes], "step",
         [helper.make_tensor_value_info("iteration", TensorProto.INT64, []),
          helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
-         *(helper.make_tensor_value_info(name, TensorProto.FLOAT, images) for name in (*states, "x_mean_before"))],
+         *(_float(name, images) for name in (*states, "x_mean_before"))],
         [helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
-         *(helper.make_tensor_value_info(name, TensorProto.FLOAT, images) for name in carried), *scanned],
+         *(_float(name, images) for name in carried), *scanned],
         [*initializers, *inside.constants.values(), *after.constants.values()],
     )
     results = [f"last_{name}" for name in carried] + ["all_frames"] * len(scanned)
@@ -172,7 +172,7 @@ def _sampler(
     outside.nodes.append(loop)
     _pixels(outside, _clipped(outside, "last_x_mean", output="sample"), output="image")
     outputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, pixels),
-               helper.make_tensor_value_info("sample", TensorProto.FLOAT, images)]
+               _float("sample", images)]
     if every is not None:
         first = (step.steps - 1) % every   # so that the last step is among them
         bounds = (outside.constant(np.array([value])) for value in (first, step.steps, 0, every))
@@ -195,17 +195,25 @@ def _single_step(
     keys = key_words(before, "seed")
     _draw(before, step, keys, "index", metadata.image_shape)
     first = before.add("Equal", "index", before.constant(np.array([0])))
-    before.add("Where", first, _latent(before, keys, metadata), "x_given", output="x")
+    # The other steps do not draw the latent's noise.
+    made = Nodes("latent")
+    latent = _latent(made, keys, metadata)
+    branches = {
+        "then_branch": helper.make_graph(made.nodes, "make", [], [_float(latent, None)], list(made.constants.values())),
+        "else_branch": helper.make_graph([helper.make_node("Identity", ["x"], ["given"])], "take", [],
+                                         [_float("given", None)]),
+    }
+    before.add("If", first, output="x", **branches)
     images: list[str | int | None] = ["N", *metadata.image_shape]
     history = [f"history{place}" for place in range(step.history)]
     # Outside, what goes in and what comes out have the same names, in and out.
     renamed = {"x_given": "x", "x": "x_from"}
     graph = helper.make_graph(
         [*before.nodes, *nodes], "step",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, images) for name in ("x_given", *history)]
+        [_float(name, images) for name in ("x_given", *history)]
         + [helper.make_tensor_value_info("index", TensorProto.INT64, [1]),
            helper.make_tensor_value_info("seed", TensorProto.INT64, ["N"])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, images)
+        [_float(name, images)
          for name in ("x_next", *(f"{name}_next" for name in history), "x_mean")],
         [*initializers, *before.constants.values()],
     )
@@ -214,6 +222,10 @@ def _single_step(
             values[:] = [renamed.get(name, name) for name in values]
     graph.input[0].name = "x"
     return graph
+
+
+def _float(name: str, shape: list[str | int | None] | None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def _clipped(nodes: Nodes, x: str, output: str | None = None) -> str:
