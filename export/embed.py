@@ -3,6 +3,8 @@
     sampler     seed int64 [N] -> image uint8 [N, H, W, C], sample float32 [N, C, H, W]; frames if asked for
     step        x, history..., index int64, seed -> x, history..., x_mean
 
+Either may also have an input ``steps`` int64: how many, up to a maximum for which the file holds tables.
+
 A step is traced from the same functions that the host's loop calls, with one node in place of the network; then the
 network's nodes take that node's place, and the portable noise is written before it. The sampler is an ONNX ``Loop``
 over that body. Whatever depends on the noise levels alone is a table.
@@ -32,7 +34,7 @@ from sde_onnx.export.traced_steps import SCORE, SCORE_DOMAIN, TracedStep, trace_
 from sde_onnx.files import replacing, sha256
 from sde_onnx.metadata import KEY, SAMPLER_FORMAT, SAMPLER_KEY, ModelMetadata
 from sde_onnx.session import read_metadata
-from sde_onnx.solvers import DEFAULT_SOLVER, step_count
+from sde_onnx.solvers import DEFAULT_SOLVER
 
 __all__ = ["build_sampler", "embed"]
 
@@ -45,6 +47,7 @@ def embed(
     *,
     solver: str = DEFAULT_SOLVER,
     steps: int | None = None,
+    max_steps: int | None = None,
     kind: str = "sampler",
     every: int | None = None,
     force: bool = False,
@@ -57,6 +60,8 @@ def embed(
         path: the ``.onnx`` file to write.
         solver: a key of :data:`sde_onnx.solvers.SOLVERS`, but those that choose their steps themselves.
         steps: noise levels; the solver's own number, or for ``"pc"`` the model's, if not given.
+        max_steps: also an input ``steps``, int64 ``[1]``, up to this number, at least ``steps``: of a sampler optional,
+            ``steps`` where it is not given. The file holds the tables of every number: some 20 bytes a step of each.
         kind: ``"sampler"``, the whole loop, or ``"step"``, one step of it for hosts with their own.
         every: also an output ``frames``, uint8 ``[steps / every, N, H, W, C]``: the denoised image of every so many
             steps, the last one among them. While it runs it holds those of all steps.
@@ -71,24 +76,23 @@ def embed(
     path = Path(path)
     check_model_output(path, force=force)
     metadata = read_metadata(model)
-    graph = build_sampler(onnx.load(os.fspath(model)), metadata, solver=solver, steps=steps, kind=kind, every=every,
-                          **options)
-    count = step_count(solver, metadata.schedule, steps)
-    about = {"format": SAMPLER_FORMAT, "kind": kind, "solver": solver, "steps": count, "options": options,
+    step = traced_step(metadata, solver, steps, options, max_steps)
+    graph = build_sampler(onnx.load(os.fspath(model)), metadata, step, kind=kind, every=every)
+    about = {"format": SAMPLER_FORMAT, "kind": kind, "solver": solver, "steps": step.steps, "options": options,
              "model": sha256(Path(model)), "versions": {"sde_onnx": version("sde-onnx"), "torch": torch.__version__}}
+    if step.first_rows:
+        about |= {"min_steps": min(step.first_rows), "max_steps": max(step.first_rows)}
     helper.set_model_props(graph, {KEY: metadata.to_json(), SAMPLER_KEY: json.dumps(about)})
     with replacing(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
 
 
 def build_sampler(
-    model: onnx.ModelProto, metadata: ModelMetadata, *, solver: str, steps: int | None, kind: str,
-    every: int | None = None, **options: Any,
+    model: onnx.ModelProto, metadata: ModelMetadata, step: TracedStep, *, kind: str, every: int | None = None
 ) -> onnx.ModelProto:
     """Returns the graph of :func:`embed`, without metadata."""
     if kind not in KINDS:
         raise InputError(f"kind is {kind!r}, expected one of: {', '.join(KINDS)}")
-    step = traced_step(metadata, solver, steps, options)
     if kind == "step" and every is not None:
         raise InputError("every is for samplers: the host of a step sees every step")
     if every is not None and not 1 <= every <= step.steps:
@@ -142,10 +146,12 @@ def _sampler(
     outside, inside = Nodes("sampler"), Nodes("step")
     keys = key_words(outside, "seed")
     latent = _latent(outside, keys, metadata)
+    trips = "steps" if step.first_rows else outside.constant(np.array([step.steps]))
+    first_row = _first_row(outside, step)
     states = ["x", *(f"history{place}" for place in range(step.history))]
     index = inside.reshape("iteration", 1)
     _draw(inside, step, keys, index, shape)
-    inside.nodes.append(helper.make_node("Identity", [index], ["index"]))
+    inside.add("Add", index, first_row, output="row")
     images: list[str | int | None] = ["N", *shape]
     carried = [*(f"{name}_next" for name in states), "x_mean"]
     channels, height, width = shape
@@ -166,7 +172,7 @@ def _sampler(
     )
     results = [f"last_{name}" for name in carried] + ["all_frames"] * len(scanned)
     loop = helper.make_node(
-        "Loop", [outside.constant(np.int64(step.steps)), outside.constant(np.bool_(True)),
+        "Loop", [trips, outside.constant(np.bool_(True)),
                  *[latent] * (len(states) + 1)], results, name="loop", body=body,
     )
     outside.nodes.append(loop)
@@ -174,17 +180,15 @@ def _sampler(
     outputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, pixels),
                _float("sample", images)]
     if every is not None:
-        first = (step.steps - 1) % every   # so that the last step is among them
-        bounds = (outside.constant(np.array([value])) for value in (first, step.steps, 0, every))
-        outside.add("Slice", "all_frames", *bounds, output="frames")
-        count = len(range(first, step.steps, every))
-        outputs.append(helper.make_tensor_value_info("frames", TensorProto.UINT8, [count, *pixels]))
-    return helper.make_graph(
-        outside.nodes, "sampler",
-        [helper.make_tensor_value_info("seed", TensorProto.INT64, ["N"])],
-        outputs,
-        list(outside.constants.values()),
-    )
+        zero, one, stride = (outside.constant(np.array([value])) for value in (0, 1, every))
+        first = outside.add("Mod", outside.add("Sub", trips, one), stride)   # so that the last step is among them
+        outside.add("Slice", "all_frames", first, trips, zero, stride, output="frames")
+        outputs.append(helper.make_tensor_value_info("frames", TensorProto.UINT8, ["frames", *pixels]))
+    inputs, constants = [helper.make_tensor_value_info("seed", TensorProto.INT64, ["N"])], outside.constants
+    if step.first_rows:   # a constant that is also an input is its default
+        inputs.append(helper.make_tensor_value_info("steps", TensorProto.INT64, [1]))
+        constants |= {"steps": numpy_helper.from_array(np.array([step.steps]), "steps")}
+    return helper.make_graph(outside.nodes, "sampler", inputs, outputs, list(constants.values()))
 
 
 def _single_step(
@@ -194,6 +198,7 @@ def _single_step(
     before = Nodes("step")
     keys = key_words(before, "seed")
     _draw(before, step, keys, "index", metadata.image_shape)
+    before.add("Add", "index", _first_row(before, step, "index"), output="row")
     first = before.add("Equal", "index", before.constant(np.array([0])))
     # The other steps do not draw the latent's noise.
     made = Nodes("latent")
@@ -212,7 +217,8 @@ def _single_step(
         [*before.nodes, *nodes], "step",
         [_float(name, images) for name in ("x_given", *history)]
         + [helper.make_tensor_value_info("index", TensorProto.INT64, [1]),
-           helper.make_tensor_value_info("seed", TensorProto.INT64, ["N"])],
+           helper.make_tensor_value_info("seed", TensorProto.INT64, ["N"]),
+           *([helper.make_tensor_value_info("steps", TensorProto.INT64, [1])] if step.first_rows else [])],
         [_float(name, images)
          for name in ("x_next", *(f"{name}_next" for name in history), "x_mean")],
         [*initializers, *before.constants.values()],
@@ -242,6 +248,20 @@ def _latent(nodes: Nodes, keys: tuple[str, str], metadata: ModelMetadata) -> str
     draw = normals(nodes, keys, nodes.constant(np.int64(0)), 1, metadata.image_shape)
     z = nodes.add("Squeeze", draw, nodes.constant(np.array([0])))
     return nodes.add("Mul", z, nodes.constant(np.float32(metadata.schedule.sigma_max)))
+
+
+def _first_row(nodes: Nodes, step: TracedStep, index: str | None = None) -> str:
+    """Where the tables of the input ``steps`` begin, int64 ``[1]``; a number, or an index, out of range is an error."""
+    if not step.first_rows:
+        return nodes.constant(np.array([0]))
+    least = nodes.constant(np.array([min(step.first_rows)]))
+    known = nodes.add("GreaterOrEqual", "steps", least)
+    if index is not None:
+        known = nodes.add("And", known, nodes.add("Less", index, "steps"))
+        known = nodes.add("And", known, nodes.add("GreaterOrEqual", index, nodes.constant(np.array([0]))))
+    # Gather takes small negative places, counted from the end, but none as large as this one.
+    place = nodes.add("Where", known, nodes.add("Sub", "steps", least), nodes.constant(np.array([2**62])))
+    return nodes.add("Gather", nodes.constant(np.array(list(step.first_rows.values()))), place)
 
 
 def _draw(nodes: Nodes, step: TracedStep, keys: tuple[str, str], index: str, shape: tuple[int, int, int]) -> None:

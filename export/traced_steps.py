@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,33 +32,48 @@ class TracedStep(nn.Module):
     """One step of a solver with its tables, to be traced.
 
     Attributes:
-        steps: how many there are.
+        steps: how many there are, if nobody says otherwise.
         draws: noise arrays that a step takes.
         history: denoised images that it remembers.
+        first_rows: where in the tables each number of steps begins that may be asked for; only ``steps`` may if empty.
     """
 
     steps: int
     draws: int
     history: int = 0
+    first_rows: Mapping[int, int] = MappingProxyType({})
+
+    def stack(self, others: Iterable[TracedStep]) -> None:
+        """Takes the tables of the same step at other numbers of steps in place of its own."""
+        held: dict[str, list[Tensor]] = {}
+        rows, count = {}, 0
+        for other in others:
+            rows[other.steps] = count
+            count += other.steps
+            for name, table in other.named_buffers():
+                held.setdefault(name, []).append(table)
+        for name, tables in held.items():
+            self.register_buffer(name, torch.cat(tables))
+        self.first_rows = rows
 
     def table(self, name: str, values: Iterable[Any]) -> None:
         self.register_buffer(name, torch.from_numpy(np.array(list(values), np.float32)))
 
-    def at(self, name: str, index: Tensor) -> Tensor:
-        return self.get_buffer(name).index_select(0, index)[0]
+    def at(self, name: str, row: Tensor) -> Tensor:
+        return self.get_buffer(name).index_select(0, row)[0]
 
 
 class _PredictorCorrector(TracedStep):
-    def __init__(self, advance: PredictorCorrectorStep) -> None:
+    def __init__(self, advance: PredictorCorrectorStep, steps: int) -> None:
         super().__init__()
         self.advance = advance
-        self.steps, self.draws = advance.steps, advance.draws
-        levels = list(advance.schedule.levels(advance.steps))
+        self.steps, self.draws = steps, advance.draws
+        levels = list(advance.schedule.levels(steps))
         for name in NoiseLevel._fields:
             self.table(name, (getattr(level, name) for level in levels))
 
-    def forward(self, x: Tensor, history: Sequence[Tensor], index: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        level = NoiseLevel._make(self.at(name, index) for name in NoiseLevel._fields)
+    def forward(self, x: Tensor, history: Sequence[Tensor], row: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        level = NoiseLevel._make(self.at(name, row) for name in NoiseLevel._fields)
         return self.advance(_score, iter(z.unbind(0)).__next__, x, level)
 
 
@@ -68,8 +84,8 @@ class _Multistep(TracedStep):
         self.table("sigma", sigmas[:-1])
         self.table("weights", multistep_weights(sigmas, order=order, eta=eta))
 
-    def forward(self, x: Tensor, history: Sequence[Tensor], index: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        sigma, weights = self.at("sigma", index), self.at("weights", index)
+    def forward(self, x: Tensor, history: Sequence[Tensor], row: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        sigma, weights = self.at("sigma", row), self.at("weights", row)
         denoised = x + sigma**2 * _score(x, told(x, sigma))
         known = [denoised, *history]
         x = weights[0] * x
@@ -98,19 +114,49 @@ class _Heun(TracedStep):
         if churned not in ([], list(range(self.steps))):
             raise InputError("with churn in some steps only heun cannot be embedded: leave churn_min and churn_max out")
 
-    def forward(self, x: Tensor, history: Sequence[Tensor], index: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, history: Sequence[Tensor], row: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         if self.draws:
-            x = x + self.at("deviation", index) * z[0]
-        moved, denoised = heun_step(_score, x, self.at("sigma", index), self.at("second", index))
-        return torch.where(self.at("sigma_next", index) > 0, moved, denoised), denoised
+            x = x + self.at("deviation", row) * z[0]
+        moved, denoised = heun_step(_score, x, self.at("sigma", row), self.at("second", row))
+        return torch.where(self.at("sigma_next", row) > 0, moved, denoised), denoised
 
 
-def traced_step(metadata: ModelMetadata, solver: str, steps: int | None, options: Mapping[str, Any]) -> TracedStep:
+def traced_step(
+    metadata: ModelMetadata, solver: str, steps: int | None, options: Mapping[str, Any], max_steps: int | None = None
+) -> TracedStep:
+    """The step of a solver.
+
+    Args:
+        metadata: of the model.
+        solver, steps, options: as for :func:`sde_onnx.sample`.
+        max_steps: hold tables of every number of steps up to this one that the solver takes.
+
+    Raises:
+        InputError: a solver or an option that cannot be embedded, or ``max_steps`` below ``steps``.
+    """
+    step = _fixed_step(metadata, solver, steps, options)
+    if max_steps is not None:
+        if max_steps < step.steps:
+            raise InputError(f"max_steps is {max_steps}, expected at least the number of steps, {step.steps}")
+        least = next(count for count in range(1, step.steps + 1) if _takes(metadata, solver, count, options))
+        step.stack(_fixed_step(metadata, solver, count, options) for count in range(least, max_steps + 1))
+    return step
+
+
+def _takes(metadata: ModelMetadata, solver: str, steps: int, options: Mapping[str, Any]) -> bool:
+    try:
+        _fixed_step(metadata, solver, steps, options)
+    except InputError:
+        return False
+    return True
+
+
+def _fixed_step(metadata: ModelMetadata, solver: str, steps: int | None, options: Mapping[str, Any]) -> TracedStep:
     count = step_count(solver, metadata.schedule, steps)
     chosen = chosen_options(solver, {"snr": metadata.snr, "n_corrector": metadata.n_corrector}, options)
     start = SOLVERS[solver].start
     if start is predictor_corrector and chosen["langevin_norm"] == "image":
-        return _PredictorCorrector(PredictorCorrectorStep(metadata.schedule, count, **chosen))
+        return _PredictorCorrector(PredictorCorrectorStep(metadata.schedule, **chosen), count)
     if start in EMBEDDED and not chosen.pop("measure_noise", False):
         sigmas = noise_levels(metadata.schedule, count, chosen)
         # Refuses what the host's loop would: nothing is computed before the first step is asked for.
@@ -129,7 +175,7 @@ def _score(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def trace_step(step: TracedStep, shape: tuple[int, int, int]) -> onnx.GraphProto:
-    """The step as a graph: inputs x, history0.., index, z; outputs x_next, history0_next.., x_mean."""
+    """The step as a graph: inputs x, history0.., row (of the tables), z; outputs x_next, history0_next.., x_mean."""
     x = torch.rand(2, *shape)   # the history must not be the same tensors: they would be taken for one input
     names = [f"history{place}" for place in range(step.history)]
     batch = torch.export.Dim("N")
@@ -139,9 +185,9 @@ def trace_step(step: TracedStep, shape: tuple[int, int, int]) -> onnx.GraphProto
             (x, [x.clone() for _ in names], torch.tensor([0]), torch.rand(max(step.draws, 1), 2, *shape)),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["x", *names, "index", "z"],
+            input_names=["x", *names, "row", "z"],
             output_names=["x_next", *(f"{name}_next" for name in names), "x_mean"],
-            dynamic_shapes={"x": {0: batch}, "history": [{0: batch}] * step.history, "index": {}, "z": {1: batch}},
+            dynamic_shapes={"x": {0: batch}, "history": [{0: batch}] * step.history, "row": {}, "z": {1: batch}},
             verbose=False,
         )
     assert program is not None

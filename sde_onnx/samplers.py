@@ -36,23 +36,23 @@ class Step:
     nfe: int        # network evaluations so far, an image
 
 
-def _reverse_diffusion(level: NoiseLevel, schedule: VeSchedule, steps: int) -> tuple[Any, Any]:
+def _reverse_diffusion(level: NoiseLevel, schedule: VeSchedule) -> tuple[Any, Any]:
     variance = level.sigma**2 - level.sigma_next**2
     return variance, variance**0.5
 
 
-def _euler_maruyama(level: NoiseLevel, schedule: VeSchedule, steps: int) -> tuple[Any, Any]:
-    variance = level.sigma_cond**2 * (2 * math.log(schedule.sigma_max / schedule.sigma_min) / steps)
+def _euler_maruyama(level: NoiseLevel, schedule: VeSchedule) -> tuple[Any, Any]:
+    variance = level.sigma_cond**2 * (2 * math.log(schedule.sigma_max / schedule.sigma_min)) * level.dt
     return variance, variance**0.5
 
 
-def _ancestral(level: NoiseLevel, schedule: VeSchedule, steps: int) -> tuple[Any, Any]:
+def _ancestral(level: NoiseLevel, schedule: VeSchedule) -> tuple[Any, Any]:
     variance = level.sigma**2 - level.sigma_next**2
     return variance, variance**0.5 * level.sigma_next / level.sigma
 
 
 # What a step multiplies the score and the noise by: see sde_onnx.steps.
-PREDICTORS: dict[str, Callable[[NoiseLevel, VeSchedule, int], tuple[Any, Any]] | None] = {
+PREDICTORS: dict[str, Callable[[NoiseLevel, VeSchedule], tuple[Any, Any]] | None] = {
     "reverse_diffusion": _reverse_diffusion,
     "euler_maruyama": _euler_maruyama,
     "ancestral": _ancestral,
@@ -70,7 +70,6 @@ class PredictorCorrectorStep:
 
     Args:
         schedule: the model's noise levels.
-        steps: N, >= 1.
         snr: the corrector's signal-to-noise ratio, > 0.
         predictor: a key of PREDICTORS; ``"none"`` leaves corrections alone (annealed Langevin dynamics).
         corrector: ``"langevin"`` (step sizes from norms), ``"ald"`` (from sigma) or ``"none"``.
@@ -85,7 +84,6 @@ class PredictorCorrectorStep:
     """
 
     schedule: VeSchedule
-    steps: int
     snr: float
     predictor: str = "reverse_diffusion"
     corrector: str = "langevin"
@@ -94,8 +92,6 @@ class PredictorCorrectorStep:
     langevin_norm: LangevinNorm = "image"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}, expected at least 1")
         check_corrector(self.snr, self.n_corrector)
         for name, value, known in (("predictor", self.predictor, PREDICTORS), ("corrector", self.corrector, CORRECTORS),
                                    ("langevin_norm", self.langevin_norm, ("image", "batch"))):
@@ -132,7 +128,7 @@ class PredictorCorrectorStep:
         predict = PREDICTORS[self.predictor]
         if predict is None:
             return x, x
-        variance, std = predict(level, self.schedule, self.steps)
+        variance, std = predict(level, self.schedule)
         if self.probability_flow:
             return prediction_step(x, score(x, sigma), None, variance=variance / 2, std=0)
         return prediction_step(x, score(x, sigma), noise(), variance=variance, std=std)
@@ -160,7 +156,7 @@ def predictor_corrector(
     Source: Song et al. 2021, algorithms 1, 2 and 4.
     """
     levels = list(schedule.levels(steps))
-    advance = PredictorCorrectorStep(schedule, steps, snr, **options)
+    advance = PredictorCorrectorStep(schedule, snr, **options)
 
     def run() -> Iterator[Step]:
         x = noise() * schedule.sigma_max

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ class NoiseLevel(NamedTuple):
     sigma_cond: np.float32   # what the network is told, > 0
     sigma: np.float32        # noise std before the step
     sigma_next: np.float32   # noise std after it, 0 after the last
+    dt: np.float32           # its length in time t, 1 / N
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class VeSchedule:
         grid = np.exp(np.linspace(math.log(self.sigma_min), math.log(self.sigma_max), steps)).astype(np.float32)
         sigma_cond = (self.sigma_min * (self.sigma_max / self.sigma_min) ** t).astype(np.float32)
         following = np.append(grid[-2::-1], np.float32(0))
-        return map(NoiseLevel, sigma_cond, grid[::-1], following)
+        return map(NoiseLevel, sigma_cond, grid[::-1], following, repeat(np.float32(1 / steps)))
 
     def geometric(self, steps: int) -> list[float]:
         """Noise levels that fall evenly in log sigma, then 0: ``steps + 1`` numbers.

@@ -131,11 +131,13 @@ def _kind_and_steps(session: ort.InferenceSession, name: str) -> tuple[str, int]
 
 def _run_steps(session: ort.InferenceSession, steps: int, expected: dict[str, NDArray[Any]]) -> tuple[Any, float]:
     """Drives a step file as a host would; returns the image and the worst error of the states that are golden."""
-    states = [item.name for item in session.get_inputs() if item.name not in ("index", "seed")]
+    inputs = {item.name for item in session.get_inputs()}
+    states = [item.name for item in session.get_inputs() if item.name not in ("index", "seed", "steps")]
+    fixed = {"seed": expected["seed"]} | ({"steps": np.array([steps])} if "steps" in inputs else {})
     values = {name: np.zeros_like(expected["latent"]) for name in states}
     errors = []
     for index in range(steps):
-        *following, x_mean = session.run(None, values | {"index": np.array([index]), "seed": expected["seed"]})
+        *following, x_mean = session.run(None, values | fixed | {"index": np.array([index])})
         values = dict(zip(states, following, strict=True))
         if (known := {0: "x_first", steps - 1: "x_last"}.get(index)) is not None:
             reference = expected[known]

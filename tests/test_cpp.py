@@ -17,6 +17,7 @@ from sde_onnx.images import to_uint8
 
 FOLDER = os.environ.get("SDE_ONNX_CPP")
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="the C++ programs are not built: make cpp")
+FILES = {"sample": "sampler.onnx", "step": "step.onnx"}   # what each program runs
 SEEDS = [*range(16), 2**64 - 1]
 
 
@@ -31,6 +32,7 @@ def files(solver, tmp_path_factory):
     name, steps = solver
     for kind in ("sampler", "step"):
         embed(sde_onnx.bundled_model(), folder / f"{kind}.onnx", solver=name, steps=steps, kind=kind)
+        embed(sde_onnx.bundled_model(), folder / f"any-{kind}.onnx", solver=name, steps=12, max_steps=25, kind=kind)
     return folder
 
 
@@ -38,9 +40,11 @@ def run(program, *arguments):
     return subprocess.run([Path(FOLDER) / program, *map(str, arguments)], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("program", "file"), [("sample", "sampler.onnx"), ("step", "step.onnx")])
-def test_pictures_are_those_of_the_command(program, file, files, solver, tmp_path):
-    result = run(program, files / file, f"{tmp_path}/", *SEEDS)
+@pytest.mark.parametrize("program", ["sample", "step"])
+@pytest.mark.parametrize(("prefix", "asks"), [("", False), ("", True), ("any-", True)])
+def test_pictures_are_those_of_the_command(program, prefix, asks, files, solver, tmp_path):
+    steps = ["--steps", solver[1]] if asks else []
+    result = run(program, *steps, files / (prefix + FILES[program]), f"{tmp_path}/", *SEEDS)
     assert result.returncode == 0, result.stderr
     model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
     expected = to_uint8(sde_onnx.sample(model, SEEDS, solver[1], solver=solver[0]))
@@ -64,8 +68,9 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
 
 
 @pytest.mark.parametrize(("program", "other"), [("sample", "step.onnx"), ("step", "sampler.onnx")])
-def test_bad_input_is_one_line(program, other, files, tmp_path):
-    right = files / ("sampler.onnx" if program == "sample" else "step.onnx")
+def test_bad_input_is_one_line(program, other, files, solver, tmp_path):
+    right, any_steps = files / FILES[program], files / f"any-{FILES[program]}"
+    least = 1 if solver[0] == "pc" else 2
     truncated = tmp_path / "truncated.onnx"
     truncated.write_bytes(right.read_bytes()[:100_000])
     for arguments, message in [
@@ -76,6 +81,9 @@ def test_bad_input_is_one_line(program, other, files, tmp_path):
         ([truncated, tmp_path, 1], "failed"),
         ([files / other, tmp_path, 1], "the file is no "),
         ([right, tmp_path / "no" / "folder", 1], "cannot be written"),
+        (["--steps", 7, right, tmp_path, 1], f"the file makes {solver[1]} steps, no other number"),
+        *((["--steps", steps, any_steps, tmp_path, 1], f"steps is '{steps}', expected {least} to 25")
+          for steps in (0, 26, -1, "many")),
     ]:
         result = run(program, *arguments)
         assert result.returncode == 1

@@ -1,5 +1,7 @@
 """Sampler files against the host's loop, from the seeds to the images."""
 
+import json
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -109,6 +111,45 @@ def test_frames_are_the_images_of_every_so_many_steps(digits, tmp_path):
     np.testing.assert_array_equal(frames[-1], image)
 
 
+@pytest.mark.parametrize(("solver", "steps", "least"), [("sde-dpmpp-3m", 8, 3), ("pc", 5, 1), ("heun", 6, 2)])
+def test_the_number_of_steps_can_be_an_input(solver, steps, least, digits, tmp_path):
+    for kind in ("sampler", "step"):
+        embed(sde_onnx.bundled_model(), tmp_path / f"{kind}.onnx", solver=solver, steps=steps, max_steps=12, kind=kind)
+    sampler, step = open_session(tmp_path / "sampler.onnx"), open_session(tmp_path / "step.onnx")
+    about = json.loads(sampler.get_modelmeta().custom_metadata_map["sde_onnx_sampler"])
+    assert (about["min_steps"], about["steps"], about["max_steps"]) == (least, steps, 12)
+    seeds, states = np.arange(3), [item.name for item in step.get_inputs() if item.shape[1:] == [3, 16, 16]]
+    for count in (None, least, 7, 12):
+        asked = {} if count is None else {"steps": np.array([count])}
+        expected = to_uint8(sde_onnx.sample(digits, range(3), count or steps, solver=solver))
+        [images] = sampler.run(["image"], {"seed": seeds} | asked)
+        assert np.abs(images.astype(int) - expected).max() <= 1
+        assert (images == expected).mean() >= 0.999
+        if count is None:
+            continue
+        values = dict.fromkeys(states, np.zeros((3, 3, 16, 16), np.float32))
+        for index in range(count):
+            *following, x_mean = step.run(None, values | {"index": np.array([index]), "seed": seeds} | asked)
+            values = dict(zip(states, following, strict=True))
+        assert np.abs(to_uint8(x_mean).astype(int) - expected).max() <= 1
+    for session, feeds in [(sampler, {"steps": count}) for count in (least - 1, 0, -1, 13)] + [
+            (step, {"steps": 7, "index": index} | dict.fromkeys(states)) for index in (-1, 7)]:
+        feeds = {name: np.zeros((3, 3, 16, 16), np.float32) if value is None else np.array([value])
+                 for name, value in feeds.items()}
+        with pytest.raises(Exception, match="out of data bounds"):
+            session.run(None, feeds | {"seed": seeds})
+
+
+def test_frames_follow_the_number_of_steps(digits, tmp_path):
+    embed(sde_onnx.bundled_model(), tmp_path / "s.onnx", solver="heun", steps=10, max_steps=10, every=4)
+    image, frames = open_session(tmp_path / "s.onnx").run(["image", "frames"], {"seed": np.arange(2),
+                                                                              "steps": np.array([7])})
+    [batch] = sde_onnx.sample_batches(digits, range(2), 7, solver="heun")
+    expected = np.stack([to_uint8(step.x_mean) for step in batch.steps])[2::4]
+    assert np.abs(frames.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(frames[-1], image)
+
+
 def test_what_a_sampler_says_of_itself(tmp_path):
     embed(sde_onnx.bundled_model(), tmp_path / "s.onnx", solver="pc", steps=3, snr=0.2)
     properties = {item.key: item.value for item in onnx.load(tmp_path / "s.onnx").metadata_props}
@@ -167,6 +208,8 @@ def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
     refuses("steps are too few for a solver of order 3", "embed", "-o", path, "--solver", "sde-dpmpp-3m", "--steps", 2)
     refuses("option snr belongs to pc", "embed", "-o", path, "--snr", 0.1)
     refuses("every is 9, expected 1 to the number of steps, 8", "embed", "-o", path, "--steps", 8, "--every", 9)
+    refuses("max_steps is 7, expected at least the number of steps, 8", "embed", "-o", path, "--steps", 8,
+            "--max-steps", 7)
     refuses("every is for samplers", "embed", "-o", path, "--kind", "step", "--every", 2)
     refuses("does not end in .onnx", "embed", "-o", tmp_path / "s.bin")
     refuses("m.onnx is missing", "embed", tmp_path / "m.onnx", "-o", path)

@@ -29,9 +29,8 @@ def folder(tmp_path_factory):
     good = folder / choices[0]["file"]
     (folder / "truncated.onnx").write_bytes(good.read_bytes()[:100_000])
     shutil.copy(sde_onnx.bundled_model(), folder / "score.onnx")
-    shutil.copy(good, folder / "none.onnx")
-    for file, steps in (("truncated.onnx", 12), ("score.onnx", 12), ("missing.onnx", 12), ("none.onnx", 0)):
-        choices.append({"file": file, "solver": "?", "steps": steps, "selected": False})
+    for file in ("truncated.onnx", "score.onnx", "missing.onnx"):
+        choices.append(choices[0] | {"file": file})
     (folder / "samplers.json").write_text(json.dumps(choices))
     return folder
 
@@ -57,10 +56,11 @@ def drive(folder):
     server.shutdown()
 
 
-@pytest.mark.parametrize(("solver", "steps"), [("sde-dpmpp-2m", 25), ("pc", 100)])
-def test_pictures_are_those_of_the_command(solver, steps, drive):
+@pytest.mark.parametrize(("solver", "typed", "steps"), [("sde-dpmpp-2m", "", 25), ("sde-dpmpp-2m", "12", 12),
+                                                        ("pc", "", 100), ("pc", "200", 200)])
+def test_pictures_are_those_of_the_command(solver, typed, steps, drive):
     seeds = [*range(8), 2**64 - 1]
-    [shown] = drive(f"0-7,{2**64 - 1}", f"{solver}-{steps}.onnx")
+    [shown] = drive(f"0-7,{2**64 - 1}", f"{solver}.onnx", typed)
     assert not shown["error"]
     assert f"step {steps} of {steps}" in shown["message"]
     assert "ms a step" in shown["message"]
@@ -75,17 +75,19 @@ def test_pictures_are_those_of_the_command(solver, steps, drive):
 
 
 def test_bad_input_is_one_line(drive):
+    good = "sde-dpmpp-2m.onnx"
     cases = [
-        ("one", "sde-dpmpp-2m-12.onnx", '"one" is no seed'),
-        ("-1", "sde-dpmpp-2m-12.onnx", '"-1" is no seed'),
-        (str(2**64), "sde-dpmpp-2m-12.onnx", "does not fit 64 bits"),
-        ("0-99", "sde-dpmpp-2m-12.onnx", "more than 64 images"),
-        ("0", "truncated.onnx", "truncated.onnx is damaged, or not for this runtime"),
-        ("0", "score.onnx", "score.onnx is no step file"),
-        ("0", "missing.onnx", "missing.onnx cannot be loaded: 404"),
-        ("0", "none.onnx", "steps is 0, expected at least 1"),
+        ("one", good, "", '"one" is no seed'),
+        ("-1", good, "", '"-1" is no seed'),
+        (str(2**64), good, "", "does not fit 64 bits"),
+        ("0-99", good, "", "more than 64 images"),
+        *(("0", good, steps, f'steps is "{steps}", expected a whole number from 2 to 100')
+          for steps in ("0", "1", "101", "-3", "2.5", "many")),
+        ("0", "truncated.onnx", "", "truncated.onnx is damaged, or not for this runtime"),
+        ("0", "score.onnx", "", "score.onnx is no step file"),
+        ("0", "missing.onnx", "", "missing.onnx cannot be loaded: 404"),
     ]
-    for shown, (_, _, message) in zip(drive(*(word for case in cases for word in case[:2])), cases, strict=True):
+    for shown, (*_, message) in zip(drive(*(word for case in cases for word in case[:3])), cases, strict=True):
         assert shown["error"]
         assert message in shown["message"]
         assert "\n" not in shown["message"]

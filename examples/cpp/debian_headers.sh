@@ -8,7 +8,8 @@ release=$(. /etc/os-release && echo "$VERSION_CODENAME")
 mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
 cat /etc/apt/sources.list.d/*.sources 2>/dev/null | sed "s/$release/trixie/g" > "$folder/debian.sources"
 apt=(apt-get -qq -o Dir::Etc::sourcelist="$folder/debian.sources" -o Dir::Etc::sourceparts=/dev/null
-     -o Dir::State::lists="$folder/lists" -o Dir::Cache="$folder/cache" -o APT::Sandbox::User=root)
+     -o Dir::State::lists="$folder/lists" -o Dir::Cache="$folder/cache" -o APT::Sandbox::User=root
+     -o Acquire::Retries=5)
 "${apt[@]}" update >&2
 (cd "$folder" && "${apt[@]}" download libonnxruntime-dev >&2)
 dpkg-deb -x "$folder"/libonnxruntime-dev_*.deb "$folder/headers"

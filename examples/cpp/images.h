@@ -40,18 +40,38 @@ inline std::string write_picture(const std::string& prefix, int64_t seed, const 
   return path;
 }
 
-// A number that the file's metadata holds, as JSON, under `sde_onnx_sampler`; the file must be of the kind.
-inline int64_t sampler_number(const Ort::Session& session, const std::string& kind, const std::string& name) {
+// `--steps N` at the front of the command line, taken off it; an empty string if it is not there.
+inline std::string take_steps(int& count, char**& words) {
+  if (count < 3 || std::string(words[1]) != "--steps") return "";
+  const std::string steps = words[2];
+  count -= 2;
+  words += 2;
+  return steps;
+}
+
+// How many steps to make: as asked, or what the file's metadata says, as JSON under `sde_onnx_sampler`; the file must be
+// of the kind.
+inline int64_t number_of_steps(const Ort::Session& session, const std::string& kind, const std::string& asked) {
   Ort::AllocatorWithDefaultOptions allocator;
   auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("sde_onnx_sampler", allocator);
   const std::string json = text ? text.get() : "";
   if (json.find("\"kind\": \"" + kind + "\"") == std::string::npos)
     throw std::runtime_error("the file is no " + kind + ": make one with `sde-onnx embed MODEL -o FILE --kind " + kind +
                              "`");
-  const std::string key = "\"" + name + "\": ";
-  const auto place = json.find(key);
-  if (place == std::string::npos) throw std::runtime_error("the file does not say its " + name);
-  return std::stoll(json.substr(place + key.size()));
+  const auto number = [&](const std::string& name) -> int64_t {
+    const std::string key = "\"" + name + "\": ";
+    const auto place = json.find(key);
+    return place == std::string::npos ? 0 : std::stoll(json.substr(place + key.size()));
+  };
+  const int64_t steps = number("steps"), most = number("max_steps");
+  if (asked.empty() || asked == std::to_string(steps)) return steps;
+  if (most == 0)
+    throw std::runtime_error("the file makes " + std::to_string(steps) + " steps, no other number: make one with "
+                             "`sde-onnx embed --max-steps`");
+  for (int64_t count = number("min_steps"); count <= most; ++count)
+    if (asked == std::to_string(count)) return count;
+  throw std::runtime_error("steps is '" + asked + "', expected " + std::to_string(number("min_steps")) + " to " +
+                           std::to_string(most));
 }
 
 inline Ort::Session open_session(Ort::Env& env, const char* path) {

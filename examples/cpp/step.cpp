@@ -1,7 +1,7 @@
 // The same with a loop of its own: a progress line, and Ctrl-C, after which the pictures are as far as they have come.
 //
 //     sde-onnx embed -o step.onnx --kind step
-//     step step.onnx out/ 0 1 2
+//     step [--steps 25] step.onnx out/ 0 1 2              steps: of a file made with --max-steps
 #include <algorithm>
 #include <cmath>
 #include <csignal>
@@ -25,20 +25,21 @@ std::vector<uint8_t> to_pixels(const float* x, const std::vector<int64_t>& shape
 }  // namespace
 
 int main(int argc, char** argv) try {
+  const auto asked = take_steps(argc, argv);
   if (argc < 4) {
-    std::cerr << "usage: step STEP.onnx PREFIX SEED...\n";
+    std::cerr << "usage: step [--steps N] STEP.onnx PREFIX SEED...\n";
     return 2;
   }
   auto seeds = parse_seeds(argc - 3, argv + 3);
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "step");
   auto session = open_session(env, argv[1]);
-  const auto steps = sampler_number(session, "step", "steps");
+  auto steps = number_of_steps(session, "step", asked);
 
   Ort::AllocatorWithDefaultOptions allocator;
-  std::vector<std::string> names;   // x, what the solver remembers, index, seed; then their successors and x_mean
+  std::vector<std::string> names;   // x, what the solver remembers, index, seed, perhaps steps; then what comes out
   for (std::size_t i = 0; i < session.GetInputCount(); ++i)
     names.emplace_back(session.GetInputNameAllocated(i, allocator).get());
-  const std::size_t states = session.GetInputCount() - 2;
+  const std::size_t inputs = session.GetInputCount(), states = session.GetOutputCount() - 1;
   for (std::size_t i = 0; i < session.GetOutputCount(); ++i)
     names.emplace_back(session.GetOutputNameAllocated(i, allocator).get());
   std::vector<const char*> pointers;
@@ -59,8 +60,9 @@ int main(int argc, char** argv) try {
   for (; index < steps && !interrupted; ++index) {
     values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &index, 1, &one, 1));
     values.push_back(Ort::Value::CreateTensor<int64_t>(memory, seeds.data(), seeds.size(), &count, 1));
-    values = session.Run(Ort::RunOptions{}, pointers.data(), values.data(), values.size(),
-                         pointers.data() + states + 2, states + 1);
+    if (inputs > states + 2) values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &steps, 1, &one, 1));
+    values = session.Run(Ort::RunOptions{}, pointers.data(), values.data(), values.size(), pointers.data() + inputs,
+                         states + 1);
     x_mean = std::move(values.back());
     values.pop_back();
     std::cerr << "\rstep " << index + 1 << " of " << steps << std::flush;

@@ -10,13 +10,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import onnx
+
 import sde_onnx
 from sde_onnx.export.embed import embed
+from sde_onnx.metadata import SAMPLER_KEY
 
 HERE = Path(__file__).parent
 RUNTIME = HERE / "node_modules" / "onnxruntime-web" / "dist"
-SAMPLERS = (("sde-dpmpp-2m", 12), ("sde-dpmpp-2m", 25), ("sde-dpmpp-2m", 50), ("pc", 100))
-SELECTED = ("sde-dpmpp-2m", 25)
+SAMPLERS = (("sde-dpmpp-2m", 25, 100), ("pc", 100, 200))   # steps, and the most that may be asked for
 
 
 def main() -> None:
@@ -31,10 +33,13 @@ def main() -> None:
     for name in ("index.html", "page.js", "sampler.js"):
         shutil.copy(HERE / name, folder / name)
     choices = []
-    for solver, steps in SAMPLERS:
-        file = f"{solver}-{steps}.onnx"
-        embed(sde_onnx.bundled_model(), folder / file, solver=solver, steps=steps, kind="step", force=True)
-        choices.append({"file": file, "solver": solver, "steps": steps, "selected": (solver, steps) == SELECTED})
+    for solver, steps, max_steps in SAMPLERS:
+        file = f"{solver}.onnx"
+        embed(sde_onnx.bundled_model(), folder / file, solver=solver, steps=steps, max_steps=max_steps, kind="step",
+              force=True)
+        about = {item.key: item.value for item in onnx.load(folder / file).metadata_props}[SAMPLER_KEY]
+        choices.append({"file": file} | {key: json.loads(about)[key]
+                                         for key in ("solver", "min_steps", "steps", "max_steps")})
     (folder / "samplers.json").write_text(json.dumps(choices, indent=1) + "\n")
 
 

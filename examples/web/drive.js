@@ -1,6 +1,6 @@
-// Fills in the page's form in headless Chromium, once for each pair of arguments, and prints what the page shows.
+// Fills in the page's form in headless Chromium, once for every three arguments, and prints what the page shows.
 //
-//     node drive.js URL SEEDS SAMPLER [SEEDS SAMPLER ...]        SAMPLER is the file's name in samplers.json
+//     node drive.js URL SEEDS FILE STEPS [SEEDS FILE STEPS ...]      FILE as in samplers.json; the page's own STEPS if ""
 import { chromium } from "playwright-core";
 
 const [url, ...fields] = process.argv.slice(2);
@@ -17,12 +17,13 @@ try {
   await page.waitForFunction(() => document.querySelectorAll("option").length > 0 ||
                                    document.querySelector("#message.error"));
   const shown = [];
-  for (let index = 0; index < fields.length; index += 2) {
-    await page.fill("#seeds", fields[index]);
+  for (let index = 0; index < fields.length; index += 3) {
+    const [seeds, file, steps] = fields.slice(index, index + 3);
+    await page.fill("#seeds", seeds);
     const value = await page.locator("option").evaluateAll(
-      (options, file) => options.map((option) => option.value).find((value) => JSON.parse(value).file === file),
-      fields[index + 1]);
+      (options, file) => options.map((option) => option.value).find((value) => JSON.parse(value).file === file), file);
     await page.selectOption("#sampler", value);
+    if (steps) await page.fill("#steps", steps);
     await page.click("#start");
     await page.waitForFunction(() => !document.querySelector("#start").disabled, null, { timeout: 300_000 });
     shown.push(await page.evaluate(() => {
@@ -33,7 +34,7 @@ try {
                error: message.classList.contains("error") };
     }));
   }
-  if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT });
+  if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT, fullPage: true });
   console.log(JSON.stringify({ shown, requests }));
 } finally {
   await browser.close();

@@ -1,4 +1,4 @@
-import { Sampler, parseSeeds, toPixels } from "./sampler.js";
+import { Sampler, parseSeeds, parseSteps, toPixels } from "./sampler.js";
 
 const element = (id) => document.getElementById(id);
 const [form, canvas, progress, message] = [document.forms[0], element("canvas"), element("progress"), element("message")];
@@ -19,15 +19,15 @@ function draw(pictures, width, height) {
 }
 
 /** Samples, drawing every step; resolves with the last pictures. */
-export async function sample(seedText, { file, steps }) {
-  const seeds = parseSeeds(seedText);
-  if (!samplers.has(file)) {
+export async function sample(seedText, stepsText, choice) {
+  const [seeds, steps] = [parseSeeds(seedText), parseSteps(stepsText, choice)];
+  if (!samplers.has(choice.file)) {
     say("loading");
-    samplers.set(file, await Sampler.load(file, { steps }));
+    samplers.set(choice.file, await Sampler.load(choice.file));
   }
   const begin = performance.now();
   let pictures;
-  for await (const { index, x_mean } of samplers.get(file).run(seeds)) {
+  for await (const { index, x_mean } of samplers.get(choice.file).run(seeds, steps)) {
     pictures = toPixels(x_mean);
     draw(pictures, x_mean.dims[3], x_mean.dims[2]);
     const elapsed = performance.now() - begin;
@@ -39,12 +39,18 @@ export async function sample(seedText, { file, steps }) {
   return pictures;
 }
 
+const chosen = () => JSON.parse(element("sampler").value);
+
+function proposeSteps() {
+  element("steps").value = chosen().steps;
+}
+
 async function start(event) {
   event?.preventDefault();
   const button = element("start");
   button.disabled = true;
   try {
-    await sample(element("seeds").value, JSON.parse(element("sampler").value));
+    await sample(element("seeds").value, element("steps").value, chosen());
   } catch (error) {
     say(error.message, true);
   } finally {
@@ -54,8 +60,9 @@ async function start(event) {
 
 try {
   for (const choice of await (await fetch("samplers.json")).json())
-    element("sampler").add(new Option(`${choice.steps} (${choice.solver})`, JSON.stringify(choice), choice.selected,
-                                      choice.selected));
+    element("sampler").add(new Option(choice.solver, JSON.stringify(choice)));
+  proposeSteps();
+  element("sampler").addEventListener("change", proposeSteps);
   form.addEventListener("submit", start);
   element("start").disabled = false;
 } catch (error) {

@@ -19,10 +19,17 @@ export function parseSeeds(text) {
   return seeds;
 }
 
+/** A number of steps, refused unless it is whole and between the two. */
+export function parseSteps(text, { min_steps, max_steps }) {
+  const steps = /^\d+$/.test(text.trim()) ? Number(text) : NaN;
+  if (!(steps >= min_steps && steps <= max_steps))
+    throw new Error(`steps is "${text.trim()}", expected a whole number from ${min_steps} to ${max_steps}`);
+  return steps;
+}
+
 export class Sampler {
   /** Loads a step file. */
-  static async load(url, { steps }) {
-    if (!(Number.isInteger(steps) && steps >= 1)) throw new Error(`steps is ${steps}, expected at least 1`);
+  static async load(url) {
     const response = await fetch(url);
     if (!response.ok) throw new Error(`${url} cannot be loaded: ${response.status} ${response.statusText}`);
     let session;
@@ -31,28 +38,26 @@ export class Sampler {
     } catch (error) {
       throw new Error(`${url} is damaged, or not for this runtime: ${String(error.message ?? error).split("\n")[0]}`);
     }
-    if (!["x", "index", "seed"].every((name) => session.inputNames.includes(name)))
-      throw new Error(`${url} is no step file: make one with sde-onnx embed --kind step`);
-    return new Sampler(session, steps);
+    if (!["x", "index", "seed", "steps"].every((name) => session.inputNames.includes(name)))
+      throw new Error(`${url} is no step file: make one with sde-onnx embed --kind step --max-steps 100`);
+    return new Sampler(session);
   }
 
-  constructor(session, steps) {
+  constructor(session) {
     this.session = session;
-    this.steps = steps;
   }
 
   /** The state after every step: { index, x_mean: { data, dims: [N, C, H, W] } }. */
-  async *run(seeds) {
+  async *run(seeds, steps) {
     const [, ...shape] = this.session.inputMetadata.find((input) => input.name === "x").shape;
-    const states = this.session.inputNames.filter((name) => name !== "index" && name !== "seed");
+    const states = this.session.inputNames.filter((name) => !["index", "seed", "steps"].includes(name));
     const dims = [seeds.length, ...shape];
     const start = new Float32Array(dims.reduce((product, size) => product * size));   // the first step makes its own
     let feeds = Object.fromEntries(states.map((name) => [name, new ort.Tensor("float32", start, dims)]));
-    const seed = new ort.Tensor("int64", BigInt64Array.from(seeds), [seeds.length]);
-    for (let index = 0; index < this.steps; index++) {
-      const results = await this.session.run({
-        ...feeds, seed, index: new ort.Tensor("int64", BigInt64Array.of(BigInt(index)), [1]),
-      });
+    const integers = (...values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [values.length]);
+    const fixed = { seed: integers(...seeds), steps: integers(steps) };
+    for (let index = 0; index < steps; index++) {
+      const results = await this.session.run({ ...feeds, ...fixed, index: integers(index) });
       feeds = Object.fromEntries(states.map((name) => [name, results[`${name}_next`]]));
       yield { index, x_mean: results.x_mean };
     }

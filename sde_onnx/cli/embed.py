@@ -17,6 +17,8 @@ __all__ = ["embed_command", "verify_command"]
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .onnx file.")
 @click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), show_default="sde-dpmpp-2m", help="How to sample.")
 @click.option("--steps", type=click.IntRange(min=1), show_default="the solver's, or the model's", help="Noise levels.")
+@click.option("--max-steps", type=click.IntRange(min=1),
+              help="Also an input `steps`, up to this number; a sampler's default is --steps.")
 @click.option("--kind", type=click.Choice(["sampler", "step"]), default="sampler",
               help="The whole loop, or one step of it for programs with their own.")
 @click.option("--every", type=click.IntRange(min=1),
@@ -32,6 +34,7 @@ def embed_command(
     output: Path,
     solver: str | None,
     steps: int | None,
+    max_steps: int | None,
     kind: str,
     every: int | None,
     golden: Path | None,
@@ -69,7 +72,8 @@ def embed_command(
         if kind != "sampler":
             raise click.UsageError("--triton serves a sampler: leave out --kind step")
         check_repository(triton, name=output.stem, force=force)
-    embed(model, output, solver=solver, steps=steps, kind=kind, every=every, force=force, **options)
+    embed(model, output, solver=solver, steps=steps, max_steps=max_steps, kind=kind, every=every, force=force,
+          **options)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, a {kind}, {solver}")
     if golden is not None:
         write_golden(load(model, "cpu"), golden, solver=solver, steps=steps, **options)
