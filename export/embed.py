@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sde_onnx.errors import InputError
 from sde_onnx.export.graph_noise import key_words, normals
 from sde_onnx.export.nodes import Nodes
-from sde_onnx.export.to_onnx import OPSET, check_model_output
+from sde_onnx.export.to_onnx import check_model_output
 from sde_onnx.export.traced_steps import SCORE, SCORE_DOMAIN, TracedStep, trace_step, traced_step
 from sde_onnx.files import replacing, sha256
 from sde_onnx.metadata import KEY, SAMPLER_FORMAT, SAMPLER_KEY, ModelMetadata
@@ -102,7 +102,7 @@ def build_sampler(
         graph = _single_step(step, nodes, initializers, metadata)
     else:
         graph = _sampler(step, nodes, initializers, metadata, every)
-    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=model.ir_version,
+    built = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version,
                               producer_name="sde-onnx")
     onnx.checker.check_model(built)
     return built

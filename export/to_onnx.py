@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from sde_onnx.errors import ConfigError, OutputError, ParityError
 from sde_onnx.export.checkpoints import Checkpoint
+from sde_onnx.export.cuda import PRECISIONS as CUDA_PRECISIONS
+from sde_onnx.export.cuda import write_for_cuda
+from sde_onnx.export.emulation import emulated
 from sde_onnx.export.fold import fold_constants
 from sde_onnx.export.ncsnpp import NCSNpp
 from sde_onnx.export.norms import mark_norms, write_norms
@@ -27,46 +30,54 @@ from sde_onnx.files import check_writable, replacing
 from sde_onnx.metadata import KEY, ModelMetadata
 from sde_onnx.schedule import VeSchedule
 
-__all__ = ["OPSET", "REVISION", "TOLERANCE", "build_model", "check_model_output", "export", "measure_parity",
-           "quiet_exporter", "strip"]
+__all__ = ["OPSET", "REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_output", "export",
+           "measure_parity", "quiet_exporter", "strip"]
 
 # From opset 21 on, ONNX Runtime expands GroupNormalization into some 25 nodes a norm.
 OPSET = 20
 # Counted up when the same checkpoint becomes another graph: files cached before are then made again.
 REVISION = 2
-# Largest relative error |graph - network| / |network| at export. Rounding alone stays an order of magnitude below.
-TOLERANCE = 1e-5
+# Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
+TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
+TARGETS = ("any", "cuda")
 
 Float32Array = NDArray[np.float32]
 ScoreFunction = Callable[[Float32Array, Float32Array], Float32Array]
 
 
-def export(checkpoint: Checkpoint, path: str | os.PathLike[str], *, force: bool = False) -> ModelMetadata:
+def export(
+    checkpoint: Checkpoint, path: str | os.PathLike[str], *, target: str = "any", precision: str = "fp32",
+    force: bool = False,
+) -> ModelMetadata:
     """Writes a checkpoint as a model file, after checking it against the network.
 
     Args:
         checkpoint: a trained model.
         path: the ``.onnx`` file.
+        target: the execution provider that the graph is written for: ``"any"``, or ``"cuda"``, which no other runs.
+        precision: of the inside, ``"fp32"``, or for cuda ``"fp16"``; inputs and outputs are float32 always.
         force: whether an existing file may be replaced.
 
     Returns:
-        The file's metadata, the parity measured among it.
+        The file's metadata, the parity measured among it (of a graph for CUDA, that of an emulation on the CPU).
 
     Raises:
+        ConfigError: a target or precision that there is not, or a network that has no form for it.
         OutputError: the file exists, cannot be written, or does not end in ``.onnx``.
-        ParityError: the graph's scores differ by more than TOLERANCE; nothing is written.
+        ParityError: the graph's scores differ by more than TOLERANCES; nothing is written.
     """
     path = Path(path)
     check_model_output(path, force=force)
     config = checkpoint.network.config
-    model = build_model(checkpoint.network)
+    model = build_model(checkpoint.network, target=target, precision=precision)
     shape = (config.image_channels, config.image_size, config.image_size)
-    parity = measure_parity(_run_on_cpu(model), checkpoint.network, checkpoint.schedule, shape)
+    runnable = emulated(model) if target == "cuda" else model
+    parity = measure_parity(_run_on_cpu(runnable), checkpoint.network, checkpoint.schedule, shape)
     worst = max(parity, key=lambda case: parity[case] if math.isfinite(parity[case]) else math.inf)
-    if not parity[worst] <= TOLERANCE:
+    if not parity[worst] <= TOLERANCES[precision]:
         raise ParityError(
             f"the exported graph differs from the network by {parity[worst]:.2e} relative at {worst}, above "
-            f"{TOLERANCE:.0e}; {path} was not written"
+            f"{TOLERANCES[precision]:.0e}; {path} was not written"
         )
     metadata = ModelMetadata(
         schedule=checkpoint.schedule,
@@ -78,8 +89,8 @@ def export(checkpoint: Checkpoint, path: str | os.PathLike[str], *, force: bool 
             "parameters": sum(p.numel() for p in checkpoint.network.parameters()),
             "discrete": config.noise_levels is not None,   # any other sigma is taken for the nearest that was trained
         },
-        precision="fp32",
-        target="any",
+        precision=precision,
+        target=target,
         source={"name": checkpoint.name, "sha256": checkpoint.sha256},
         parity=parity,
         versions={"sde_onnx": version("sde-onnx"), "torch": torch.__version__, "opset": str(OPSET)},
@@ -97,13 +108,17 @@ def check_model_output(path: Path, *, force: bool) -> None:
     check_writable(path, force=force)
 
 
-def build_model(network: NCSNpp) -> onnx.ModelProto:
+def build_model(network: NCSNpp, *, target: str = "any", precision: str = "fp32") -> onnx.ModelProto:
     """Rewrites the network for inference and traces it into an ONNX model with a dynamic batch.
 
     Raises:
-        ConfigError: the weights do not fit into one protobuf of 2 GB.
+        ConfigError: the weights do not fit into one protobuf of 2 GB, or see :func:`export`.
     """
     config = network.config
+    able = {"any": ("fp32",), "cuda": CUDA_PRECISIONS}
+    if target not in TARGETS or precision not in able[target]:
+        told = "; ".join(f"{name}: {', '.join(able[name])}" for name in TARGETS)
+        raise ConfigError(f"target {target!r} in precision {precision!r} is unknown, expected one of {told}")
     if sum(p.numel() * p.element_size() for p in network.parameters()) >= 2**31:
         raise ConfigError("the network's weights pass 2 GB, more than one ONNX file holds")
     network = fold_constants(network)
@@ -125,7 +140,10 @@ def build_model(network: NCSNpp) -> onnx.ModelProto:
         )
     assert program is not None
     model = program.model_proto
-    write_norms(model)
+    if target == "cuda":
+        write_for_cuda(model, precision)
+    else:
+        write_norms(model)
     strip(model)
     onnx.checker.check_model(model)
     return model

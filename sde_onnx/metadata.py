@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ from sde_onnx.errors import ConfigError, ModelFileError
 from sde_onnx.schedule import VeSchedule
 from sde_onnx.steps import check_corrector
 
-__all__ = ["FORMAT", "KEY", "SAMPLER_FORMAT", "SAMPLER_KEY", "ModelMetadata"]
+__all__ = ["FORMAT", "KEY", "SAMPLER_FORMAT", "SAMPLER_KEY", "ModelMetadata", "metadata_properties"]
 
 KEY = "sde_onnx"
 SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
@@ -77,3 +77,48 @@ class ModelMetadata:
             return cls(**known)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{name}: its sde_onnx metadata is damaged ({error!r}); export it again") from None
+
+
+METADATA_PROPS = 14   # the field of a ModelProto; each entry's key is field 1, its value field 2
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5   # protobuf's wire types
+
+
+def metadata_properties(model: bytes) -> dict[str, str]:
+    """The metadata of an ONNX file, read off its protobuf: ONNX Runtime tells it only where it can run the graph.
+
+    Args:
+        model: the file's content, which ONNX Runtime has read without complaint.
+
+    Source: onnx.proto, message ModelProto; protobuf's encoding.
+    """
+    properties = {}
+    for number, entry in _fields(model):
+        if number == METADATA_PROPS:
+            texts = dict(_fields(entry))
+            properties[texts.get(1, b"").decode()] = texts.get(2, b"").decode()
+    return properties
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The numbers and contents of a message's length-delimited fields."""
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        length = {FIXED64: 8, FIXED32: 4}.get(tag & 7, 0)
+        if tag & 7 == VARINT:
+            _, place = _varint(message, place)
+        elif tag & 7 == BYTES:
+            length, place = _varint(message, place)
+            yield tag >> 3, message[place : place + length]
+        place += length
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and the place after it."""
+    value = shift = 0
+    while True:
+        byte = message[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place

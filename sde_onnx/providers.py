@@ -26,7 +26,7 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-# What a provider can compute in, whatever the file holds; the first is the default.
+# What a provider can compute in where the file leaves it open; the first is the default.
 PRECISIONS = {"cuda": ("fp32",), "openvino": tuple(openvino.PRECISIONS), "cpu": ("fp32",)}
 HOW_TO_GET_CUDA = "for an NVIDIA GPU install its driver and `pip install onnxruntime-gpu[cuda,cudnn]`"
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from sde_onnx.errors import InputError, ModelFileError, ProviderError
-from sde_onnx.metadata import KEY, SAMPLER_KEY, ModelMetadata
+from sde_onnx.metadata import KEY, SAMPLER_KEY, ModelMetadata, metadata_properties
 from sde_onnx.providers import ORT_ERRORS, choose_provider, open_session
 
 __all__ = ["ScoreModel", "load", "read_metadata"]
@@ -30,7 +31,7 @@ class ScoreModel:
         path: the file.
         metadata: what the file says of itself.
         provider: the execution provider that runs it, a key of :data:`sde_onnx.providers.PROVIDERS`.
-        precision: what the network computes in, ``"fp32"`` or ``"bf16"``.
+        precision: what the network computes in, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         open_for: returns ONNX Runtime's session for a number of images: one that knows it is faster than one for any.
     """
 
@@ -81,7 +82,7 @@ def load(
     path: str | os.PathLike[str],
     provider: str = "auto",
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
     threads: int | None = None,
     session_options: ort.SessionOptions | None = None,
 ) -> ScoreModel:
@@ -89,8 +90,10 @@ def load(
 
     Args:
         path: an ``.onnx`` file made by ``sde-onnx export``.
-        provider: ``"auto"`` (the first that really runs here of cuda, openvino, cpu), or one of those.
-        precision: what the network computes in: ``"fp32"``, or under openvino ``"bf16"``. Scores are float32 always.
+        provider: ``"auto"`` (the first that really runs here of cuda, openvino, cpu), or one of those. A file that was
+            exported for CUDA runs under cuda alone.
+        precision: what the network computes in: the file's own if not given, or under openvino ``"bf16"``. Scores are
+            float32 always.
         threads: CPU threads of an evaluation, >= 1; the physical cores that this process may use if not given.
         session_options: passed to ONNX Runtime as they are, for one session for all batch sizes; cuda and cpu only.
 
@@ -100,9 +103,10 @@ def load(
         ProviderError: the provider was asked for by name and cannot run here.
     """
     path = Path(path)
-    chosen = choose_provider(provider, precision)
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}, expected at least 1")
+    metadata = read_metadata(path)
+    chosen, precision = _provider_for(path, metadata, provider, precision)
     if session_options is not None and chosen == "openvino":
         raise InputError("session_options go with provider cuda or cpu; openvino takes precision and threads")
 
@@ -114,7 +118,7 @@ def load(
         return open_session(os.fspath(path), chosen, options, precision=precision, threads=threads)
 
     any_size = session_options is not None
-    return ScoreModel(path, read_metadata(path), chosen, precision, lambda n: open_for(None if any_size else n))
+    return ScoreModel(path, metadata, chosen, precision, lambda n: open_for(None if any_size else n))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
@@ -130,12 +134,36 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         raise ModelFileError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}, expected an .onnx file")
     try:
         session = open_session(os.fspath(path), "cpu", options)
+    except ort_errors.NotImplemented:   # read and understood, but of operators that another provider has
+        return _metadata(path, metadata_properties(path.read_bytes()))
     except ORT_ERRORS as error:
         reason = str(error).split("failed:")[-1].splitlines()[0]
         raise ModelFileError(
             f"{path} is not an ONNX file that can be loaded, or it is truncated ({reason}): export it again"
         ) from None
-    return _metadata(path, session)
+    metadata = _metadata(path, session.get_modelmeta().custom_metadata_map)
+    names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
+    if names != (INPUTS, OUTPUTS):
+        raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {INPUTS} to {OUTPUTS}: export it again")
+    if (shape := tuple(session.get_inputs()[0].shape[1:])) != metadata.image_shape:
+        raise ModelFileError(f"{path} takes images {shape}, its metadata say {metadata.image_shape}: export it again")
+    return metadata
+
+
+def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision: str | None) -> tuple[str, str]:
+    """The provider and the precision to run a file in: as asked, as far as the file allows."""
+    if metadata.target == "any":
+        precision = precision or metadata.precision
+        return choose_provider(provider, precision), precision
+    if precision not in (None, metadata.precision):
+        raise InputError(f"{path} computes in {metadata.precision}, not in {precision}: export it again")
+    if provider not in ("auto", metadata.target):
+        raise ProviderError(f"{path} was exported for {metadata.target}, {provider} cannot run it: export it without "
+                            "--target")
+    try:
+        return choose_provider(metadata.target), metadata.precision
+    except ProviderError as error:
+        raise ProviderError(f"{path} was exported for {metadata.target}: {error}") from None
 
 
 def _options() -> ort.SessionOptions:
@@ -148,21 +176,15 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-def _metadata(path: Path, session: ort.InferenceSession) -> ModelMetadata:
-    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+def _metadata(path: Path, properties: Mapping[str, str]) -> ModelMetadata:
+    text = properties.get(KEY)
     if text is None:
         raise ModelFileError(
             f"{path} is an ONNX file without sde_onnx metadata: make it with `sde-onnx export CHECKPOINT -o FILE`"
         )
-    if SAMPLER_KEY in session.get_modelmeta().custom_metadata_map:
+    if SAMPLER_KEY in properties:
         raise ModelFileError(f"{path} is a sampler that `sde-onnx embed` made: give the model file that it was made of")
-    metadata = ModelMetadata.from_json(text, name=str(path))
-    names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
-    if names != (INPUTS, OUTPUTS):
-        raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {INPUTS} to {OUTPUTS}: export it again")
-    if (shape := tuple(session.get_inputs()[0].shape[1:])) != metadata.image_shape:
-        raise ModelFileError(f"{path} takes images {shape}, its metadata say {metadata.image_shape}: export it again")
-    return metadata
+    return ModelMetadata.from_json(text, name=str(path))
 
 
 def _describe(value: object) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 import sde_onnx
 from sde_onnx.export import export, from_diffusers
+from sde_onnx.providers import usable_providers
 
 from random_unets import random_unet, save_pipeline
 
@@ -24,6 +25,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: run with --slow"))
+        if "gpu" in item.keywords and "cuda" not in usable_providers():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device that ONNX Runtime can use"))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,12 @@ __all__ = ["bench_command"]
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, help="How long to measure.")
 @runtime_options
 def bench_command(
-    model: Path | None, batch_size: int | None, seconds: float, provider: str, precision: str, threads: int | None
+    model: Path | None,
+    batch_size: int | None,
+    seconds: float,
+    provider: str,
+    precision: str | None,
+    threads: int | None,
 ) -> None:
     """Time a model file on this machine; the bundled digits without MODEL.
 

@@ -18,11 +18,14 @@ __all__ = ["export_command"]
 @click.option("--sigma-max", type=float, show_default="the checkpoint's",
               help="Largest noise std, where the checkpoint names another than it was trained with.")
 @click.option("--snr", type=float, show_default="the checkpoint's", help="The corrector's signal-to-noise ratio.")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", help="Of the network's inside.")
+@click.option("--target", type=click.Choice(["any", "cuda"]), default="any", show_default=True,
+              help="Execution provider to write the graph for; what is written for cuda runs nowhere else.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+              help="Of the network's inside; fp16 needs --target cuda.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def export_command(
     source: str, output: Path, config: str | None, sigma_min: float | None, sigma_max: float | None, snr: float | None,
-    precision: str, force: bool,
+    target: str, precision: str, force: bool,
 ) -> None:
     """Export a checkpoint to one ONNX file, checked against the network.
 
@@ -41,14 +44,18 @@ def export_command(
     from sde_onnx.export.to_onnx import check_model_output
 
     check_model_output(output, force=force)
+    if precision == "fp16" and target != "cuda":
+        raise click.UsageError("--precision fp16 needs --target cuda")
     if config is None and source.endswith(".pth"):
         raise click.UsageError(f"{source} needs --config: a .json or .py file, or one of {', '.join(PRESETS)}")
     if config is None:
         checkpoint = from_diffusers(source, sigma_min=sigma_min, sigma_max=sigma_max, snr=snr)
     else:
         checkpoint = from_score_sde(source, config, sigma_min=sigma_min, sigma_max=sigma_max, snr=snr)
-    metadata = export(checkpoint, output, force=force)
+    metadata = export(checkpoint, output, target=target, precision=precision, force=force)
+    how = ", emulated on the CPU" if target == "cuda" else ""
     for case, error in metadata.parity.items():
-        click.echo(f"relative error {error:.1e} at {case}")
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {precision}, sigma {metadata.schedule.sigma_min:g} to "
+        click.echo(f"relative error {error:.1e} at {case}{how}")
+    inside = f"{precision} for cuda" if target == "cuda" else precision
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {inside}, sigma {metadata.schedule.sigma_min:g} to "
                f"{metadata.schedule.sigma_max:g}, snr {metadata.snr:g}")

@@ -49,7 +49,7 @@ def sample_command(
     gif: Path | None,
     zoom: int,
     provider: str,
-    precision: str,
+    precision: str | None,
     threads: int | None,
     force: bool,
     **options: Any,

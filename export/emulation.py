@@ -1,0 +1,90 @@
+"""What the CUDA provider's contributed operators compute, in operators of ONNX: a graph for CUDA, checked on a CPU.
+
+Sums are float32, as in the kernels; results are rounded to the type of the inputs.
+
+    NhwcConv         a convolution of x ``[N, H, W, C]`` with weights ``[M, kH, kW, C / groups]``
+    GroupNorm        ``silu?((x - mean) / sqrt(variance + epsilon) * gamma + beta)`` of x ``[N, H, W, C]``
+    SkipGroupNorm    the same of x + skip, with skip ``[N, C]``
+
+Source: ONNX Runtime's docs/ContribOperators.md; the kernels are in its onnxruntime/contrib_ops/cuda/diffusion.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from sde_onnx.export.cuda import CONTRIB_DOMAIN, TO_FIRST, TO_LAST
+from sde_onnx.export.nodes import Nodes
+
+__all__ = ["emulated"]
+
+
+def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a graph for CUDA as one that any provider runs, slowly."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    written = []
+    for node in graph.node:
+        if node.domain != CONTRIB_DOMAIN:
+            written.append(node)
+            continue
+        nodes = Nodes(f"{node.name}/emulated")
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        if node.op_type == "NhwcConv":
+            result = _convolution(nodes, node, values[node.input[1]], attributes)
+        elif node.op_type in ("GroupNorm", "SkipGroupNorm"):
+            result = _norm(nodes, node, **attributes)
+        else:
+            raise ValueError(f"{node.op_type} is not emulated")
+        nodes.add("CastLike", result, node.input[0], output=node.output[0])
+        written.extend(nodes.nodes)
+        graph.initializer.extend(nodes.constants.values())
+    used = {name for node in written for name in node.input}
+    kept = [item for item in graph.initializer if item.name in used]   # not the weights of the kernels
+    for name, items in (("node", written), ("initializer", kept)):
+        del getattr(graph, name)[:]
+        getattr(graph, name).extend(items)
+    for entry in list(copy.opset_import):
+        if entry.domain == CONTRIB_DOMAIN:
+            copy.opset_import.remove(entry)
+    onnx.checker.check_model(copy)
+    return copy
+
+
+def _convolution(nodes: Nodes, node: onnx.NodeProto, weight: np.ndarray, attributes: dict[str, Any]) -> str:
+    x, _, *bias = node.input
+    kernel = nodes.constant(np.ascontiguousarray(weight.transpose(TO_FIRST), np.float32))
+    first = nodes.add("Transpose", _single(nodes, x), perm=TO_FIRST)
+    result = nodes.add("Conv", first, kernel, *(_single(nodes, name) for name in bias), **attributes)
+    return nodes.add("Transpose", result, perm=TO_LAST)
+
+
+def _norm(
+    nodes: Nodes, node: onnx.NodeProto, *, groups: int, epsilon: float, activation: int, channels_last: int
+) -> str:
+    assert channels_last == 1
+    x, gamma, beta, *skip = node.input
+    value = _single(nodes, x)
+    if skip:
+        axes = nodes.constant(np.array([1, 2]))
+        value = nodes.add("Add", value, nodes.add("Unsqueeze", _single(nodes, skip[0]), axes))
+    shape = nodes.add("Shape", value)
+    first, last = nodes.add("Shape", value, start=0, end=3), nodes.constant(np.array([groups, -1]))
+    value = nodes.add("Reshape", value, nodes.add("Concat", first, last, axis=0))
+    axes = nodes.constant(np.array([1, 2, 4]))
+    value = nodes.add("Sub", value, nodes.add("ReduceMean", value, axes))
+    variance = nodes.add("ReduceMean", nodes.add("Mul", value, value), axes)
+    deviation = nodes.add("Sqrt", nodes.add("Add", variance, nodes.constant(np.float32(epsilon))))
+    value = nodes.add("Reshape", nodes.add("Div", value, deviation), shape)
+    value = nodes.add("Add", nodes.add("Mul", value, gamma), beta)
+    return nodes.add("Mul", value, nodes.add("Sigmoid", value)) if activation else value
+
+
+def _single(nodes: Nodes, x: str) -> str:
+    return nodes.add("Cast", x, to=TensorProto.FLOAT)
