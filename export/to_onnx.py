@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,15 +23,14 @@ from sde_onnx.export.emulation import emulated
 from sde_onnx.export.fold import fold_constants
 from sde_onnx.export.ncsnpp import NCSNpp
 from sde_onnx.export.norms import mark_norms, write_norms
+from sde_onnx.export.tracing import OPSET, trace
+from sde_onnx.export.update import add_update
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.metadata import KEY, ModelMetadata
 from sde_onnx.schedule import VeSchedule
 
-__all__ = ["OPSET", "REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_output", "export",
-           "measure_parity", "quiet_exporter", "strip"]
+__all__ = ["REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_output", "export", "measure_parity"]
 
-# From opset 21 on, ONNX Runtime expands GroupNormalization into some 25 nodes a norm.
-OPSET = 20
 # Counted up when the same checkpoint becomes another graph: files cached before are then made again.
 REVISION = 2
 # Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
@@ -127,24 +123,13 @@ def build_model(network: NCSNpp, *, target: str = "any", precision: str = "fp32"
     x = torch.rand(2, config.image_channels, config.image_size, config.image_size)
     sigma = torch.tensor([0.1, 1.0])
     batch = torch.export.Dim("N")
-    with quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            network,
-            (x, sigma),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["x", "sigma"],
-            output_names=["score"],
-            dynamic_shapes={"x": {0: batch}, "sigma": {0: batch}},
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
+    model = trace(network, (x, sigma), inputs=["x", "sigma"], outputs=["score"],
+                  dynamic_shapes={"x": {0: batch}, "sigma": {0: batch}})
     if target == "cuda":
         write_for_cuda(model, precision)
+        add_update(model, (config.image_channels, config.image_size, config.image_size))
     else:
         write_norms(model)
-    strip(model)
     onnx.checker.check_model(model)
     return model
 
@@ -180,30 +165,7 @@ def measure_parity(
 
 
 def _run_on_cpu(model: onnx.ModelProto) -> ScoreFunction:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda x, sigma: session.run(["score"], {"x": x, "sigma": sigma})[0]
-
-
-def strip(model: onnx.ModelProto) -> None:
-    """Removes what the exporter notes for its own debugging: stack traces with paths, a copy of each name."""
-    model.doc_string = ""
-    model.graph.doc_string = ""
-    del model.graph.metadata_props[:]
-    for element in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.graph.input,
-                    *model.graph.output, *model.functions):
-        element.doc_string = ""
-        del element.metadata_props[:]
-
-
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Keeps the exporter's notes on its own internals off the terminal; errors still raise."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_onnx.errors import InputError
-from sde_onnx.export.to_onnx import OPSET, quiet_exporter, strip
+from sde_onnx.export.tracing import trace
 from sde_onnx.fixed_steps import churned_levels, dpm_solver, heun, heun_step, multistep_weights
 from sde_onnx.metadata import ModelMetadata
 from sde_onnx.samplers import PredictorCorrectorStep, predictor_corrector, told
@@ -179,18 +179,11 @@ def trace_step(step: TracedStep, shape: tuple[int, int, int]) -> onnx.GraphProto
     x = torch.rand(2, *shape)   # the history must not be the same tensors: they would be taken for one input
     names = [f"history{place}" for place in range(step.history)]
     batch = torch.export.Dim("N")
-    with quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            step,
-            (x, [x.clone() for _ in names], torch.tensor([0]), torch.rand(max(step.draws, 1), 2, *shape)),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["x", *names, "row", "z"],
-            output_names=["x_next", *(f"{name}_next" for name in names), "x_mean"],
-            dynamic_shapes={"x": {0: batch}, "history": [{0: batch}] * step.history, "row": {}, "z": {1: batch}},
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto   # made anew each time it is asked for
-    strip(model)
-    return model.graph
+    program = trace(
+        step,
+        (x, [x.clone() for _ in names], torch.tensor([0]), torch.rand(max(step.draws, 1), 2, *shape)),
+        inputs=["x", *names, "row", "z"],
+        outputs=["x_next", *(f"{name}_next" for name in names), "x_mean"],
+        dynamic_shapes={"x": {0: batch}, "history": [{0: batch}] * step.history, "row": {}, "z": {1: batch}},
+    )
+    return program.graph

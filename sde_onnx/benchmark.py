@@ -69,7 +69,7 @@ def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: floa
 
     def timed(x: Float32Array, sigma: Float32Array) -> Float32Array:
         start = time.perf_counter()
-        score = model(x, sigma)
+        score: Float32Array = model(x, sigma)
         evaluations.append(time.perf_counter() - start)
         return score
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sde_onnx.device_loop import DeviceLoop
 from sde_onnx.errors import InputError
 from sde_onnx.memory import available_memory, image_memory
 from sde_onnx.noise import PortableNoise, check_seeds
 from sde_onnx.samplers import Step
 from sde_onnx.session import ScoreModel
 from sde_onnx.solvers import DEFAULT_SOLVER, start_solver, step_count
+from sde_onnx.tables import SolverTable, solver_table
 
 __all__ = ["Batch", "choose_batch_size", "default_batch_size", "sample", "sample_batches"]
 
@@ -94,14 +96,27 @@ def sample_batches(
     size = choose_batch_size(model, len(seeds), batch_size, images_depend=options.get("langevin_norm") == "batch")
     model_options = {"snr": metadata.snr, "n_corrector": metadata.n_corrector}
 
+    table = None if model.loop_for is None else solver_table(solver, metadata.schedule, steps,
+                                                             model_options=model_options, options=options)
+
     def start(chunk: Sequence[int]) -> Batch:
         noise = PortableNoise(chunk, metadata.image_shape)
+        if table is not None and model.loop_for is not None:
+            return Batch(list(chunk), _on_the_device(model.loop_for, table, noise))
         return Batch(list(chunk), start_solver(solver, model, noise, metadata.schedule, steps,
                                                model_options=model_options, options=options))
 
     chunks = [seeds[first : first + size] for first in range(0, len(seeds), size)]
     start(chunks[0])   # bad arguments raise here; nothing is computed before the steps are asked for
     return map(start, chunks)
+
+
+def _on_the_device(
+    loop_for: Callable[[int, int], DeviceLoop], table: SolverTable, noise: PortableNoise
+) -> Iterator[Step]:
+    """The steps of a loop that is opened when the first of them is asked for."""
+    rows = 1 << (len(table.evaluations) - 1).bit_length()   # few sizes, so that a captured graph serves again
+    yield from loop_for(len(noise.seeds), rows).run(table, noise)
 
 
 def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, images_depend: bool = False) -> int:

@@ -15,20 +15,23 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from sde_onnx import openvino
+from sde_onnx.cuda import CUDA_PRECISIONS, HOW_TO_GET, TENSORRT_PRECISIONS, cuda_options, tensorrt_options
 from sde_onnx.errors import InputError, ProviderError
 from sde_onnx.threads import available_cores
 
 __all__ = ["ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "open_session", "usable_providers"]
 
-# Our names for ONNX Runtime's, in the order of preference of "auto".
+# Our names for ONNX Runtime's, in the order of preference of "auto", which leaves tensorrt out: it builds for minutes.
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
+AUTO = ("cuda", "openvino", "cpu")
 # What a provider can compute in where the file leaves it open; the first is the default.
-PRECISIONS = {"cuda": ("fp32",), "openvino": tuple(openvino.PRECISIONS), "cpu": ("fp32",)}
-HOW_TO_GET_CUDA = "for an NVIDIA GPU install its driver and `pip install onnxruntime-gpu[cuda,cudnn]`"
+PRECISIONS = {"cuda": CUDA_PRECISIONS, "tensorrt": TENSORRT_PRECISIONS, "openvino": tuple(openvino.PRECISIONS),
+              "cpu": ("fp32",)}
 
 # An ONNX model (opset 20) of one 1x1 convolution of x [1, 1, 1, 1] with the weight 2: a provider without its
 # convolution library must fail here, not in the middle of a run. tests/test_providers.py decodes it.
@@ -68,7 +71,7 @@ def choose_provider(name: str, precision: str = "fp32") -> str:
     able = [provider for provider in PROVIDERS if precision in PRECISIONS[provider]]
     if name == "auto":
         for provider in able:
-            if _failure(provider) is None:
+            if provider in AUTO and _failure(provider) is None:
                 return provider
         reasons = "; ".join(f"{provider} cannot run here: {_failure(provider)}" for provider in able)
         raise ProviderError(f"precision {precision} needs provider {' or '.join(able)}. {reasons}")
@@ -93,6 +96,7 @@ def open_session(
     precision: str = "fp32",
     threads: int | None = None,
     cached: bool = True,
+    capture: bool = False,
 ) -> ort.InferenceSession:
     """Opens a session under one provider, never quietly under another.
 
@@ -104,6 +108,7 @@ def open_session(
         threads: of a network evaluation, >= 1. If not given, ``options`` decide, and where they do not either, the
             cores that this process may use.
         cached: keep what the provider compiles for the next time.
+        capture: under cuda, evaluations as CUDA graphs: on bound buffers only.
 
     Raises:
         ProviderError: ONNX Runtime has left the provider out.
@@ -115,7 +120,13 @@ def open_session(
         openvino.add_openvino(options, precision=precision, threads=threads, cached=cached)
         session = ort.InferenceSession(model, options, enable_fallback=0)
     else:
-        session = ort.InferenceSession(model, options, providers=[PROVIDERS[provider]], enable_fallback=0)
+        settings: list[tuple[str, dict[str, str]]] = [(PROVIDERS[provider], {})]
+        if provider == "cuda":
+            settings = [(PROVIDERS["cuda"], cuda_options(precision, capture=capture))]
+        elif provider == "tensorrt":   # what it does not take, CUDA does
+            settings = [(PROVIDERS["tensorrt"], tensorrt_options(precision, cached=cached)),
+                        (PROVIDERS["cuda"], cuda_options(precision))]
+        session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
     if PROVIDERS[provider] not in session.get_providers():
         raise ProviderError(f"ONNX Runtime left {PROVIDERS[provider]} out: its libraries or its device are missing")
     return session
@@ -128,10 +139,10 @@ def _failure(name: str) -> str | None:
         if reason := openvino.why_not():
             return reason
     elif PROVIDERS[name] not in ort.get_available_providers():
-        return "this onnxruntime was built without it" + (f": {HOW_TO_GET_CUDA}" if name == "cuda" else "")
+        return "this onnxruntime was built without it" + (f": {HOW_TO_GET[name]}" if name in HOW_TO_GET else "")
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    if name == "cuda":
+    if name in HOW_TO_GET:
         # Finds the libraries of the nvidia wheels. It prints what is missing; the error below says it in one line.
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
@@ -140,7 +151,9 @@ def _failure(name: str) -> str | None:
         session = open_session(PROBE_MODEL, name, options, cached=False)
         session.run(None, {"x": np.ones((1, 1, 1, 1), np.float32)})
     except (*ORT_ERRORS, ProviderError) as error:
-        return str(error).splitlines()[0][:200] + (f"; {HOW_TO_GET_CUDA}" if name == "cuda" else "")
+        # TensorRT's libraries are missed by a line of C++ source.
+        reason = "TensorRT is missing" if name == "tensorrt" and "Please install" in str(error) else str(error)
+        return reason.splitlines()[0][:200] + (f"; {HOW_TO_GET[name]}" if name in HOW_TO_GET else "")
     finally:
         ort.set_default_logger_severity(2)
     return None

@@ -18,7 +18,7 @@ from sde_onnx.noise import NoiseSource
 from sde_onnx.schedule import NoiseLevel, VeSchedule
 from sde_onnx.steps import LangevinNorm, check_corrector, langevin_step, langevin_step_size, prediction_step
 
-__all__ = ["CORRECTORS", "PREDICTORS", "PredictorCorrectorStep", "ScoreFunction", "Step", "check_finite",
+__all__ = ["CORRECTORS", "PREDICTORS", "PredictorCorrectorStep", "ScoreFunction", "Step", "check_finite", "non_finite",
            "predictor_corrector", "told"]
 
 Array = Any
@@ -182,7 +182,12 @@ def check_finite(x: Array, index: int, steps: int, sigma: float) -> None:
     """
     # Any NaN or infinity reaches the sum, which is one pass and no temporary array.
     if not math.isfinite(float(x.sum())):
-        raise NonFiniteError(
-            f"NaN or infinity at step {index + 1} of {steps} (sigma {sigma:.4g}): the model's weights or its sigma "
-            "range are damaged, or snr is far too large"
-        )
+        raise non_finite(index, steps, sigma)
+
+
+def non_finite(index: int, steps: int, sigma: float) -> NonFiniteError:
+    """The error of NaN or infinity after step ``index`` (from 0) of ``steps``, which began at ``sigma``."""
+    return NonFiniteError(
+        f"NaN or infinity at step {index + 1} of {steps} (sigma {sigma:.4g}): the model's weights or its sigma "
+        "range are damaged, or snr is far too large"
+    )

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from sde_onnx.cuda import CUDA_PRECISIONS
+from sde_onnx.device_loop import DeviceLoop
 from sde_onnx.errors import InputError, ModelFileError, ProviderError
 from sde_onnx.metadata import KEY, SAMPLER_KEY, ModelMetadata, metadata_properties
 from sde_onnx.providers import ORT_ERRORS, choose_provider, open_session
 
 __all__ = ["ScoreModel", "load", "read_metadata"]
 
-Float32Array = NDArray[np.float32]
+Array = Any
+ON_A_GPU = ("cuda", "tensorrt")
 INPUTS, OUTPUTS = ("x", "sigma"), ("score",)
 BATCH = "N"   # name of the free dimension
 
@@ -31,34 +35,39 @@ class ScoreModel:
         path: the file.
         metadata: what the file says of itself.
         provider: the execution provider that runs it, a key of :data:`sde_onnx.providers.PROVIDERS`.
-        precision: what the network computes in, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        precision: what the network computes in, one of the provider's or the file's.
         open_for: returns ONNX Runtime's session for a number of images: one that knows it is faster than one for any.
+        loop_for: returns the loop on the device for a number of images and of evaluations, if the file has one.
     """
 
     def __init__(
         self, path: Path, metadata: ModelMetadata, provider: str, precision: str,
-        open_for: Callable[[int], ort.InferenceSession],
+        open_for: Callable[[int], ort.InferenceSession], loop_for: Callable[[int, int], DeviceLoop] | None = None,
     ) -> None:
         self.path = path
         self.metadata = metadata
         self.provider = provider
         self.precision = precision
+        self.loop_for = loop_for
         self._open_for = open_for
 
-    def __call__(self, x: Float32Array, sigma: Float32Array) -> Float32Array:
+    def __call__(self, x: Array, sigma: Array) -> Array:
         """Returns the score.
 
         Args:
-            x: noisy images in data units, ``[N, C, H, W]`` float32.
-            sigma: noise standard deviation, ``[N]`` float32, > 0.
+            x: noisy images in data units, ``[N, C, H, W]`` float32: a numpy array, or a torch tensor on the CPU or,
+                under cuda, on the GPU, which is read and answered where it lies.
+            sigma: noise standard deviation, ``[N]`` float32, > 0 (which is not checked of tensors), beside x.
 
         Returns:
-            ``[N, C, H, W]`` float32.
+            ``[N, C, H, W]`` float32, as x is.
 
         Raises:
-            InputError: a wrong shape or dtype, or a sigma that is not above 0.
+            InputError: a wrong shape or dtype, a sigma that is not above 0, or tensors on another device.
             ProviderError: the provider failed while running.
         """
+        if is_tensor(x):
+            return self._of_tensors(x, sigma)
         expected = self.metadata.image_shape
         is_float = isinstance(x, np.ndarray) and x.dtype == np.float32
         if not is_float or x.ndim != 4 or len(x) == 0 or x.shape[1:] != expected:
@@ -69,11 +78,41 @@ class ScoreModel:
             raise InputError(f"sigma is {_describe(sigma)}, expected float32 [{len(x)}]: one for each image of x")
         if not (sigma > 0).all():
             raise InputError(f"sigma holds {sigma.min():g}, expected noise standard deviations above 0")
+        with self._failures_of(len(x)):
+            return self._open_for(len(x)).run(OUTPUTS, {"x": x, "sigma": sigma})[0]
+
+    def _of_tensors(self, x: Any, sigma: Any) -> Any:
+        """The score of torch tensors, without a copy."""
+        torch = sys.modules["torch"]   # whoever made the tensors has imported it; the runtime never does
+        shape, devices = self.metadata.image_shape, ("cpu", "cuda") if self.provider in ON_A_GPU else ("cpu",)
+        if not is_tensor(sigma) or sigma.device != x.device or x.device.type not in devices:
+            beside = f"on {sigma.device}" if is_tensor(sigma) else _describe(sigma)
+            raise InputError(f"x is on {x.device}, sigma {beside}; provider {self.provider} takes tensors on "
+                             f"{' or '.join(devices)}")
+        for name, value, sizes in (("x", x, (len(x), *shape)), ("sigma", sigma, (len(x),))):
+            if value.dtype != torch.float32 or tuple(value.shape) != sizes or len(x) == 0:
+                raise InputError(f"{name} is {value.dtype} {list(value.shape)}, expected float32 {list(sizes)}")
+        score = torch.empty_like(x, memory_format=torch.contiguous_format)
+        with self._failures_of(len(x)):
+            binding = self._open_for(len(x)).io_binding()
+            place = x.device.type, x.device.index or 0, np.float32
+            given = {"x": x.detach().contiguous(), "sigma": sigma.detach().contiguous()}
+            for name, value in given.items():
+                binding.bind_input(name, *place, tuple(value.shape), value.data_ptr())
+            binding.bind_output("score", *place, tuple(score.shape), score.data_ptr())
+            if x.device.type == "cuda":   # ONNX Runtime has a stream of its own, and ends a run with it empty
+                torch.cuda.current_stream(x.device).synchronize()
+            self._open_for(len(x)).run_with_iobinding(binding)
+        return score
+
+    @contextmanager
+    def _failures_of(self, images: int) -> Iterator[None]:
+        """Says of ONNX Runtime's errors what ran and what may help."""
         try:
-            return cast(Float32Array, self._open_for(len(x)).run(OUTPUTS, {"x": x, "sigma": sigma})[0])
+            yield
         except ORT_ERRORS as error:
             raise ProviderError(
-                f"{self.provider} failed on {len(x)} images, fewer at a time may need less memory: "
+                f"{self.provider} failed on {images} images, fewer at a time may need less memory: "
                 f"{str(error).splitlines()[0][:200]}"
             ) from error
 
@@ -90,10 +129,10 @@ def load(
 
     Args:
         path: an ``.onnx`` file made by ``sde-onnx export``.
-        provider: ``"auto"`` (the first that really runs here of cuda, openvino, cpu), or one of those. A file that was
-            exported for CUDA runs under cuda alone.
-        precision: what the network computes in: the file's own if not given, or under openvino ``"bf16"``. Scores are
-            float32 always.
+        provider: ``"auto"`` (the first that really runs here of cuda, openvino, cpu), one of those, or ``"tensorrt"``.
+            A file that was exported for CUDA runs under cuda alone.
+        precision: what the network computes in: the file's own if not given; of a float32 file under cuda also
+            ``"tf32"``, under openvino ``"bf16"``, under tensorrt ``"fp16"``. Scores are float32 always.
         threads: CPU threads of an evaluation, >= 1; the physical cores that this process may use if not given.
         session_options: passed to ONNX Runtime as they are, for one session for all batch sizes; cuda and cpu only.
 
@@ -117,8 +156,16 @@ def load(
             options.add_free_dimension_override_by_name(BATCH, batch)
         return open_session(os.fspath(path), chosen, options, precision=precision, threads=threads)
 
+    @functools.lru_cache(maxsize=2)
+    def loop_for(batch: int, rows: int) -> DeviceLoop:
+        options = _options()
+        options.add_free_dimension_override_by_name(BATCH, batch)
+        session = open_session(os.fspath(path), chosen, options, precision=precision, capture=True)
+        return DeviceLoop(session, chosen, (batch, *metadata.image_shape), rows)
+
     any_size = session_options is not None
-    return ScoreModel(path, metadata, chosen, precision, lambda n: open_for(None if any_size else n))
+    return ScoreModel(path, metadata, chosen, precision, lambda n: open_for(None if any_size else n),
+                      loop_for if metadata.target == "cuda" else None)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
@@ -143,7 +190,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         ) from None
     metadata = _metadata(path, session.get_modelmeta().custom_metadata_map)
     names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
-    if names != (INPUTS, OUTPUTS):
+    if (names[0], names[1][:1]) != (INPUTS, OUTPUTS):   # a graph for a loop has more to tell
         raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {INPUTS} to {OUTPUTS}: export it again")
     if (shape := tuple(session.get_inputs()[0].shape[1:])) != metadata.image_shape:
         raise ModelFileError(f"{path} takes images {shape}, its metadata say {metadata.image_shape}: export it again")
@@ -155,13 +202,13 @@ def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision:
     if metadata.target == "any":
         precision = precision or metadata.precision
         return choose_provider(provider, precision), precision
-    if precision not in (None, metadata.precision):
+    if precision not in (None, metadata.precision, *(CUDA_PRECISIONS if metadata.precision == "fp32" else ())):
         raise InputError(f"{path} computes in {metadata.precision}, not in {precision}: export it again")
     if provider not in ("auto", metadata.target):
         raise ProviderError(f"{path} was exported for {metadata.target}, {provider} cannot run it: export it without "
                             "--target")
     try:
-        return choose_provider(metadata.target), metadata.precision
+        return choose_provider(metadata.target), precision or metadata.precision
     except ProviderError as error:
         raise ProviderError(f"{path} was exported for {metadata.target}: {error}") from None
 
@@ -173,6 +220,7 @@ def _options() -> ort.SessionOptions:
     """
     options = ort.SessionOptions()
     options.enable_mem_pattern = False
+    options.log_severity_level = 3   # its warnings are about the graph, which nobody here can change
     return options
 
 
@@ -185,6 +233,12 @@ def _metadata(path: Path, properties: Mapping[str, str]) -> ModelMetadata:
     if SAMPLER_KEY in properties:
         raise ModelFileError(f"{path} is a sampler that `sde-onnx embed` made: give the model file that it was made of")
     return ModelMetadata.from_json(text, name=str(path))
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a value is a torch tensor, which it is not where torch was never imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _describe(value: object) -> str:

@@ -42,7 +42,7 @@ def check_corrector(snr: float, n_corrector: int) -> None:
         raise InputError(f"n_corrector is {n_corrector!r}, expected a whole number of 0 or more")
 
 
-def langevin_step_size(score: Array, noise: Array, *, snr: float, norm: LangevinNorm = "image") -> Array:
+def langevin_step_size(score: Array, noise: Array, *, snr: Any, norm: LangevinNorm = "image") -> Array:
     """The step size at which a Langevin correction has the signal-to-noise ratio ``snr``.
 
     Args:

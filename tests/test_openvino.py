@@ -91,7 +91,7 @@ def test_a_processor_that_the_plugin_does_not_take_is_named(monkeypatch, model_f
 def test_a_precision_that_a_provider_has_not_is_refused(model_file):
     with pytest.raises(InputError, match="provider cpu computes in fp32; bf16 needs provider openvino"):
         sde_onnx.load(model_file, "cpu", precision="bf16")
-    with pytest.raises(InputError, match="precision 'fp8' is unknown, expected one of: fp32, bf16"):
+    with pytest.raises(InputError, match="precision 'fp8' is unknown, expected one of: fp32, tf32, fp16, bf16"):
         sde_onnx.load(model_file, precision="fp8")
 
 

@@ -46,12 +46,53 @@ def test_a_listed_provider_that_fails_is_not_offered(monkeypatch):
 
 
 def test_an_unknown_provider_is_refused():
-    with pytest.raises(InputError, match="provider 'rocm' is unknown, expected one of: auto, cuda, openvino, cpu"):
+    known = "auto, cuda, tensorrt, openvino, cpu"
+    with pytest.raises(InputError, match=f"provider 'rocm' is unknown, expected one of: {known}"):
         providers.choose_provider("rocm")
+
+
+def test_tensorrt_is_never_chosen_unasked(monkeypatch):
+    """It builds an engine for minutes."""
+    monkeypatch.setattr(providers, "_failure", lambda name: None if name in ("tensorrt", "cpu") else "not here")
+    assert providers.choose_provider("auto") == "cpu"
+    assert providers.choose_provider("tensorrt", "fp16") == "tensorrt"
+
+
+def test_tensorrt_is_missed_in_one_line():
+    if "tensorrt" in providers.usable_providers():
+        pytest.skip("TensorRT is here")
+    with pytest.raises(ProviderError) as error:
+        providers.choose_provider("tensorrt")
+    assert "pip install onnxruntime-gpu[cuda,cudnn] tensorrt-cu13" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_providers_get_their_options(monkeypatch, tmp_path):
+    """TensorFloat-32 only where it was asked for; CUDA graphs only where buffers are bound."""
+    seen = []
+
+    class Session:
+        def __init__(self, model, options, providers, enable_fallback):
+            seen.append(dict(providers))
+            self.providers = [name for name, _ in providers]
+
+        def get_providers(self):
+            return self.providers
+
+    monkeypatch.setattr(providers.ort, "InferenceSession", Session)
+    monkeypatch.setenv("SDE_ONNX_CACHE", str(tmp_path))
+    for provider, options in (("cuda", {}), ("cuda", {"precision": "tf32", "capture": True}),
+                              ("tensorrt", {"precision": "fp16"}), ("cpu", {})):
+        providers.open_session("m.onnx", provider, providers.ort.SessionOptions(), **options)
+    plain, captured, tensorrt, cpu = seen
+    for chosen, expected in ((plain, "0"), (captured, "1")):
+        assert {chosen["CUDAExecutionProvider"][name] for name in ("use_tf32", "enable_cuda_graph")} == {expected}
+    assert list(tensorrt) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    assert tensorrt["TensorrtExecutionProvider"]["trt_fp16_enable"] == "1"
+    assert tensorrt["TensorrtExecutionProvider"]["trt_engine_cache_path"].startswith(str(tmp_path))
+    assert cpu == {"CPUExecutionProvider": {}}
 
 
 @pytest.mark.gpu
 def test_cuda_is_chosen_where_it_runs():
-    if "cuda" not in providers.usable_providers():
-        pytest.skip("no CUDA device that ONNX Runtime can use")
     assert providers.choose_provider("auto") == "cuda"

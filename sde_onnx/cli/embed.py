@@ -87,7 +87,7 @@ def embed_command(
 @click.command("verify")
 @click.argument("sampler", type=click.Path(path_type=Path))
 @click.argument("golden", type=click.Path(path_type=Path))
-@click.option("--provider", type=click.Choice(["auto", "cuda", "openvino", "cpu"]), default="cpu",
+@click.option("--provider", type=click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"]), default="cpu",
               help="What runs the file.")
 def verify_command(sampler: Path, golden: Path, provider: str) -> None:
     """Compare a sampler or step file with golden values; exit status 1 if more than rounding differs.
