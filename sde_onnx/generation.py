@@ -19,6 +19,7 @@ from sde_onnx.samplers import Step
 from sde_onnx.session import ScoreModel
 from sde_onnx.solvers import DEFAULT_SOLVER, start_solver, step_count
 from sde_onnx.tables import SolverTable, solver_table
+from sde_onnx.threads import available_cores
 
 __all__ = ["Batch", "choose_batch_size", "default_batch_size", "sample", "sample_batches"]
 
@@ -100,9 +101,10 @@ def sample_batches(
                                                              model_options=model_options, options=options)
 
     def start(chunk: Sequence[int]) -> Batch:
-        noise = PortableNoise(chunk, metadata.image_shape)
         if table is not None and model.loop_for is not None:
+            noise = PortableNoise(chunk, metadata.image_shape, threads=available_cores() or 1)
             return Batch(list(chunk), _on_the_device(model.loop_for, table, noise))
+        noise = PortableNoise(chunk, metadata.image_shape)
         return Batch(list(chunk), start_solver(solver, model, noise, metadata.schedule, steps,
                                                model_options=model_options, options=options))
 

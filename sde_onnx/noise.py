@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,16 @@ def threefry2x32(key: tuple[Uint32Array, Uint32Array], counter: tuple[Uint32Arra
     return a, b
 
 
-def portable_normals(seeds: NDArray[np.uint64], draw: int, size: int) -> Float32Array:
+def portable_normals(
+    seeds: NDArray[np.uint64], draw: int, size: int, *, pool: ThreadPoolExecutor | None = None
+) -> Float32Array:
     """Normals of each seed for one draw.
 
     Args:
         seeds: one for each image, ``[N]`` uint64.
         draw: number of the array among those that the image has asked for, 0 is the initial latent.
         size: values an image, C*H*W.
+        pool: threads that share the work; numpy lets them run side by side.
 
     Returns:
         ``[N, size]`` float32.
@@ -85,7 +89,9 @@ def portable_normals(seeds: NDArray[np.uint64], draw: int, size: int) -> Float32
     keys = [word.astype(np.uint32)[:, None] for word in (seeds & np.uint64(0xFFFFFFFF), seeds >> np.uint64(32))]
     z = np.empty((len(seeds), blocks, 2), np.float32)
     draw_word = np.array([[draw]], np.uint32)
-    for images, columns in _tiles(len(seeds), blocks):
+
+    def fill(tile: tuple[slice, slice]) -> None:
+        images, columns = tile
         index = np.arange(columns.start, columns.stop, dtype=np.uint32)[None]
         a, b = threefry2x32((keys[0][images], keys[1][images]), (index, draw_word))
         radius = ((a >> np.uint32(8)) + np.uint32(1)).astype(np.float32)
@@ -97,6 +103,9 @@ def portable_normals(seeds: NDArray[np.uint64], draw: int, size: int) -> Float32
         angle *= np.float32(2 * np.pi * 2**-24)
         np.multiply(radius, np.cos(angle), out=z[images, columns, 0])
         np.multiply(radius, np.sin(angle), out=z[images, columns, 1])
+
+    for _ in (map if pool is None else pool.map)(fill, _tiles(len(seeds), blocks)):
+        pass
     return z.reshape(len(seeds), 2 * blocks)[:, :size]
 
 
@@ -114,18 +123,20 @@ class PortableNoise:
     Args:
         seeds: one for each image, 0 to 2^64 - 1.
         shape: an image's ``(C, H, W)``.
+        threads: that draw. The noise does not depend on them; where a GPU does the rest, they are free.
 
     Raises:
         InputError: no seed, or one that is not an integer of 64 bits.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], *, threads: int = 1) -> None:
         self.seeds = check_seeds(seeds)
         self.shape = shape
         self.draw = 0
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def __call__(self) -> Float32Array:
-        z = portable_normals(self.seeds, self.draw, int(np.prod(self.shape)))
+        z = portable_normals(self.seeds, self.draw, int(np.prod(self.shape)), pool=self._pool)
         self.draw += 1
         return z.reshape(len(self.seeds), *self.shape)
 

@@ -131,3 +131,10 @@ def test_other_generators_are_refused(generator, message):
 def test_bad_seeds_are_refused(seeds, message):
     with pytest.raises(InputError, match=message):
         PortableNoise(seeds, (1, 2, 2))
+
+
+def test_threads_do_not_change_the_noise():
+    for shape in ((3, 16, 16), (3, 250, 250)):
+        alone, shared = PortableNoise(range(5), shape), PortableNoise(range(5), shape, threads=3)
+        for _ in range(2):
+            np.testing.assert_array_equal(alone(), shared())
