@@ -35,6 +35,12 @@ bench-full: $(INSTALLED)    ## the same up to 1024x1024, over an hour; the READM
 	$(BIN)/python benchmarks/loop.py --output benchmarks/results/loop.json
 	$(BIN)/python benchmarks/report.py
 
+gpu: $(INSTALLED)    ## all that only an NVIDIA GPU can show: tests, timings, what float16 does to pictures
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py --resume --output benchmarks/results/cuda.json
+	$(BIN)/python benchmarks/precision.py --provider cuda --output benchmarks/results/fp16.json
+	$(BIN)/python benchmarks/report.py
+
 quality: $(INSTALLED)    ## what solvers cost and lose on the bundled digits, hours; the README's table and plot
 	$(BIN)/python benchmarks/quality.py --output benchmarks/results/quality.json
 	$(BIN)/python benchmarks/report.py
@@ -64,4 +70,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino]'
 	touch $(INSTALLED)
 
-.PHONY: help sample model test runtime lint bench bench-full quality cpp web web-test
+.PHONY: help sample model test runtime lint bench bench-full gpu quality cpp web web-test

@@ -32,13 +32,26 @@ def environment(command: str) -> dict[str, object]:
         "cpu_features": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
         "cores": os.cpu_count(),
         "threads": available_cores() or os.cpu_count(),
+        "gpu": _gpu(),
         "python": platform.python_version(),
         "versions": {name: found for name, package in PACKAGES.items() if (found := _version(package))},
     }
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+def _git(*arguments: str) -> str | None:
+    """What git says; ``None`` of a copy that is no checkout."""
+    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return None if result.returncode else result.stdout.strip()
+
+
+def _gpu() -> str | None:
+    """The GPU and its driver."""
+    try:
+        told = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+                              capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
 
 
 def _version(package: str) -> str | None:

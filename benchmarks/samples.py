@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from environment import ROOT
 
 __all__ = ["Samples", "cached_samples"]
 
-CHUNK = 256   # images of a file, and at a time
+CHUNK = 256   # images of a file
+BATCH = 64    # images at a time: their activations stay in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,14 @@ def cached_samples(
     steps: int | None,
     provider: str,
     precision: str = "fp32",
+    model_file: Path | None = None,
     **options: Any,
 ) -> Samples:
-    """Images of the seeds from 0 on, in whole chunks; sampled now, where an earlier call has not."""
-    path = sde_onnx.bundled_model()
+    """Images of the seeds from 0 on, in whole chunks; sampled now, where an earlier call has not.
+
+    Of the bundled digits, or of the same checkpoint in another file.
+    """
+    path = model_file or sde_onnx.bundled_model()
     metadata = sde_onnx.read_metadata(path)
     chosen = chosen_options(solver, {"snr": metadata.snr, "n_corrector": metadata.n_corrector}, options)
     steps = step_count(solver, metadata.schedule, steps)
@@ -56,7 +62,7 @@ def cached_samples(
             model = model or sde_onnx.load(path, provider, precision=precision)
             last = []
             for batch in sde_onnx.sample_batches(model, range(start, start + CHUNK), steps or None, solver=solver,
-                                                 batch_size=CHUNK, **options):
+                                                 batch_size=BATCH, **options):
                 *_, step = batch.steps
                 last.append(step)
             with replacing(chunk) as temporary, temporary.open("wb") as file:

@@ -46,7 +46,7 @@ class Subject:
     """
 
     name: str
-    make: Callable[..., ScoreFunction]
+    make: Callable[..., ScoreFunction]   # an object of it may have methods `time` and `peak_mb` in place of ours
     arguments: tuple[Any, ...] = ()
     limit: float = 600.0
 
@@ -63,6 +63,7 @@ class Measurement:
     peak_load_mb: float | None = None    # the same until then: loading, compiling, warming up
     errors: dict[str, float] = field(default_factory=dict)   # |a - b| / |b| against the reference, by case
     failure: str | None = None
+    extras: dict[str, Any] = field(default_factory=dict)   # what the subject itself can tell, by name
 
     @property
     def median(self) -> float:
@@ -77,6 +78,7 @@ def compare(
     *,
     reference: str,
     turns: int = 5,
+    extras: Mapping[str, tuple[Any, ...]] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Measurement]:
     """Times score functions side by side.
@@ -87,6 +89,7 @@ def compare(
         cases: inputs on which subjects are compared with the reference, by name.
         reference: the name of the subject that is the oracle.
         turns: samples of each subject.
+        extras: methods of the subjects' objects to be called after the turns, with their arguments.
         tell: takes a line of progress.
 
     Returns:
@@ -126,6 +129,8 @@ def compare(
                 results[name].seconds.append(workers[name].ask(None, "time", x, sigma, count) / count)
         for name, worker in workers.items():
             results[name].peak_mb = worker.ask(None, "peak", False)
+            results[name].extras = {extra: worker.ask(None, "extra", extra, *given)
+                                    for extra, given in (extras or {}).items()}
     return results
 
 
@@ -182,7 +187,8 @@ def _serve(connection: Connection, subject: Subject) -> None:
         connection.send(("ready", (subject.name, time.perf_counter() - start)))
         while True:
             kind, *arguments = connection.recv()
-            connection.send((kind, {"time": _time, "score": _score, "peak": _peak}[kind](score, *arguments)))
+            answer = {"time": _time, "score": _score, "peak": _peak, "extra": _extra}[kind]
+            connection.send((kind, answer(score, *arguments)))
     except EOFError:
         return
     except Exception as error:   # noqa: BLE001  # whatever a subject does is a result
@@ -190,6 +196,8 @@ def _serve(connection: Connection, subject: Subject) -> None:
 
 
 def _time(score: ScoreFunction, x: Array, sigma: Array, count: int) -> float:
+    if (own := getattr(score, "time", None)) is not None:
+        return own(x, sigma, count)
     start = time.perf_counter()
     for _ in range(count):
         score(x, sigma)
@@ -200,8 +208,14 @@ def _score(score: ScoreFunction, x: Array, sigma: Array) -> Array:
     return score(x, sigma)
 
 
+def _extra(score: ScoreFunction, name: str, *arguments: Any) -> Any:
+    return getattr(score, name)(*arguments)
+
+
 def _peak(score: ScoreFunction, reset: bool) -> float | None:
     """Highest resident memory in MB since the last reset; ``None`` where the system does not tell."""
+    if (own := getattr(score, "peak_mb", None)) is not None:
+        return own(reset)
     status = Path("/proc/self/status")
     if not status.exists():
         return None

@@ -174,7 +174,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     Raises:
         ModelFileError: the file is missing, damaged, or not ours.
     """
-    options = ort.SessionOptions()
+    options = _options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     path = Path(path)
     if not os.path.isfile(path):
