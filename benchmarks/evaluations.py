@@ -55,19 +55,23 @@ def subjects(folder: Path, batch: int) -> list[Subject]:
 def prepare(name: str, batches: list[int]) -> Path:
     """Makes a network's checkpoint and its exported files, unless the same code has made them before."""
     folder = ROOT / "build" / "bench" / name
-    stamp = _stamp([ROOT / "benchmarks" / "random_unets.py"])
+    stamp = stamp_of([ROOT / "benchmarks" / "random_unets.py"])
     for batch in batches:
-        _make(folder / f"plain{batch}.onnx", stamp, _make_plain_export, name, folder, batch)
-    stamp = _stamp([*sorted((ROOT / "export").rglob("*.py")), ROOT / "benchmarks" / "random_unets.py"])
-    _make(folder / "model.onnx", stamp, _make_model, folder)
+        make_once(folder / f"plain{batch}.onnx", stamp, _make_plain_export, name, folder, batch)
+    make_once(folder / "model.onnx", stamp_of_exports(), _make_model, folder)
     return folder
 
 
-def _stamp(sources: list[Path]) -> str:
+def stamp_of_exports() -> str:
+    """The stamp of files that the export package makes of random networks."""
+    return stamp_of([*sorted((ROOT / "export").rglob("*.py")), ROOT / "benchmarks" / "random_unets.py"])
+
+
+def stamp_of(sources: list[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
-def _make(path: Path, stamp: str, make: Callable[..., None], *arguments: Any) -> None:
+def make_once(path: Path, stamp: str, make: Callable[..., None], *arguments: Any) -> None:
     """Makes a file in a process of its own, whose memory goes with it, unless it bears the stamp already."""
     mark = path.with_suffix(".stamp")
     if path.exists() and mark.exists() and mark.read_text() == stamp:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 import sde_onnx
 
 from environment import environment
-from evaluations import inputs, prepare
+from evaluations import inputs, make_once, prepare, stamp_of_exports
 from timing import Subject, compare, ratio
 
 ORACLE = "diffusers eager fp32, no TF32"
@@ -226,12 +226,16 @@ def subjects(folder: Path, batch: int, device: str) -> list[Subject]:
 
 
 def export_for_cuda(folder: Path) -> None:
+    """Makes ``cuda-fp32.onnx`` and ``cuda-fp16.onnx`` of a prepared network's checkpoint."""
+    for precision in ("fp32", "fp16"):
+        make_once(folder / f"cuda-{precision}.onnx", stamp_of_exports(), _export, folder, precision)
+
+
+def _export(folder: Path, precision: str) -> None:
     from sde_onnx.export import export, from_diffusers
 
-    for precision in ("fp32", "fp16"):
-        path = folder / f"cuda-{precision}.onnx"
-        if not path.exists():
-            export(from_diffusers(str(folder / "checkpoint")), path, target="cuda", precision=precision)
+    export(from_diffusers(str(folder / "checkpoint")), folder / f"cuda-{precision}.onnx", target="cuda",
+           precision=precision, force=True)
 
 
 def main() -> None:

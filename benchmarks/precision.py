@@ -71,10 +71,10 @@ def _model_file(provider: str, precision: str) -> Path | None:
     """The digits as the provider takes them; the bundled file if not given."""
     if provider != "cuda":
         return None
-    from gpu import export_for_cuda
     from evaluations import prepare
+    from gpu import export_for_cuda
 
-    folder = prepare("digits", [])
+    folder = prepare("digits", [1])
     export_for_cuda(folder)
     return folder / f"cuda-{precision}.onnx"
 
