@@ -31,6 +31,7 @@ from sde_onnx.export.graph_noise import key_words, normals
 from sde_onnx.export.nodes import Nodes
 from sde_onnx.export.to_onnx import check_model_output
 from sde_onnx.export.traced_steps import SCORE, SCORE_DOMAIN, TracedStep, trace_step, traced_step
+from sde_onnx.export.update import remove_update
 from sde_onnx.files import replacing, sha256
 from sde_onnx.metadata import KEY, SAMPLER_FORMAT, SAMPLER_KEY, ModelMetadata
 from sde_onnx.session import read_metadata
@@ -97,6 +98,7 @@ def build_sampler(
         raise InputError("every is for samplers: the host of a step sees every step")
     if every is not None and not 1 <= every <= step.steps:
         raise InputError(f"every is {every}, expected 1 to the number of steps, {step.steps}")
+    remove_update(model.graph)
     nodes, initializers = _body(trace_step(step, metadata.image_shape), model.graph)
     if kind == "step":
         graph = _single_step(step, nodes, initializers, metadata)

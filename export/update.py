@@ -21,8 +21,9 @@ from sde_onnx.export.tracing import trace
 from sde_onnx.steps import langevin_step, langevin_step_size
 from sde_onnx.tables import COLUMNS, RESULTS, TERMS
 
-__all__ = ["add_update"]
+__all__ = ["add_update", "remove_update"]
 
+PREFIX = "update/"   # of the update's nodes and values
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 # What an evaluation alone takes for the inputs that only a loop gives; they are broadcast.
 DEFAULTS: dict[str, np.ndarray] = {
@@ -65,10 +66,10 @@ def add_update(model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
     graph = model.graph
     own = {item.name for item in update.input}
     for element in (*update.node, *update.initializer):
-        element.name = f"update/{element.name}"
+        element.name = PREFIX + element.name
     for node in update.node:
         for names in (node.input, node.output):
-            names[:] = [name if name in own or name in NEXT or not name else f"update/{name}" for name in names]
+            names[:] = [name if name in own or name in NEXT or not name else PREFIX + name for name in names]
     graph.node.extend(update.node)
     graph.initializer.extend(update.initializer)
     for name, value in DEFAULTS.items():
@@ -79,6 +80,20 @@ def add_update(model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
     for name in NEXT:
         sizes: list[str | int | None] = ["N"] if name == "sigma_next" else [1] if name in NUMBERS else ["N", *shape]
         graph.output.append(helper.make_tensor_value_info(name, INT64 if name in NUMBERS else FLOAT, sizes))
+
+
+def remove_update(graph: onnx.GraphProto) -> None:
+    """Leaves a graph the network alone, ``x`` and ``sigma`` to ``score``, in place; one without an update as it is."""
+    kept = {
+        "node": [node for node in graph.node if not node.name.startswith(PREFIX)],
+        "initializer": [item for item in graph.initializer
+                        if not item.name.startswith(PREFIX) and item.name not in DEFAULTS],
+        "input": [item for item in graph.input if item.name not in DEFAULTS],
+        "output": [item for item in graph.output if item.name not in NEXT],
+    }
+    for name, items in kept.items():
+        del getattr(graph, name)[:]
+        getattr(graph, name).extend(items)
 
 
 def _traced(shape: tuple[int, int, int]) -> onnx.GraphProto:

@@ -65,6 +65,14 @@ def digits_checkpoint() -> Path:
     return ROOT / "examples" / "digits" / "checkpoint"
 
 
+@pytest.fixture(scope="session")
+def for_cuda(checkpoint16, tmp_path_factory) -> Path:
+    """The 16x16 checkpoint, exported for CUDA in half precision."""
+    path = tmp_path_factory.mktemp("model") / "cuda16.onnx"
+    export(from_diffusers(str(checkpoint16)), path, target="cuda", precision="fp16")
+    return path
+
+
 @pytest.fixture
 def rng(request) -> np.random.Generator:
     """Fresh inputs at each run; the seed is printed when a test fails."""

@@ -68,17 +68,20 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
 
 
 @pytest.mark.parametrize(("program", "other"), [("sample", "step.onnx"), ("step", "sampler.onnx")])
-def test_bad_input_is_one_line(program, other, files, solver, tmp_path):
+def test_bad_input_is_one_line(program, other, files, for_cuda, solver, tmp_path):
     right, any_steps = files / FILES[program], files / f"any-{FILES[program]}"
     least = 1 if solver[0] == "pc" else 2
     truncated = tmp_path / "truncated.onnx"
     truncated.write_bytes(right.read_bytes()[:100_000])
+    kind = FILES[program].removesuffix(".onnx")
+    embed(for_cuda, tmp_path / "cuda.onnx", solver=solver[0], steps=12, kind=kind)
     for arguments, message in [
         ([right, tmp_path, "one"], "seed 'one' is not a whole number"),
         ([right, tmp_path, "-1"], "seed '-1' is not a whole number"),
         ([right, tmp_path, 2**64], "does not fit 64 bits"),
         ([tmp_path / "missing.onnx", tmp_path, 1], "File doesn't exist"),
         ([truncated, tmp_path, 1], "failed"),
+        ([tmp_path / "cuda.onnx", tmp_path, 1], "cuda.onnx is for CUDA or another device, not for this one"),
         ([files / other, tmp_path, 1], "the file is no "),
         ([right, tmp_path / "no" / "folder", 1], "cannot be written"),
         (["--steps", 7, right, tmp_path, 1], f"the file makes {solver[1]} steps, no other number"),

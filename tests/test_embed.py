@@ -150,6 +150,29 @@ def test_frames_follow_the_number_of_steps(digits, tmp_path):
     np.testing.assert_array_equal(frames[-1], image)
 
 
+@pytest.mark.parametrize("kind", ["sampler", "step"])
+def test_a_file_for_cuda_becomes_a_sampler_for_cuda(kind, for_cuda, model_file, tmp_path):
+    """Its network alone, without the loop's update; emulated it gives the pictures of the file for any provider."""
+    from sde_onnx.export.emulation import emulated
+
+    arguments = ["--solver", "heun", "--steps", "4", "--kind", kind, "--golden", str(tmp_path / "g.npz")]
+    made = CliRunner().invoke(main, ["embed", str(model_file), "-o", str(tmp_path / "any.onnx"), *arguments])
+    assert made.exit_code == 0, made.output
+    embed(for_cuda, tmp_path / "cuda.onnx", solver="heun", steps=4, kind=kind)
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "cuda.onnx"), str(tmp_path / "g.npz")])
+    assert result.exit_code == 1
+    assert "Could not find an implementation for NhwcConv" in result.output
+    assert result.output.count("\n") == 1
+    if kind == "step":   # the loop's body is out of the emulation's reach
+        onnx.save(emulated(onnx.load(tmp_path / "cuda.onnx")), tmp_path / "emulated.onnx")
+        golden = np.load(tmp_path / "g.npz")
+        x = np.zeros_like(golden["latent"])
+        for index in range(4):
+            x, x_mean = open_session(tmp_path / "emulated.onnx").run(
+                None, {"x": x, "index": np.array([index]), "seed": golden["seed"]})
+        assert np.abs(x_mean.clip(0, 1) - golden["sample"]).mean() < 0.01
+
+
 def test_what_a_sampler_says_of_itself(tmp_path):
     embed(sde_onnx.bundled_model(), tmp_path / "s.onnx", solver="pc", steps=3, snr=0.2)
     properties = {item.key: item.value for item in onnx.load(tmp_path / "s.onnx").metadata_props}

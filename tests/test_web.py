@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import sde_onnx
+from sde_onnx.export.embed import embed
 from sde_onnx.images import grid, to_uint8
 
 BUILT = os.environ.get("SDE_ONNX_WEB")
@@ -21,7 +22,7 @@ DRIVER = Path(__file__).parents[1] / "examples" / "web" / "drive.js"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(for_cuda, tmp_path_factory):
     """The built page, and files beside the good ones that are not."""
     folder = tmp_path_factory.mktemp("web") / "page"
     shutil.copytree(BUILT, folder)
@@ -29,7 +30,8 @@ def folder(tmp_path_factory):
     good = folder / choices[0]["file"]
     (folder / "truncated.onnx").write_bytes(good.read_bytes()[:100_000])
     shutil.copy(sde_onnx.bundled_model(), folder / "score.onnx")
-    for file in ("truncated.onnx", "score.onnx", "missing.onnx"):
+    embed(for_cuda, folder / "cuda.onnx", steps=12, max_steps=12, kind="step")
+    for file in ("truncated.onnx", "score.onnx", "missing.onnx", "cuda.onnx"):
         choices.append(choices[0] | {"file": file})
     (folder / "samplers.json").write_text(json.dumps(choices))
     return folder
@@ -83,7 +85,8 @@ def test_bad_input_is_one_line(drive):
         ("0-99", good, "", "more than 64 images"),
         *(("0", good, steps, f'steps is "{steps}", expected a whole number from 2 to 100')
           for steps in ("0", "1", "101", "-3", "2.5", "many")),
-        ("0", "truncated.onnx", "", "truncated.onnx is damaged, or not for this runtime"),
+        ("0", "truncated.onnx", "", "truncated.onnx is damaged"),
+        ("0", "cuda.onnx", "", "cuda.onnx is for CUDA or another device, not for a browser"),
         ("0", "score.onnx", "", "score.onnx is no step file"),
         ("0", "missing.onnx", "", "missing.onnx cannot be loaded: 404"),
     ]

@@ -74,9 +74,12 @@ inline int64_t number_of_steps(const Ort::Session& session, const std::string& k
                            std::to_string(most));
 }
 
-inline Ort::Session open_session(Ort::Env& env, const char* path) {
+inline Ort::Session open_session(Ort::Env& env, const char* path) try {
   Ort::SessionOptions options;
   return Ort::Session(env, path, options);
+} catch (const Ort::Exception& error) {
+  if (error.GetOrtErrorCode() != ORT_NOT_IMPLEMENTED) throw;
+  throw std::runtime_error(std::string(path) + " is for CUDA or another device, not for this one: " + error.what());
 }
 
 // One line, whatever is in the message.

@@ -36,7 +36,9 @@ export class Sampler {
     try {
       session = await ort.InferenceSession.create(await response.arrayBuffer(), { executionProviders: ["wasm"] });
     } catch (error) {
-      throw new Error(`${url} is damaged, or not for this runtime: ${String(error.message ?? error).split("\n")[0]}`);
+      const reason = String(error.message ?? error).split("\n")[0];
+      const what = /find an implementation/.test(reason) ? "for CUDA or another device, not for a browser" : "damaged";
+      throw new Error(`${url} is ${what}: ${reason}`);
     }
     if (!["x", "index", "seed", "steps"].every((name) => session.inputNames.includes(name)))
       throw new Error(`${url} is no step file: make one with sde-onnx embed --kind step --max-steps 100`);
