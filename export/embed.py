@@ -35,7 +35,7 @@ from sde_onnx.export.update import remove_update
 from sde_onnx.files import replacing, sha256
 from sde_onnx.metadata import KEY, SAMPLER_FORMAT, SAMPLER_KEY, ModelMetadata
 from sde_onnx.session import read_metadata
-from sde_onnx.solvers import DEFAULT_SOLVER
+from sde_onnx.solvers import what_is_meant
 
 __all__ = ["build_sampler", "embed"]
 
@@ -46,7 +46,7 @@ def embed(
     model: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
-    solver: str = DEFAULT_SOLVER,
+    solver: str | None = None,
     steps: int | None = None,
     max_steps: int | None = None,
     kind: str = "sampler",
@@ -60,7 +60,8 @@ def embed(
         model: a model file.
         path: the ``.onnx`` file to write.
         solver: a key of :data:`sde_onnx.solvers.SOLVERS`, but those that choose their steps themselves.
-        steps: noise levels; the solver's own number, or for ``"pc"`` the model's, if not given.
+        steps: noise levels; the solver's own number, or for ``"pc"`` the model's, if not given. Without solver and
+            steps they and the options are those of the default quality, as for :func:`sde_onnx.sample`.
         max_steps: also an input ``steps``, int64 ``[1]``, up to this number, at least ``steps``: of a sampler optional,
             ``steps`` where it is not given. The file holds the tables of every number: some 20 bytes a step of each.
         kind: ``"sampler"``, the whole loop, or ``"step"``, one step of it for hosts with their own.
@@ -77,6 +78,7 @@ def embed(
     path = Path(path)
     check_model_output(path, force=force)
     metadata = read_metadata(model)
+    solver, steps, options = what_is_meant(None, solver, steps, options)
     step = traced_step(metadata, solver, steps, options, max_steps)
     graph = build_sampler(onnx.load(os.fspath(model)), metadata, step, kind=kind, every=every)
     about = {"format": SAMPLER_FORMAT, "kind": kind, "solver": solver, "steps": step.steps, "options": options,

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from sde_onnx.errors import InputError
 from sde_onnx.noise import NoiseSource
 from sde_onnx.samplers import Step, non_finite
 from sde_onnx.tables import COLUMNS, SolverTable
@@ -59,6 +60,7 @@ class DeviceLoop:
         self.session = session
         self.shape = shape
         self.capacity = max(LEAST_ROWS, rows)
+        self.now = (0, 0)   # number of the run, and of its turn, that the buffers hold
         single, number = (shape, np.float32), ((1,), np.int64)
         forms = {"x": single, "history0": single, "history1": single, "sigma": (shape[:1], np.float32), "row": number,
                  "bad": number}
@@ -98,7 +100,10 @@ class DeviceLoop:
 
         Raises:
             NonFiniteError: x stopped being finite; found when x is read or the run ends, and told with the step.
+            InputError: another run has begun on these buffers, or a step's arrays were asked for after the next step.
         """
+        number = self.now[0] + 1
+        self.now = number, 0
         x = np.zeros(self.shape, np.float32)
         for deviation in table.start:
             x += np.float32(deviation) * noise()
@@ -112,13 +117,23 @@ class DeviceLoop:
             filled = pool.submit(fill, 0)
             for turn, evaluation in enumerate(table.evaluations):
                 filled.result()
+                self._claim(number, turn)
                 filled = pool.submit(fill, turn + 1)
                 self.session.run_with_iobinding(self.bindings[turn % 2], self.options[turn % 2])
+                self.now = number, turn + 1
                 if evaluation.ends is None:
                     continue
                 if turn == len(table.evaluations) - 1:
                     self._check(table, turn)
-                yield DeviceStep(evaluation.ends, table.levels[evaluation.ends], turn + 1, self._reader(table, turn))
+                read = self._reader(table, number, turn)
+                yield DeviceStep(evaluation.ends, table.levels[evaluation.ends], turn + 1, read)
+
+    def _claim(self, number: int, turn: int) -> None:
+        """Refuses to go on, or to read, where the buffers hold something else by now."""
+        if self.now[0] != number:
+            raise InputError("another batch has begun on the device: finish one before the next")
+        if self.now[1] != turn:
+            raise InputError("a step's arrays lie on the device until the next step: read them before it")
 
     def _begin(self, rows: NDArray[np.float32], x: NDArray[np.float32], sigma: float) -> None:
         room = np.zeros((self.capacity - len(rows), COLUMNS), np.float32)
@@ -129,8 +144,9 @@ class DeviceLoop:
         for name, value in first.items():
             self.states[0][name].update_inplace(value)
 
-    def _reader(self, table: SolverTable, turn: int) -> Callable[[str], NDArray[np.float32]]:
+    def _reader(self, table: SolverTable, number: int, turn: int) -> Callable[[str], NDArray[np.float32]]:
         def read(name: str) -> NDArray[np.float32]:
+            self._claim(number, turn + 1)
             self._check(table, turn)
             value = self.x_mean if name == "x_mean" else self.states[1 - turn % 2][name]
             return np.array(value.numpy())   # a copy: on a CPU it would be the buffer itself

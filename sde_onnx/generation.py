@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,14 @@ from tqdm import tqdm
 from sde_onnx.device_loop import DeviceLoop
 from sde_onnx.errors import InputError
 from sde_onnx.memory import available_memory, image_memory
-from sde_onnx.noise import PortableNoise, check_seeds
+from sde_onnx.noise import NoiseSource, PortableNoise, check_seeds
 from sde_onnx.samplers import Step
-from sde_onnx.session import ScoreModel
-from sde_onnx.solvers import DEFAULT_SOLVER, start_solver, step_count
+from sde_onnx.session import ON_A_GPU, ScoreModel
+from sde_onnx.solvers import start_solver, step_count, what_is_meant
 from sde_onnx.tables import SolverTable, solver_table
 from sde_onnx.threads import available_cores
 
-__all__ = ["Batch", "choose_batch_size", "default_batch_size", "sample", "sample_batches"]
+__all__ = ["Batch", "choose_batch_size", "default_batch_size", "sample", "sample_batches", "solver_steps"]
 
 # Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
 VALUES_A_BATCH = 1 << 19
@@ -40,7 +40,8 @@ def sample(
     seeds: Sequence[int],
     steps: int | None = None,
     *,
-    solver: str = DEFAULT_SOLVER,
+    solver: str | None = None,
+    quality: str | None = None,
     batch_size: int | None = None,
     progress: bool = False,
     **options: Any,
@@ -53,6 +54,8 @@ def sample(
             the solver ``"rk45"``, whose steps suit the whole batch.
         steps: noise levels; the solver's own number, or for ``"pc"`` the model's, if not given.
         solver: a key of :data:`sde_onnx.solvers.SOLVERS`; ``"pc"`` is the paper's.
+        quality: in place of both, a key of :data:`sde_onnx.solvers.QUALITIES`; ``"balanced"`` if none of the three is
+            given.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
         progress: show a progress bar on standard error if it is a terminal.
@@ -68,6 +71,7 @@ def sample(
         InputError: an argument out of its range, or an option that the solver does not have.
         NonFiniteError: NaN or infinity appeared.
     """
+    solver, steps, options = what_is_meant(quality, solver, steps, options)
     batches = sample_batches(model, seeds, steps, solver=solver, batch_size=batch_size, **options)
     total = len(seeds) * step_count(solver, model.metadata.schedule, steps)
     images = []
@@ -84,7 +88,8 @@ def sample_batches(
     seeds: Sequence[int],
     steps: int | None = None,
     *,
-    solver: str = DEFAULT_SOLVER,
+    solver: str | None = None,
+    quality: str | None = None,
     batch_size: int | None = None,
     **options: Any,
 ) -> Iterator[Batch]:
@@ -94,31 +99,49 @@ def sample_batches(
     """
     metadata = model.metadata
     check_seeds(seeds)
+    solver, steps, options = what_is_meant(quality, solver, steps, options)
     size = choose_batch_size(model, len(seeds), batch_size, images_depend=options.get("langevin_norm") == "batch")
-    model_options = {"snr": metadata.snr, "n_corrector": metadata.n_corrector}
-
-    table = None if model.loop_for is None else solver_table(solver, metadata.schedule, steps,
-                                                             model_options=model_options, options=options)
+    threads = 1 if model.loop_for is None else available_cores() or 1   # where a GPU does the rest, the cores are free
 
     def start(chunk: Sequence[int]) -> Batch:
-        if table is not None and model.loop_for is not None:
-            noise = PortableNoise(chunk, metadata.image_shape, threads=available_cores() or 1)
-            return Batch(list(chunk), _on_the_device(model.loop_for, table, noise))
-        noise = PortableNoise(chunk, metadata.image_shape)
-        return Batch(list(chunk), start_solver(solver, model, noise, metadata.schedule, steps,
-                                               model_options=model_options, options=options))
+        noise = PortableNoise(chunk, metadata.image_shape, threads=threads)
+        return Batch(list(chunk), solver_steps(model, noise, len(chunk), solver=solver, steps=steps, options=options))
 
     chunks = [seeds[first : first + size] for first in range(0, len(seeds), size)]
     start(chunks[0])   # bad arguments raise here; nothing is computed before the steps are asked for
     return map(start, chunks)
 
 
+def solver_steps(
+    model: ScoreModel, noise: NoiseSource, batch: int, *, solver: str, steps: int | None, options: Mapping[str, Any]
+) -> Iterator[Step]:
+    """The steps of a solver: in the loop on the device, where the file has one and the solver a table, or on the host.
+
+    Args:
+        model: a loaded model file; it decides ``snr`` and ``n_corrector`` where the options do not.
+        noise: returns the next standard normal array ``[N, C, H, W]`` at each call.
+        batch: N.
+        solver, steps, options: see :func:`sample`.
+
+    Raises:
+        InputError: see :func:`sample`; at once, while nothing is computed before the first step is asked for.
+    """
+    metadata = model.metadata
+    arguments: dict[str, Any] = {
+        "model_options": {"snr": metadata.snr, "n_corrector": metadata.n_corrector}, "options": options,
+    }
+    table = None if model.loop_for is None else solver_table(solver, metadata.schedule, steps, **arguments)
+    if table is None or model.loop_for is None:
+        return start_solver(solver, model, noise, metadata.schedule, steps, **arguments)
+    return _on_the_device(model.loop_for, table, noise, batch)
+
+
 def _on_the_device(
-    loop_for: Callable[[int, int], DeviceLoop], table: SolverTable, noise: PortableNoise
+    loop_for: Callable[[int, int], DeviceLoop], table: SolverTable, noise: NoiseSource, batch: int
 ) -> Iterator[Step]:
     """The steps of a loop that is opened when the first of them is asked for."""
     rows = 1 << (len(table.evaluations) - 1).bit_length()   # few sizes, so that a captured graph serves again
-    yield from loop_for(len(noise.seeds), rows).run(table, noise)
+    yield from loop_for(batch, rows).run(table, noise)
 
 
 def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, images_depend: bool = False) -> int:
@@ -137,7 +160,7 @@ def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, imag
     if size < 1:
         raise InputError(f"batch_size is {size}, expected at least 1")
     size = min(size, images)
-    free = None if model.provider == "cuda" else available_memory()
+    free = None if model.provider in ON_A_GPU else available_memory()
     need = image_memory(model.metadata)
     if free is None or size * need <= free or size == 1:
         return size

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from sde_onnx.errors import InputError
 from sde_onnx.extras import require_export
+from sde_onnx.generation import solver_steps
 from sde_onnx.images import to_pil, to_uint8
 from sde_onnx.noise import noise_source
-from sde_onnx.samplers import predictor_corrector
 from sde_onnx.session import ScoreModel, load
 
 __all__ = ["ImagePipelineOutput", "ScoreSdeVePipeline"]
@@ -107,20 +107,13 @@ class ScoreSdeVePipeline:
             InputError: an argument out of its range.
             NonFiniteError: NaN or infinity appeared.
         """
-        metadata = self.model.metadata
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, expected at least 1")
         if output_type not in (None, "pil", *ARRAY_OUTPUTS):
             raise InputError(f"output_type is {output_type!r}, expected 'pil' or 'np'")
-        steps = predictor_corrector(
-            self.model,
-            noise_source(generator, (batch_size, *metadata.image_shape)),
-            metadata.schedule,
-            num_inference_steps,
-            snr=metadata.snr,
-            n_corrector=metadata.n_corrector,
-            langevin_norm="batch",
-        )
+        noise = noise_source(generator, (batch_size, *self.model.metadata.image_shape))
+        steps = solver_steps(self.model, noise, batch_size, solver="pc", steps=num_inference_steps,
+                             options={"langevin_norm": "batch"})
         for step in self.progress_bar(steps, total=num_inference_steps):
             x_mean = step.x_mean
         images: list[Image.Image] | NDArray[np.float32]

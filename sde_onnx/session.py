@@ -20,10 +20,10 @@ from sde_onnx.errors import InputError, ModelFileError, ProviderError
 from sde_onnx.metadata import KEY, SAMPLER_KEY, ModelMetadata, metadata_properties
 from sde_onnx.providers import ORT_ERRORS, choose_provider, open_session
 
-__all__ = ["ScoreModel", "load", "read_metadata"]
+__all__ = ["ON_A_GPU", "ScoreModel", "load", "read_metadata"]
 
 Array = Any
-ON_A_GPU = ("cuda", "tensorrt")
+ON_A_GPU = ("cuda", "tensorrt")   # providers whose memory is not this machine's
 INPUTS, OUTPUTS = ("x", "sigma"), ("score",)
 BATCH = "N"   # name of the free dimension
 

@@ -15,8 +15,8 @@ from sde_onnx.noise_level import tell_measured_noise
 from sde_onnx.samplers import ScoreFunction, Step, predictor_corrector
 from sde_onnx.schedule import VeSchedule
 
-__all__ = ["DEFAULT_SOLVER", "QUALITIES", "SCHEDULES", "SOLVERS", "Solver", "chosen_options", "noise_levels",
-           "start_solver", "step_count"]
+__all__ = ["DEFAULT_QUALITY", "DEFAULT_SOLVER", "QUALITIES", "SCHEDULES", "SOLVERS", "Solver", "chosen_options",
+           "noise_levels", "start_solver", "step_count", "what_is_meant"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,33 @@ SCHEDULES = ("karras", "geometric")
 # benchmarks/quality.py.
 QUALITIES: dict[str, tuple[str, int | None, Mapping[str, Any]]] = {
     "fast": ("sde-dpmpp-2m", 12, {"eta": 0.5}),
-    "balanced": ("sde-dpmpp-2m", None, {}),
+    "balanced": ("sde-dpmpp-2m", 25, {"eta": 2.0}),
     "reference": ("pc", None, {}),
 }
-DEFAULT_SOLVER = QUALITIES["balanced"][0]
+DEFAULT_QUALITY = "balanced"
+DEFAULT_SOLVER = QUALITIES[DEFAULT_QUALITY][0]   # where steps are asked for, with its own options
+
+
+def what_is_meant(
+    quality: str | None, solver: str | None, steps: int | None, options: Mapping[str, Any]
+) -> tuple[str, int | None, dict[str, Any]]:
+    """Solver, steps and options of a caller who has named some of them.
+
+    A quality is all three, of which the caller's options replace its own; it is DEFAULT_QUALITY where neither a solver
+    nor steps are named. Else the solver's own steps and options hold, since a quality's were measured together.
+
+    Raises:
+        InputError: a quality together with a solver or steps, or an unknown one.
+    """
+    if quality is None and (solver is not None or steps is not None):
+        return solver or DEFAULT_SOLVER, steps, dict(options)
+    if solver is not None or steps is not None:
+        raise InputError("a quality chooses the solver and its steps: leave out solver and steps")
+    quality = quality or DEFAULT_QUALITY
+    if quality not in QUALITIES:
+        raise InputError(f"quality {quality!r} is unknown, expected one of: {', '.join(QUALITIES)}")
+    solver, steps, preset = QUALITIES[quality]
+    return solver, steps, {**preset, **options}
 
 
 def step_count(name: str, schedule: VeSchedule, steps: int | None) -> int:

@@ -60,10 +60,11 @@ def write_golden(model: ScoreModel, path: Path, *, solver: str, steps: int | Non
     """
     parts = []
     for batch in sample_batches(model, GOLDEN_SEEDS, steps, solver=solver, **options):
-        first = last = next(batch.steps)
+        last = next(batch.steps)
+        x_first = last.x
         for last in batch.steps:   # noqa: B007  # the last one is the result
             pass
-        parts.append((first.x, last.x, last.x_mean))
+        parts.append((x_first, last.x, last.x_mean))
     x_first, x_last, x_mean = (np.concatenate(states) for states in zip(*parts, strict=True))
     latent = PortableNoise(GOLDEN_SEEDS, model.metadata.image_shape)() * np.float32(model.metadata.schedule.sigma_max)
     with replacing(path) as temporary, temporary.open("wb") as file:

@@ -115,6 +115,21 @@ def test_nothing_is_left_of_a_run_that_was_left(host, loop):
     np.testing.assert_array_equal(runs[0], runs[2])
 
 
+def test_what_the_buffers_no_longer_hold_is_refused(host, loop):
+    table = table_of(host, "pc", 4)
+    run = loop.run(table, PortableNoise(SEEDS, SHAPE))
+    first, second = next(run), next(run)
+    assert np.isfinite(second.x).all()
+    with pytest.raises(InputError, match="read them before it"):
+        _ = first.x
+    other = next(loop.run(table, PortableNoise(SEEDS, SHAPE)))
+    assert np.isfinite(other.x_mean).all()
+    with pytest.raises(InputError, match="another batch has begun"):
+        _ = second.x_mean
+    with pytest.raises(InputError, match="another batch has begun"):
+        next(run)
+
+
 def test_what_is_not_finite_is_told_with_its_step(host, loop):
     table = table_of(host, "pc", 5)
     noise = PortableNoise(SEEDS, SHAPE)
@@ -147,6 +162,15 @@ def test_sampling_a_file_for_cuda_is_the_loop(device_model, host, monkeypatch):
         expected = sde_onnx.sample(host, range(5), steps, solver=solver)
         assert np.abs(to_uint8(ours).astype(int) - to_uint8(expected)).max() <= 1
         monkeypatch.setattr(type(device_model), "__call__", None)
+
+
+def test_the_pipeline_runs_the_loop_too(device_model, host, monkeypatch):
+    """With diffusers' noise, which another thread draws in the same order, and norms over the batch."""
+    monkeypatch.setattr(type(device_model), "__call__", None)
+    ours = sde_onnx.ScoreSdeVePipeline(device_model)(3, 6, torch.Generator().manual_seed(1), "np").images
+    monkeypatch.undo()
+    expected = sde_onnx.ScoreSdeVePipeline(host)(3, 6, torch.Generator().manual_seed(1), "np").images
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 def test_a_file_for_cuda_is_also_a_score(device_model, host, rng):

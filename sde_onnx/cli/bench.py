@@ -32,7 +32,7 @@ def bench_command(
     from sde_onnx.benchmark import benchmark
     from sde_onnx.models import bundled_model
     from sde_onnx.session import load
-    from sde_onnx.solvers import DEFAULT_SOLVER, step_count
+    from sde_onnx.solvers import step_count, what_is_meant
 
     score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
     result = benchmark(score_model, batch_size=batch_size, seconds=seconds)
@@ -40,7 +40,8 @@ def bench_command(
     click.echo(f"{score_model.path.name}: {score_model.provider} {score_model.precision}, batch {result.batch_size}")
     click.echo(f"{result.evaluation * 1e3:.1f} ms an evaluation, median of {len(result.evaluations)} "
                f"({low * 1e3:.1f} to {high * 1e3:.1f}); the first took {result.first_evaluation:.2f} s")
-    steps = step_count(DEFAULT_SOLVER, score_model.metadata.schedule, None)   # and as many evaluations
+    solver, balanced, _ = what_is_meant("balanced", None, None, {})
+    steps = step_count(solver, score_model.metadata.schedule, balanced)   # and as many evaluations
     click.echo(f"{result.images_per_second * result.nfe / steps:.3g} images/s with --quality balanced, {steps} "
                f"evaluations; {result.images_per_second:.3g} with --quality reference, {result.nfe}")
     click.echo(f"{100 * result.loop_share:.1f}% of the time in the loop outside the network")

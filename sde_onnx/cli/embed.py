@@ -15,8 +15,8 @@ __all__ = ["embed_command", "verify_command"]
 @click.command("embed")
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .onnx file.")
-@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), show_default="sde-dpmpp-2m", help="How to sample.")
-@click.option("--steps", type=click.IntRange(min=1), show_default="the solver's, or the model's", help="Noise levels.")
+@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), show_default="as `sample`", help="How to sample.")
+@click.option("--steps", type=click.IntRange(min=1), show_default="as `sample`", help="Noise levels.")
 @click.option("--max-steps", type=click.IntRange(min=1),
               help="Also an input `steps`, up to this number; a sampler's default is --steps.")
 @click.option("--kind", type=click.Choice(["sampler", "step"]), default="sampler",
@@ -58,11 +58,12 @@ def embed_command(
     from sde_onnx.generation import default_batch_size
     from sde_onnx.models import bundled_model
     from sde_onnx.session import load, read_metadata
-    from sde_onnx.solvers import DEFAULT_SOLVER
+    from sde_onnx.solvers import what_is_meant
     from sde_onnx.verification import write_golden
 
-    model, solver = model or bundled_model(), solver or DEFAULT_SOLVER
-    options = {name: value for name, value in options.items() if value is not None}
+    model = model or bundled_model()
+    given = {name: value for name, value in options.items() if value is not None}
+    solver, steps, options = what_is_meant(None, solver, steps, given)
     for path in (Path(model), golden):
         if path is not None and path.resolve() == output.resolve():
             raise click.UsageError(f"--output {output} is also the {'model' if path == model else 'golden file'}")

@@ -23,8 +23,9 @@ __all__ = ["sample_command"]
               help="An image for each: 7, 0-63, 0-3,8.")
 @click.option("--quality", type=click.Choice(list(QUALITY_NAMES)), show_default="balanced",
               help="A solver and its steps: 12 evaluations an image, 25, or the paper's sampler at its own length.")
-@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), show_default="sde-dpmpp-2m", help="How to sample.")
-@click.option("--steps", type=click.IntRange(min=1), show_default="the solver's, or the model's", help="Noise levels.")
+@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), show_default="the quality's", help="How to sample.")
+@click.option("--steps", type=click.IntRange(min=1), show_default="the quality's, the solver's, or the model's",
+              help="Noise levels.")
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time; they do not depend on it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="samples.png",
@@ -66,17 +67,14 @@ def sample_command(
     from sde_onnx.generation import choose_batch_size, sample_batches
     from sde_onnx.models import bundled_model
     from sde_onnx.session import load
-    from sde_onnx.solvers import DEFAULT_SOLVER, QUALITIES, step_count
+    from sde_onnx.solvers import step_count, what_is_meant
 
-    if quality is not None:
-        if solver is not None or steps is not None:
-            raise click.UsageError("--quality chooses the solver and its steps: leave out --solver and --steps")
-        solver, steps, preset = QUALITIES[quality]
-        options = {name: preset.get(name) if value is None else value for name, value in options.items()}
-    solver = solver or DEFAULT_SOLVER
+    if quality is not None and (solver is not None or steps is not None):
+        raise click.UsageError("--quality chooses the solver and its steps: leave out --solver and --steps")
     outputs = plan_outputs(output, seeds, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
     score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    solver, steps, options = what_is_meant(quality, solver, steps, given)
     count = step_count(solver, score_model.metadata.schedule, steps)
     depend = options.get("langevin_norm") == "batch"
     with warnings.catch_warnings(record=True) as told:
@@ -110,7 +108,8 @@ def sample_command(
         click.echo(f"{resumed} of {len(seeds)} images were there already")
     if resumed == len(seeds):
         return
+    chosen = "".join(f" {name} {value}" for name, value in options.items())
     click.echo(
-        f"{len(seeds) - resumed} images, seeds {format_seeds(seeds)}, {solver}, {count or 'adaptive'} steps, "
+        f"{len(seeds) - resumed} images, seeds {format_seeds(seeds)}, {solver}{chosen}, {count or 'adaptive'} steps, "
         f"nfe {nfe}, {score_model.provider} {score_model.precision}, {seconds:.1f} s"
     )
