@@ -58,7 +58,7 @@ CURVES = [
     Curve("sde-dpmpp-2m", (8, 12, 25), {"eta": 0.5}),
     Curve("sde-dpmpp-2m", (16, 50), {"eta": 2.0}),
     Curve("sde-dpmpp-2m", (25,), {"eta": 2.0}, count=4096),
-    Curve("sde-dpmpp-2m", (25,), {"rho": 3.0}),
+    Curve("sde-dpmpp-2m", (25,), {"rho": 3.0}, count=4096),
     Curve("sde-dpmpp-2m", (25,), {"schedule": "geometric"}),
     Curve("sde-dpmpp-3m", (25,)),
     Curve("ancestral", (25, 50)),

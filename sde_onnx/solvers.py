@@ -59,7 +59,7 @@ SCHEDULES = ("karras", "geometric")
 # benchmarks/quality.py.
 QUALITIES: dict[str, tuple[str, int | None, Mapping[str, Any]]] = {
     "fast": ("sde-dpmpp-2m", 12, {"eta": 0.5}),
-    "balanced": ("sde-dpmpp-2m", 25, {"eta": 2.0}),
+    "balanced": ("sde-dpmpp-2m", 25, {"rho": 3.0}),
     "reference": ("pc", None, {}),
 }
 DEFAULT_QUALITY = "balanced"

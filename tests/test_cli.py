@@ -122,14 +122,14 @@ def test_a_solver_and_its_options_reach_the_sampler(model_file, model, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
 
 
-BALANCED = "sde-dpmpp-2m 25 {'eta': 2.0}"
+BALANCED = "sde-dpmpp-2m 25 {'rho': 3.0}"
 
 
 @pytest.mark.parametrize(("arguments", "chosen"), [
     (("--quality", "fast"), "sde-dpmpp-2m 12 {'eta': 0.5}"), (("--quality", "balanced"), BALANCED),
     (("--quality", "fast", "--eta", 0.7), "sde-dpmpp-2m 12 {'eta': 0.7}"),
     (("--quality", "reference"), "pc None {}"), ((), BALANCED), (("--steps", 7), "sde-dpmpp-2m 7 {}"),
-    (("--eta", 1.5), BALANCED.replace("2.0", "1.5")), (("--solver", "sde-dpmpp-2m"), "sde-dpmpp-2m None {}"),
+    (("--rho", 4), BALANCED.replace("3.0", "4.0")), (("--solver", "sde-dpmpp-2m"), "sde-dpmpp-2m None {}"),
     (("--solver", "heun"), "heun None {}"),
 ])
 def test_a_quality_is_a_solver_and_its_steps(arguments, chosen, model_file, monkeypatch, tmp_path):
