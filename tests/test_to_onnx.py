@@ -109,7 +109,7 @@ def test_the_file_names_no_path_of_the_machine_that_made_it(model_file):
 
 
 def test_a_graph_that_differs_is_not_written(checkpoint16, model_file, tmp_path, monkeypatch):
-    def build_wrong(network):
+    def build_wrong(network, **options):
         model = onnx.load(model_file)
         kernel = next(item for item in model.graph.initializer if item.name == "conv_in.weight")
         kernel.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(kernel) * 1.0001, kernel.name))
@@ -122,7 +122,7 @@ def test_a_graph_that_differs_is_not_written(checkpoint16, model_file, tmp_path,
 
 
 def test_nan_is_not_parity(checkpoint16, model_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(to_onnx, "build_model", lambda network: onnx.load(model_file))
+    monkeypatch.setattr(to_onnx, "build_model", lambda network, **_: onnx.load(model_file))
     checkpoint = from_diffusers(str(checkpoint16))
     with torch.no_grad():
         checkpoint.network.conv_in.bias[0] = float("nan")
@@ -152,7 +152,7 @@ def test_networks_beyond_one_file_are_refused():
 
 
 def test_a_schedule_can_be_replaced_in_the_file(checkpoint16, model_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(to_onnx, "build_model", lambda network: onnx.load(model_file))   # the network stays
+    monkeypatch.setattr(to_onnx, "build_model", lambda network, **_: onnx.load(model_file))   # the network stays
     checkpoint = from_diffusers(str(checkpoint16), sigma_max=40.0)
     export(dataclasses.replace(checkpoint, name="renamed"), tmp_path / "m.onnx")
     assert sde_onnx.read_metadata(tmp_path / "m.onnx").schedule.sigma_max == 40.0
