@@ -31,6 +31,7 @@ from data import colour, load_ink
 
 __all__ = ["Judge", "extrapolated_distance", "frechet_distance", "in_deviations", "real_digits"]
 
+Moments = tuple[NDArray[np.float64], NDArray[np.float64]]   # mean [K], covariance [K, K]
 FEATURES = 32
 TRAINING_STEPS = 1500
 SHARES = (1, 2, 4)   # parts that a set is cut into, for the extrapolation
@@ -89,7 +90,15 @@ def real_digits(count: int, *, held_out: bool, seed: int = 0) -> tuple[NDArray[n
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """The Fréchet distance of two sets of features, ``[N, K]`` and ``[M, K]``."""
-    means, covariances = [x.mean(axis=0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
+    return _distance(_moments(a), _moments(b))
+
+
+def _moments(features: NDArray[np.float64]) -> Moments:
+    return features.mean(axis=0), np.cov(features, rowvar=False)
+
+
+def _distance(a: Moments, b: Moments) -> float:
+    means, covariances = zip(a, b, strict=True)
     # tr (A B)^(1/2) is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: features that never vary do no harm.
     values, vectors = np.linalg.eigh(covariances[0])
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
@@ -109,6 +118,7 @@ def extrapolated_distance(
     Returns:
         The distance, which chance may bring below 0, and its standard error, of a jackknife.
     """
+    moments = [_moments(reference) for reference in references]
     quarter = len(sets[0]) // SHARES[-1]
     # Quarters at random, since neighbours may be of one batch, and fixed: whoever is left out leaves its own.
     quarters = np.random.default_rng(0).permutation(len(sets[0]))[: quarter * SHARES[-1]].reshape(SHARES[-1], quarter)
@@ -116,7 +126,7 @@ def extrapolated_distance(
     def mean(columns: NDArray[np.int64]) -> float:
         chosen = quarters[:, columns].reshape(-1)
         return float(np.mean([_extrapolated(features[chosen], reference)
-                              for features, reference in zip(sets, references, strict=True)]))
+                              for features, reference in zip(sets, moments, strict=True)]))
 
     every = np.arange(quarter)
     estimates = np.array([mean(np.setdiff1d(every, block)) for block in np.array_split(every, BLOCKS)])
@@ -124,10 +134,10 @@ def extrapolated_distance(
     return mean(every), float(variance**0.5)
 
 
-def _extrapolated(features: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+def _extrapolated(features: NDArray[np.float64], reference: Moments) -> float:
     """The distance at 1 / N = 0, by a line through those of all, halves and quarters."""
     sizes = [len(features) // share for share in SHARES]
-    distances = [np.mean([frechet_distance(part, reference) for part in np.split(features[: size * share], share)])
+    distances = [np.mean([_distance(_moments(part), reference) for part in np.split(features[: size * share], share)])
                  for size, share in zip(sizes, SHARES, strict=True)]
     return float(np.polynomial.Polynomial.fit(1 / np.array(sizes), distances, 1).convert().coef[0])
 

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ PROFILED_STEPS = 10
 Array = NDArray[np.float32]
 
 
-class Steps:
+class Steps(ABC):
     """What the timing core asks of a subject: scores, the time of steps, and what only this subject can tell."""
 
     def __init__(self, device: str) -> None:
@@ -46,12 +47,13 @@ class Steps:
         self.used_before = self.used_mb()
         self.held_mb: float | None = None
 
+    @abstractmethod
     def __call__(self, x: Array, sigma: Array) -> Array:
-        raise NotImplementedError
+        """The score."""
 
+    @abstractmethod
     def run(self, batch: int, steps: int) -> None:
         """Makes so many steps of a schedule of the model's own length."""
-        raise NotImplementedError
 
     def time(self, x: Array, sigma: Array, count: int) -> float:
         self.synchronize()

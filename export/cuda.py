@@ -15,7 +15,6 @@ The kernels run under CUDA alone: see :mod:`sde_onnx.export.emulation` for what 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +62,6 @@ class _Writer:
         self.constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
         self.shapes = {item.name: [size.dim_value for size in item.type.tensor_type.shape.dim]
                        for item in (*graph.input, *graph.value_info, *graph.output)}
-        self.uses = Counter(name for node in graph.node for name in node.input)
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
@@ -73,6 +71,7 @@ class _Writer:
         self.types: dict[str, np.dtype[Any]] = {}     # of values that are features or images
         self.last: set[str] = set()              # values [N, C, H, W] that have become [N, H, W, C]
         self.tokens: set[str] = set()            # values [N, C, HW] that have become [N, HW, C]
+        self.casts: set[str] = set()             # values in another type than their own
         self.done: set[str] = set()              # results of nodes that a fused one has written already
 
     def write(self) -> None:
@@ -119,9 +118,9 @@ class _Writer:
         if held == dtype:
             return now
         cast = f"{now}/{dtype.name}"
-        if cast not in self.names.values():
+        if cast not in self.casts:
             self._add("Cast", [now], cast, to=helper.np_dtype_to_tensor_dtype(dtype))
-            self.names[cast] = cast
+            self.casts.add(cast)
         return cast
 
     def _constant(self, value: np.ndarray, dtype: np.dtype[Any], name: str) -> str:
@@ -180,7 +179,7 @@ class _Writer:
         product = next((user for user in users if user.op_type == "Mul"), None)
         if len(users) != 2 or sigmoid is None or product is None:
             return None
-        if set(product.input) != {name, sigmoid.output[0]} or self.uses[sigmoid.output[0]] != 1:
+        if set(product.input) != {name, sigmoid.output[0]} or len(self.consumers[sigmoid.output[0]]) != 1:
             return None
         self.done |= {sigmoid.output[0], product.output[0]}
         return product.output[0]

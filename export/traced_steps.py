@@ -5,7 +5,6 @@ The mathematics are those of :mod:`sde_onnx.samplers` and :mod:`sde_onnx.fixed_s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -97,12 +96,9 @@ class _Multistep(TracedStep):
 
 
 class _Heun(TracedStep):
-    def __init__(
-        self, sigmas: Sequence[float], *, churn: float, churn_min: float = 0.0, churn_max: float = math.inf,
-        churn_noise: float = 1.0,
-    ) -> None:
+    def __init__(self, sigmas: Sequence[float], *, churn: float, **range_and_noise: float) -> None:
         super().__init__()
-        levels = churned_levels(sigmas, churn, churn_min, churn_max, churn_noise)
+        levels = churned_levels(sigmas, churn, **range_and_noise)
         self.steps = len(levels)
         self.table("sigma", (sigma for sigma, _, _ in levels))
         self.table("deviation", (deviation for _, deviation, _ in levels))

@@ -145,7 +145,7 @@ def heun_step(score: ScoreFunction, x: Array, sigma: Array, sigma_next: Array) -
 
 
 def churned_levels(
-    sigmas: Sequence[float], churn: float, churn_min: float, churn_max: float, churn_noise: float
+    sigmas: Sequence[float], churn: float, churn_min: float = 0.0, churn_max: float = math.inf, churn_noise: float = 1.0
 ) -> list[tuple[float, float, float]]:
     """What noise each step puts in: the level that it reaches, the noise's deviation, and the level after the step.
 

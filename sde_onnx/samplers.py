@@ -16,7 +16,14 @@ import numpy as np
 from sde_onnx.errors import InputError, NonFiniteError
 from sde_onnx.noise import NoiseSource
 from sde_onnx.schedule import NoiseLevel, VeSchedule
-from sde_onnx.steps import LangevinNorm, check_corrector, langevin_step, langevin_step_size, prediction_step
+from sde_onnx.steps import (
+    LangevinNorm,
+    annealed_step_size,
+    check_corrector,
+    langevin_step,
+    langevin_step_size,
+    prediction_step,
+)
 
 __all__ = ["CORRECTORS", "PREDICTORS", "PredictorCorrectorStep", "ScoreFunction", "Step", "check_finite", "non_finite",
            "predictor_corrector", "told"]
@@ -121,7 +128,7 @@ class PredictorCorrectorStep:
         for _ in range(self.corrections):
             gradient, z = score(x, sigma), noise()
             if self.corrector == "ald":
-                step_size = 2 * (self.snr * level.sigma_cond) ** 2
+                step_size = annealed_step_size(level.sigma_cond, snr=self.snr)
             else:
                 step_size = langevin_step_size(gradient, z, snr=self.snr, norm=self.langevin_norm)
             x = langevin_step(x, gradient, z, step_size=step_size)

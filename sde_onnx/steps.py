@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 from sde_onnx.errors import InputError
 
-__all__ = ["LangevinNorm", "check_corrector", "langevin_step", "langevin_step_size", "prediction_step"]
+__all__ = ["LangevinNorm", "annealed_step_size", "check_corrector", "langevin_step", "langevin_step_size",
+           "prediction_step"]
 
 Array = Any
 LangevinNorm = Literal["image", "batch"]
@@ -61,6 +62,18 @@ def langevin_step_size(score: Array, noise: Array, *, snr: Any, norm: LangevinNo
     if norm == "batch":
         score_norm, noise_norm = score_norm.mean(), noise_norm.mean()
     return 2 * (snr * noise_norm / score_norm) ** 2
+
+
+def annealed_step_size(sigma: Array, *, snr: float) -> Array:
+    """The step size of annealed Langevin dynamics, from the noise level alone.
+
+    Args:
+        sigma: the noise level.
+        snr: ratio r, dimensionless, > 0.
+
+    Source: Song & Ermon 2019, algorithm 1, in the scale of score_sde_pytorch.
+    """
+    return 2 * (snr * sigma) ** 2
 
 
 def langevin_step(x: Array, score: Array, noise: Array, *, step_size: Array) -> Array:

@@ -26,6 +26,7 @@ from sde_onnx.fixed_steps import churned_levels, dpm_solver, heun, multistep_wei
 from sde_onnx.samplers import PREDICTORS, PredictorCorrectorStep, predictor_corrector
 from sde_onnx.schedule import VeSchedule
 from sde_onnx.solvers import SOLVERS, chosen_options, noise_levels, step_count
+from sde_onnx.steps import annealed_step_size
 
 __all__ = ["COLUMNS", "RESULTS", "TERMS", "SolverTable", "solver_table"]
 
@@ -102,7 +103,7 @@ def _predictor_corrector(step: PredictorCorrectorStep, count: int) -> SolverTabl
     for index, level in enumerate(levels):
         sigma = float(level.sigma_cond)
         if step.corrector == "ald":
-            size = 2 * (step.snr * sigma) ** 2
+            size = annealed_step_size(sigma, snr=step.snr)
             moved = {"x": 1.0, "score": size, "noise": math.sqrt(2 * size)}
         else:
             moved = {"x": 1.0, "move": 1.0}
@@ -129,8 +130,8 @@ def _multistep(sigmas: Sequence[float], *, order: int, eta: float) -> SolverTabl
         denoised = {"x": 1.0, "score": sigma**2}
         x = {"x": own + newest, "score": newest * sigma**2, "noise": noise}
         x |= {f"history{place}": weight for place, weight in enumerate(older)}
-        # The host's loop draws no noise for the last step, nor does this one.
         remembered = {"history0": denoised, "history1": {"history0": 1.0}}
+        # The host's loop draws no noise for the last step, nor does this one.
         turns.append(Evaluation(sigma, {"x": x, "x_mean": denoised} | remembered,
                                 draws=eta > 0 and sigmas[index + 1] > 0, ends=index))
     return SolverTable([sigmas[0]], turns, sigmas[:-1])
@@ -144,8 +145,7 @@ def _heun(sigmas: Sequence[float], *, churn: float, **range_and_noise: float) ->
     The second slope is taken at the guess ``x + d slope``, which is what x is then: with x before as history0,
     ``x + d (slope + second) / 2 = (history0 + guess) / 2 + d second / 2``.
     """
-    defaults = {"churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0}
-    levels = churned_levels(sigmas, churn, **(defaults | range_and_noise))
+    levels = churned_levels(sigmas, churn, **range_and_noise)
     turns = []
     for index, (sigma, _, sigma_next) in enumerate(levels):
         denoised = {"x": 1.0, "score": sigma**2}
