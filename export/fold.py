@@ -6,6 +6,11 @@
     conv0's bias      joins the bias of the embedding's projection: both are added to conv0's result
     attention         the 1 / sqrt(head channels) of its logits goes into the queries
 
+and into each other, in attention with one head, of tokens t with weights p that sum to 1:
+
+    keys              (Q t + q) . (K u + k) = (K'Q t + K'q) . u + what is the same for every u, which softmax ignores
+    values            O sum(p (V u + v)) + o = OV sum(p u) + Ov + o
+
 Exact up to rounding.
 """
 
@@ -14,7 +19,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sde_onnx.export.layers import ResnetBlock, SelfAttention
 from sde_onnx.export.ncsnpp import NCSNpp
@@ -50,6 +55,18 @@ def _fold_attention(attention: SelfAttention) -> None:
     attention.input_scale, attention.scale = attention.scale, 1.0
     _multiply(attention.query, attention.logit_scale)
     attention.logit_scale = 1.0
+    if attention.heads == 1:   # of several heads each would need a matrix of its own
+        query, key, value, out = attention.query, attention.key, attention.value, attention.out
+        assert isinstance(key, nn.Linear)
+        assert isinstance(value, nn.Linear)
+        _set(query, key.weight.T.double() @ query.weight.double(), key.weight.T.double() @ query.bias.double())
+        _set(out, out.weight.double() @ value.weight.double(), out.weight.double() @ value.bias.double() + out.bias)
+        attention.key, attention.value = nn.Identity(), nn.Identity()
+
+
+def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
 
 
 def _multiply(layer: nn.Conv2d | nn.Linear, factor: float) -> None:

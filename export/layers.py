@@ -122,8 +122,8 @@ class SelfAttention(nn.Module):
         self.logit_scale = (channels // self.heads) ** -0.5
         self.norm = norm(channels)
         self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels)
-        self.value = nn.Linear(channels, channels)
+        self.key: nn.Module = nn.Linear(channels, channels)     # folding leaves nothing of these two
+        self.value: nn.Module = nn.Linear(channels, channels)
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -159,11 +159,22 @@ class _NormWriter(Nodes):
                 # Reshaped before it is squared: in the image's shape ONNX Runtime would square it in the blocked layout
                 # of its convolutions, and reorder both.
                 _, channels, height, width = self.shapes[x]
-                stretch = math.gcd(height * width, LONGEST_SUM)
-                rows = self._reshape(x, channels, height * width // stretch, stretch)
-                squared = self.add("Mul", rows, rows)
-                self.moments[x] = self._mean(self._mean(rows, 3), 2), self._mean(self._mean(squared, 3), 2)
+                length = math.gcd(height * width, LONGEST_SUM)
+                rows = self._reshape(x, channels, count := height * width // length, length)
+                mean, square = self._mean(rows, 3), self._mean_square(rows, count, length)
+                self.moments[x] = self._mean(mean, 2), self._mean(square, 2)
         return self.moments[x]
+
+    def _mean_square(self, rows: str, count: int, length: int) -> str:
+        """Of rows ``[N, C, count, length]``: ``[N, C, count]``.
+
+        A large image has several rows a channel. There one reduction is faster than a product and its mean, which go
+        through memory once more; within a cache it is slower, for it has more to compute.
+        """
+        if count == 1:
+            return self._mean(self.add("Mul", rows, rows), 3)
+        total = self.add("ReduceSumSquare", rows, self.constant(np.array([3])), keepdims=0)
+        return self.add("Mul", total, self.constant(np.float32(1 / length)))
 
     def _mean(self, x: str, axis: int, *, keep: bool = False) -> str:
         return self.add("ReduceMean", x, self.constant(np.array([axis])), keepdims=int(keep))

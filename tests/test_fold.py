@@ -57,6 +57,19 @@ def test_folding_leaves_no_multiplication_by_the_scale(network):
             assert block.conv0.bias is None
 
 
+@pytest.mark.parametrize(("heads_of", "projections"), [(None, 2), (8, 4)])
+def test_attention_of_one_head_keeps_two_of_four_projections(heads_of, projections, rng):
+    """Keys go into the queries and values into the output; several heads keep all four."""
+    network = NCSNpp(NCSNppConfig(16, (16, 32), num_res_blocks=1, attn_resolutions=(8,), attn_head_channels=heads_of))
+    randomize(network, 2)
+    before, after = network.middle0.attention, fold_constants(network).middle0.attention
+    x = torch.tensor(rng.normal(size=(2, 32, 8, 8)), dtype=torch.float32)
+    with torch.no_grad():
+        assert relative_error(after(x), before(x)) < 1e-6
+        assert relative_error(after(x), x * network.config.skip_scale) > 0.1   # attention is not nothing beside x
+    assert sum(isinstance(module, torch.nn.Linear) for module in after.modules()) == projections
+
+
 def test_a_shortcut_runs_before_fir_upsampling(rng):
     """A 1x1 convolution at the low resolution, its bias after the filter: equal to the order of the references."""
     block = ResnetBlock(16, 16, 8, resample="up", fir=True, scale=1.0, attention=None, norm=norm)

@@ -41,10 +41,11 @@ def run(model, *inputs):
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("largest", [norms.LARGEST_PLAIN_GROUP, 0])
-def test_a_norm_equals_float64(largest, shifted, rng, monkeypatch):
+@pytest.mark.parametrize(("largest", "longest"), [(norms.LARGEST_PLAIN_GROUP, 16), (0, 16), (0, 240)])
+def test_a_norm_equals_float64(largest, longest, shifted, rng, monkeypatch):
+    """Images of 12 x 20 pixels: 15 rows a channel, or one."""
     monkeypatch.setattr(norms, "LARGEST_PLAIN_GROUP", largest)
-    monkeypatch.setattr(norms, "LONGEST_SUM", 16)
+    monkeypatch.setattr(norms, "LONGEST_SUM", longest)
     layer = Norm()
     with torch.no_grad():
         layer.norm.weight.copy_(torch.tensor(rng.normal(1, 0.3, 16)))
