@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sde_onnx.export.cuda import CONTRIB_DOMAIN, TO_FIRST, TO_LAST
-from sde_onnx.export.nodes import Nodes
+from sde_onnx.export.nodes import Nodes, replace_nodes
 
 __all__ = ["emulated"]
 
@@ -45,11 +45,7 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes.add("CastLike", result, node.input[0], output=node.output[0])
         written.extend(nodes.nodes)
         graph.initializer.extend(nodes.constants.values())
-    used = {name for node in written for name in node.input}
-    kept = [item for item in graph.initializer if item.name in used]   # not the weights of the kernels
-    for name, items in (("node", written), ("initializer", kept)):
-        del getattr(graph, name)[:]
-        getattr(graph, name).extend(items)
+    replace_nodes(graph, written)   # and not the weights of the kernels
     for entry in list(copy.opset_import):
         if entry.domain == CONTRIB_DOMAIN:
             copy.opset_import.remove(entry)

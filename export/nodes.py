@@ -1,14 +1,15 @@
-"""Nodes of an ONNX graph, written one after another."""
+"""Nodes of an ONNX graph, written one after another, and read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Nodes"]
+__all__ = ["Nodes", "concatenated", "replace_nodes", "shapes_of"]
 
 
 class Nodes:
@@ -43,3 +44,26 @@ class Nodes:
     def reshape(self, x: str, *shape: int) -> str:
         """Adds a Reshape; at most one size may be -1."""
         return self.add("Reshape", x, self.constant(np.array(shape)))
+
+
+def shapes_of(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """The shapes of a graph's inputs and results, by name; 0 for what is not fixed."""
+    return {item.name: [size.dim_value for size in item.type.tensor_type.shape.dim]
+            for item in (*graph.input, *graph.value_info)}
+
+
+def concatenated(graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """The parts of every concatenation of channels, by the name of its result."""
+    return {node.output[0]: list(node.input) for node in graph.node
+            if node.op_type == "Concat" and helper.get_node_attr_value(node, "axis") == 1}
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Replaces all nodes of a graph, and removes the constants that nothing reads any more."""
+    nodes = list(nodes)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [item for item in graph.initializer if item.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

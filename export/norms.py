@@ -14,13 +14,15 @@ sum. ``q - m^2`` loses precision where a group's mean is many times its deviatio
 sums, a few 1e-7. In the bundled model that ratio is 13 at most; the check at export measures what it costs.
 
 Moments belong to a tensor and not to a norm: a skip connection's are those that its own level has taken, and those of a
-concatenation are its parts' put together.
+concatenation are its parts' put together. A concatenation of large images is normalized part by part, so that it need
+not be made before (concatenations.py).
 
 A norm is one node while the network is traced, which saves the exporter most of its work, and is written out after.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 
@@ -31,13 +33,13 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from sde_onnx.export.layers import GroupNorm
-from sde_onnx.export.nodes import Nodes
+from sde_onnx.export.nodes import Nodes, concatenated, replace_nodes, shapes_of
 
 __all__ = ["mark_norms", "write_norms"]
 
 DOMAIN, OPERATOR = "sde_onnx", "GroupNorm"   # of the node that stands for a norm until write_norms
 LARGEST_PLAIN_GROUP = 1 << 11   # values; up to here ONNX Runtime's kernel is as fast and as accurate
-LONGEST_SUM = 1 << 11           # values; longer ones are means of means
+LONGEST_SUM = 1 << 11           # values; longer ones are means of means, and images of more pixels are large
 
 
 class MarkedNorm(GroupNorm):
@@ -67,10 +69,7 @@ def write_norms(model: onnx.ModelProto) -> None:
     """Writes out every marked norm of a traced model, in place, in operators of ONNX."""
     graph = model.graph
     values = {item.name: item for item in graph.initializer}
-    shapes = {item.name: [size.dim_value for size in item.type.tensor_type.shape.dim]
-              for item in (*graph.input, *graph.value_info)}
-    parts = {node.output[0]: list(node.input) for node in graph.node
-             if node.op_type == "Concat" and helper.get_node_attr_value(node, "axis") == 1}
+    shapes, parts = shapes_of(graph), concatenated(graph)
     moments: dict[str, tuple[str, str]] = {}
     nodes = []
     for node in graph.node:
@@ -84,12 +83,7 @@ def write_norms(model: onnx.ModelProto) -> None:
         writer.write(gain, bias, shift[0] if shift else None, attributes["epsilon"])
         nodes.extend(writer.nodes)
         graph.initializer.extend(writer.constants.values())
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [item for item in graph.initializer if item.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    replace_nodes(graph, nodes)
     for entry in list(model.opset_import):
         if entry.domain == DOMAIN:
             model.opset_import.remove(entry)
@@ -147,7 +141,14 @@ class _NormWriter(Nodes):
         moved = self.add("Mul", self.add("Sub", off_centre, mean), factor)
         summand = self.add("Add", moved, self.constant(bias.reshape(self.grouped)))
         factor, summand = (self._reshape(value, self.channels, 1, 1) for value in (factor, summand))
-        self.add("Add", self.add("Mul", self.x, factor), summand, output=self.prefix)
+        if self.x not in self.parts or self.height * self.width <= LONGEST_SUM:
+            self.add("Add", self.add("Mul", self.x, factor), summand, output=self.prefix)
+            return
+        parts = self.parts[self.x]
+        sizes = [self.shapes[part][1] for part in parts]
+        each = zip(parts, self._split(factor, sizes), self._split(summand, sizes), strict=True)
+        normalized = [self.add("Add", self.add("Mul", x, factor), summand) for x, factor, summand in each]
+        self.add("Concat", *normalized, axis=1, output=self.prefix)
 
     def _channel_moments(self, x: str) -> tuple[str, str]:
         """Mean and mean square of each channel of a value, ``[N, C]``; taken once for all norms."""
@@ -175,6 +176,13 @@ class _NormWriter(Nodes):
             return self._mean(self.add("Mul", rows, rows), 3)
         total = self.add("ReduceSumSquare", rows, self.constant(np.array([3])), keepdims=0)
         return self.add("Mul", total, self.constant(np.float32(1 / length)))
+
+    def _split(self, x: str, sizes: list[int]) -> list[str]:
+        """Channels in turn."""
+        starts = np.cumsum([0, *sizes])
+        axis = self.constant(np.array([1]))
+        return [self.add("Slice", x, *(self.constant(np.array([limit])) for limit in limits), axis)
+                for limits in itertools.pairwise(starts)]
 
     def _mean(self, x: str, axis: int, *, keep: bool = False) -> str:
         return self.add("ReduceMean", x, self.constant(np.array([axis])), keepdims=int(keep))

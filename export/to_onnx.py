@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sde_onnx.errors import ConfigError, OutputError, ParityError
 from sde_onnx.export.checkpoints import Checkpoint
+from sde_onnx.export.concatenations import split_concatenations
 from sde_onnx.export.cuda import PRECISIONS as CUDA_PRECISIONS
 from sde_onnx.export.cuda import write_for_cuda
 from sde_onnx.export.emulation import emulated
@@ -130,6 +131,7 @@ def build_model(network: NCSNpp, *, target: str = "any", precision: str = "fp32"
         add_update(model, (config.image_channels, config.image_size, config.image_size))
     else:
         write_norms(model)
+        split_concatenations(model)
     onnx.checker.check_model(model)
     return model
 

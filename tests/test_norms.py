@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sde_onnx.export import norms, to_onnx
+from sde_onnx.export.concatenations import split_concatenations
 from sde_onnx.export.layers import group_norm
 from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
 
@@ -106,3 +107,33 @@ def test_moments_are_taken_once_for_each_tensor(monkeypatch, rng):
     # Of x, y and the first result: a mean of rows and one of those, for mean and square; and of groups, two each.
     assert kinds["ReduceMean"] == 3 * 4 + 2 * 2
     np.testing.assert_allclose(run(model, x, y), expected, atol=1e-5)
+
+
+def test_a_large_concatenation_is_never_made(monkeypatch, rng):
+    """Its norm reads the parts, and so does a 1x1 convolution; a small one is made once for both."""
+    monkeypatch.setattr(norms, "LARGEST_PLAIN_GROUP", 0)
+
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = group_norm(18, groups=3, eps=1e-6)   # the second group is of two parts
+            self.shortcut = torch.nn.Conv2d(18, 4, 1)
+
+        def forward(self, x, y, z):
+            both = torch.cat([x, y, z], dim=1)
+            return self.norm(both)[:, :4] + self.shortcut(both)
+
+    layer = Decoder().eval()
+    randomize(layer, 1)
+    parts = [torch.tensor(rng.normal(mean, 2, (2, channels, 8, 8)), dtype=torch.float32)
+             for mean, channels in ((1, 7), (-3, 9), (0, 2))]
+    with torch.no_grad():
+        expected = layer(*parts).numpy()
+    for longest, convolutions, concatenations in ((64, 1, ["node_cat"]), (32, 3, [])):
+        monkeypatch.setattr(norms, "LONGEST_SUM", longest)
+        model = write(layer, *parts)
+        split_concatenations(model)
+        onnx.checker.check_model(model, full_check=True)
+        assert sum(node.op_type == "Conv" for node in model.graph.node) == convolutions
+        assert [node.name for node in model.graph.node if node.name == "node_cat"] == concatenations
+        np.testing.assert_allclose(run(model, *parts), expected, rtol=1e-4, atol=1e-4)
