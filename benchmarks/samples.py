@@ -48,7 +48,7 @@ def cached_samples(
     """
     path = model_file or sde_onnx.bundled_model()
     metadata = sde_onnx.read_metadata(path)
-    chosen = chosen_options(solver, {"snr": metadata.snr, "n_corrector": metadata.n_corrector}, options)
+    chosen = chosen_options(solver, metadata.solver_options, options)
     steps = step_count(solver, metadata.schedule, steps)
     settings = [sha256(path), solver, steps, provider, precision, chosen, CHUNK]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ from sde_onnx.fixed_steps import churned_levels, dpm_solver, heun, heun_step, mu
 from sde_onnx.metadata import ModelMetadata
 from sde_onnx.samplers import PredictorCorrectorStep, predictor_corrector, told
 from sde_onnx.schedule import NoiseLevel
-from sde_onnx.solvers import SOLVERS, chosen_options, noise_levels, step_count
+from sde_onnx.solvers import SOLVERS, solver_settings
 
 __all__ = ["SCORE", "SCORE_DOMAIN", "TracedStep", "trace_step", "traced_step"]
 
@@ -148,13 +148,11 @@ def _takes(metadata: ModelMetadata, solver: str, steps: int, options: Mapping[st
 
 
 def _fixed_step(metadata: ModelMetadata, solver: str, steps: int | None, options: Mapping[str, Any]) -> TracedStep:
-    count = step_count(solver, metadata.schedule, steps)
-    chosen = chosen_options(solver, {"snr": metadata.snr, "n_corrector": metadata.n_corrector}, options)
-    start = SOLVERS[solver].start
+    settings = solver_settings(solver, metadata.schedule, steps, model_options=metadata.solver_options, options=options)
+    start, sigmas, chosen = settings.start, settings.sigmas, settings.options
     if start is predictor_corrector and chosen["langevin_norm"] == "image":
-        return _PredictorCorrector(PredictorCorrectorStep(metadata.schedule, **chosen), count)
-    if start in EMBEDDED and not chosen.pop("measure_noise", False):
-        sigmas = noise_levels(metadata.schedule, count, chosen)
+        return _PredictorCorrector(PredictorCorrectorStep(metadata.schedule, **chosen), settings.count)
+    if start in EMBEDDED and not settings.measure_noise:
         # Refuses what the host's loop would: nothing is computed before the first step is asked for.
         start(_score, iter(()).__next__, sigmas, **chosen)
         return EMBEDDED[start](sigmas, **chosen)

@@ -127,9 +127,7 @@ def solver_steps(
         InputError: see :func:`sample`; at once, while nothing is computed before the first step is asked for.
     """
     metadata = model.metadata
-    arguments: dict[str, Any] = {
-        "model_options": {"snr": metadata.snr, "n_corrector": metadata.n_corrector}, "options": options,
-    }
+    arguments: dict[str, Any] = {"model_options": metadata.solver_options, "options": options}
     table = None if model.loop_for is None else solver_table(solver, metadata.schedule, steps, **arguments)
     if table is None or model.loop_for is None:
         return start_solver(solver, model, noise, metadata.schedule, steps, **arguments)

@@ -43,6 +43,11 @@ class ModelMetadata:
         if not all(isinstance(value, Mapping) for value in objects):
             raise ConfigError("architecture, source, parity and versions must be objects")
 
+    @property
+    def solver_options(self) -> dict[str, float]:
+        """What the model says of solvers' options that are left to it, by name."""
+        return {"snr": self.snr, "n_corrector": self.n_corrector}
+
     def to_json(self) -> str:
         """The metadata as the JSON text that the file holds."""
         return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)

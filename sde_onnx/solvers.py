@@ -15,8 +15,8 @@ from sde_onnx.noise_level import tell_measured_noise
 from sde_onnx.samplers import ScoreFunction, Step, predictor_corrector
 from sde_onnx.schedule import VeSchedule
 
-__all__ = ["DEFAULT_QUALITY", "DEFAULT_SOLVER", "QUALITIES", "SCHEDULES", "SOLVERS", "Solver", "chosen_options",
-           "noise_levels", "start_solver", "step_count", "what_is_meant"]
+__all__ = ["DEFAULT_QUALITY", "DEFAULT_SOLVER", "QUALITIES", "SCHEDULES", "SOLVERS", "Solver", "SolverSettings",
+           "chosen_options", "solver_settings", "start_solver", "step_count", "what_is_meant"]
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,36 @@ def start_solver(
         InputError: an unknown solver, an option that it does not have (names those that do), or a value out of its
             range.
     """
-    count = step_count(name, schedule, steps)
-    solver = SOLVERS[name]
-    chosen = chosen_options(name, model_options, options)
-    if solver.start is predictor_corrector:
-        return predictor_corrector(score, noise, schedule, count, **chosen)
-    if solver.steps == 0:
-        return solver.start(score, noise, schedule, **chosen)
-    if chosen.pop("measure_noise", False):
+    settings = solver_settings(name, schedule, steps, model_options=model_options, options=options)
+    if settings.start is predictor_corrector:
+        return predictor_corrector(score, noise, schedule, settings.count, **settings.options)
+    if settings.sigmas is None:
+        return settings.start(score, noise, schedule, **settings.options)
+    if settings.measure_noise:
         score = tell_measured_noise(score)
-    sigmas = noise_levels(schedule, count, chosen)
-    return solver.start(score, noise, sigmas, **chosen)
+    return settings.start(score, noise, settings.sigmas, **settings.options)
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """All that a solver is started with, but score and noise."""
+
+    start: Callable[..., Iterator[Step]]
+    count: int                      # steps; 0 if that shows on the way
+    options: Mapping[str, Any]      # keyword arguments of start
+    sigmas: list[float] | None      # the noise levels, where start takes them and not the schedule
+    measure_noise: bool             # whether the network is told the noise that it sees
+
+
+def solver_settings(
+    name: str, schedule: VeSchedule, steps: int | None, *, model_options: Mapping[str, Any], options: Mapping[str, Any]
+) -> SolverSettings:
+    """Completes and checks what was asked for. Arguments and errors: :func:`start_solver`, which checks the values."""
+    count = step_count(name, schedule, steps)
+    chosen = chosen_options(name, model_options, options)
+    measure_noise = chosen.pop("measure_noise", False)
+    sigmas = _noise_levels(schedule, count, chosen) if "schedule" in chosen else None
+    return SolverSettings(SOLVERS[name].start, count, chosen, sigmas, measure_noise)
 
 
 def chosen_options(name: str, model_options: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +175,7 @@ def chosen_options(name: str, model_options: Mapping[str, Any], options: Mapping
     return own | dict(options) | dict(solver.fixed)
 
 
-def noise_levels(schedule: VeSchedule, steps: int, chosen: dict[str, Any]) -> list[float]:
+def _noise_levels(schedule: VeSchedule, steps: int, chosen: dict[str, Any]) -> list[float]:
     """The noise levels that a solver's ``schedule`` and ``rho`` ask for; both are taken out of ``chosen``.
 
     Raises:

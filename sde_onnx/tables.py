@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.fixed_steps import churned_levels, dpm_solver, heun, multistep_weights
+from sde_onnx.fixed_steps import churned_levels, dpm_solver, multistep_weights
 from sde_onnx.samplers import PREDICTORS, PredictorCorrectorStep, predictor_corrector
 from sde_onnx.schedule import VeSchedule
-from sde_onnx.solvers import SOLVERS, chosen_options, noise_levels, step_count
+from sde_onnx.solvers import solver_settings
 from sde_onnx.steps import annealed_step_size
 
 __all__ = ["COLUMNS", "RESULTS", "TERMS", "SolverTable", "solver_table"]
@@ -79,14 +79,12 @@ def solver_table(
     name: str, schedule: VeSchedule, steps: int | None, *, model_options: Mapping[str, Any], options: Mapping[str, Any]
 ) -> SolverTable | None:
     """Returns the table of a solver, or ``None`` if it has none. Arguments and errors: :func:`solvers.start_solver`."""
-    count = step_count(name, schedule, steps)
-    chosen = chosen_options(name, model_options, options)
-    start = SOLVERS[name].start
+    settings = solver_settings(name, schedule, steps, model_options=model_options, options=options)
+    start, sigmas, chosen = settings.start, settings.sigmas, settings.options
     if start is predictor_corrector:
-        return _predictor_corrector(PredictorCorrectorStep(schedule, **chosen), count)
-    if start not in (dpm_solver, heun) or chosen.pop("measure_noise", False):
+        return _predictor_corrector(PredictorCorrectorStep(schedule, **chosen), settings.count)
+    if sigmas is None or settings.measure_noise:
         return None
-    sigmas = noise_levels(schedule, count, chosen)
     start(_nothing, _nothing, sigmas, **chosen)   # refuses bad arguments; computes nothing before its first step
     return _multistep(sigmas, **chosen) if start is dpm_solver else _heun(sigmas, **chosen)
 

@@ -55,7 +55,7 @@ def device_model(files, monkeypatch):
 def table_of(model, solver, steps, **options):
     metadata = model.metadata
     return solver_table(solver, metadata.schedule, steps, options=options,
-                        model_options={"snr": metadata.snr, "n_corrector": metadata.n_corrector})
+                        model_options=metadata.solver_options)
 
 
 SOLVERS = [
