@@ -1,4 +1,4 @@
-"""The errors of sde-onnx: one root, and a subclass where a caller may want to tell the cause.
+"""The errors and warnings of sde-onnx: one root of errors, and a subclass where a caller may want to tell the cause.
 
 A message says what was got, what was expected and what to do, in one line; the command line prints it as it is.
 """
@@ -16,6 +16,7 @@ __all__ = [
     "ParityError",
     "ProviderError",
     "SdeOnnxError",
+    "SlowPrecisionWarning",
 ]
 
 
@@ -57,3 +58,7 @@ class NonFiniteError(SdeOnnxError, ArithmeticError):
 
 class OutputError(SdeOnnxError, OSError):
     """An output exists already or cannot be written."""
+
+
+class SlowPrecisionWarning(UserWarning):
+    """A precision was asked for that is slower here than float32."""

@@ -1,8 +1,9 @@
 """OpenVINO's CPU plugin for ONNX Runtime: found, registered, configured.
 
-It brings what ONNX Runtime's own CPU provider has not: convolutions in bfloat16, on the matrix units (AMX) of the
-processors that have them. The package ``onnxruntime-ep-openvino`` is an extra; without it nothing here is used. It runs
-on Intel's processors alone, though OpenVINO itself would not mind others (microsoft/onnxruntime, pull request 31981).
+It brings what ONNX Runtime's own CPU provider has not: convolutions in bfloat16, which pay on the matrix units (AMX) of
+the processors that have them. The package ``onnxruntime-ep-openvino`` is an extra; without it nothing here is used. It
+runs on Intel's processors alone, though OpenVINO itself would not mind others (microsoft/onnxruntime, pull request
+31981).
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import functools
 import importlib.util
 import json
 import os
+from pathlib import Path
 
 import onnxruntime as ort
 
 from sde_onnx.files import cache_folder
 from sde_onnx.threads import available_cores
 
-__all__ = ["PRECISIONS", "add_openvino", "why_not"]
+__all__ = ["PRECISIONS", "add_openvino", "why_not", "why_slow"]
 
 EXTRA = "pip install 'sde-onnx[openvino]'"
 PACKAGE = "onnxruntime_ep_openvino"
 REGISTRATION = "sde_onnx_openvino"
 INTEL = 0x8086   # vendor number
+CPUINFO = Path("/proc/cpuinfo")   # Linux alone tells the processor's instructions
 # Our names of what the network computes in, and OpenVINO's.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -35,6 +38,16 @@ def why_not() -> str | None:
     if not any(processor.vendor_id == INTEL for processor in processors):
         vendors = ", ".join(sorted({processor.vendor for processor in processors}))
         return f"its plugin takes Intel's processors only, this one is of {vendors}"
+    return None
+
+
+def why_slow(precision: str) -> str | None:
+    """Why a precision is slower here than float32, or ``None`` if nothing is known that would make it so.
+
+    Without matrix units: benchmarks/results/cpu.json has a processor with AVX512_BF16 alone.
+    """
+    if precision == "bf16" and CPUINFO.exists() and "amx_bf16" not in CPUINFO.read_text():
+        return "bf16 is slower than fp32 on this processor, which has no matrix units for it (AMX)"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from sde_onnx import openvino
 from sde_onnx.cuda import CUDA_PRECISIONS
 from sde_onnx.device_loop import DeviceLoop
-from sde_onnx.errors import InputError, ModelFileError, ProviderError
+from sde_onnx.errors import InputError, ModelFileError, ProviderError, SlowPrecisionWarning
 from sde_onnx.metadata import KEY, SAMPLER_KEY, ModelMetadata, metadata_properties
 from sde_onnx.providers import ORT_ERRORS, choose_provider, open_session
 
@@ -140,6 +142,8 @@ def load(
         InputError: an unknown provider or precision, or one that does not go with the other; threads below 1.
         ModelFileError: the file is missing, damaged, or not ours.
         ProviderError: the provider was asked for by name and cannot run here.
+
+    Warns with a ``SlowPrecisionWarning`` where the precision is slower than float32 on this processor.
     """
     path = Path(path)
     if threads is not None and threads < 1:
@@ -148,6 +152,8 @@ def load(
     chosen, precision = _provider_for(path, metadata, provider, precision)
     if session_options is not None and chosen == "openvino":
         raise InputError("session_options go with provider cuda or cpu; openvino takes precision and threads")
+    if chosen == "openvino" and (reason := openvino.why_slow(precision)) is not None:
+        warnings.warn(reason, SlowPrecisionWarning, stacklevel=2)
 
     @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
     def open_for(batch: int | None) -> ort.InferenceSession:

@@ -15,6 +15,7 @@ from networks import noisy_images, relative_error
 
 runs_here = pytest.mark.skipif(openvino.why_not() is not None, reason=str(openvino.why_not()))
 SIGMAS = (0.01, 0.5, 50.0)
+pytestmark = pytest.mark.filterwarnings("ignore::sde_onnx.errors.SlowPrecisionWarning")   # true of some machines
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,19 @@ def test_auto_prefers_it_in_fp32_and_says_so(model_file, tmp_path):
     result = CliRunner().invoke(main, arguments)
     assert "openvino fp32" in result.output
     assert sde_onnx.load(model_file, precision="bf16").provider == "openvino"
+
+
+@runs_here
+@pytest.mark.parametrize("flags", ["avx512_bf16", "avx512_bf16 amx_bf16 amx_tile"])
+def test_bf16_without_matrix_units_is_said_to_be_slow(flags, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu avx2 {flags}\n")
+    monkeypatch.setattr(openvino, "CPUINFO", tmp_path / "cpuinfo")
+    arguments = ["bench", "--seconds", "0.1", "--batch-size", "1", "--provider", "openvino", "--precision"]
+    slow, plain = (CliRunner().invoke(main, [*arguments, precision]) for precision in ("bf16", "fp32"))
+    assert slow.exit_code == plain.exit_code == 0, slow.output + plain.output
+    told = "Note: bf16 is slower than fp32 on this processor, which has no matrix units for it (AMX)\n"
+    assert slow.stderr == ("" if "amx" in flags else told)
+    assert plain.stderr == ""
 
 
 @runs_here

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sde_onnx.cli.runtime import runtime_options
+from sde_onnx.cli.runtime import notes, runtime_options
 
 __all__ = ["bench_command"]
 
@@ -34,7 +34,8 @@ def bench_command(
     from sde_onnx.session import load
     from sde_onnx.solvers import step_count, what_is_meant
 
-    score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
+    with notes():
+        score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
     result = benchmark(score_model, batch_size=batch_size, seconds=seconds)
     low, high = min(result.evaluations), max(result.evaluations)
     click.echo(f"{score_model.path.name}: {score_model.provider} {score_model.precision}, batch {result.batch_size}")

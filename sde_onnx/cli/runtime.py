@@ -1,13 +1,31 @@
-"""The options of every command that runs a network: provider, precision, threads."""
+"""What every command that runs a network has: options for provider, precision and threads, and notes on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
-__all__ = ["runtime_options"]
+from sde_onnx.errors import SlowPrecisionWarning
+
+__all__ = ["notes", "runtime_options"]
+
+NOTES = (ResourceWarning, SlowPrecisionWarning)   # of these a user of the command line is told
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Says at its end what was warned of in it, a line each."""
+    with warnings.catch_warnings(record=True) as told:
+        for category in NOTES:
+            warnings.simplefilter("always", category)
+        yield
+    for warning in told:
+        if issubclass(warning.category, NOTES):
+            click.echo(f"Note: {warning.message}", err=True)
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sde_onnx.cli.runtime import runtime_options
+from sde_onnx.cli.runtime import notes, runtime_options
 from sde_onnx.cli.seeds import format_seeds, parse_seeds
 from sde_onnx.cli.solving import QUALITY_NAMES, SOLVER_NAMES, solver_options
 
@@ -72,13 +71,13 @@ def sample_command(
     if quality is not None and (solver is not None or steps is not None):
         raise click.UsageError("--quality chooses the solver and its steps: leave out --solver and --steps")
     outputs = plan_outputs(output, seeds, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
-    score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
+    with notes():
+        score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
     given = {name: value for name, value in options.items() if value is not None}
     solver, steps, options = what_is_meant(quality, solver, steps, given)
     count = step_count(solver, score_model.metadata.schedule, steps)
     depend = options.get("langevin_norm") == "batch"
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", ResourceWarning)
+    with notes():
         batch_size = choose_batch_size(score_model, len(seeds), batch_size or outputs.batch_size, images_depend=depend)
         batches = sample_batches(score_model, seeds, steps, solver=solver, batch_size=batch_size, **options)
     outputs.begin({
@@ -86,8 +85,6 @@ def sample_command(
         "precision": score_model.precision, "solver": solver, "steps": count, "options": options,
         "batch_size": batch_size, "seeds": format_seeds(seeds) if depend else None,
     })
-    for warning in told:
-        click.echo(f"Note: {warning.message}", err=True)
     resumed = nfe = 0
     start = time.monotonic()
     with tqdm(total=len(seeds) * count or None, unit="step", disable=None) as bar:
