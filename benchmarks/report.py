@@ -24,16 +24,16 @@ LINE_TO_BEAT = 2000   # evaluations of the reference that cheap solvers are held
 CHEAP = 25
 
 
-def cpu_section(cpu: dict[str, Any], loop: dict[str, Any]) -> str:
-    """The README's text on the speed of CPUs, from what evaluations.py and loop.py have written."""
+def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] | None) -> str:
+    """The README's text on the speed of CPUs, from what evaluations.py and loop.py have written.
+
+    ``amx`` is a run on a processor with matrix units, shown beside one without.
+    """
     rows = cpu["rows"]
-    about = rows[-1]["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     shares = "; ".join(f"{row['network']} at batch {row['batch_size']}, {row['provider']} {row['precision']}: "
                        f"{100 * row['loop_share']:.1f}%" for row in loop["rows"])
     return "\n".join([
-        f"`make bench-full` on {about['cores']} cores ({about['cpu']}, {', '.join(about['cpu_features'])}; "
-        f"{versions}). Times faster",
+        f"`make bench-full` on {_machine(rows)}. Times faster",
         "than diffusers' module in eager PyTorch float32 at batch 1, and in parentheses the largest relative error "
         "against it over",
         "three noise levels:",
@@ -48,13 +48,27 @@ def cpu_section(cpu: dict[str, Any], loop: dict[str, Any]) -> str:
         "",
         *_table(rows, 1, lambda subject, _: f"{subject['peak_mb']:.0f}"),
         "",
+        *([] if amx is None else _with_matrix_units(amx["rows"])),
         f"Of a sampling run the loop outside the network takes ({shares}).",
         "",
         "![How many times faster than eager PyTorch](docs/cpu.png)",
         "",
         "Raw samples: [`benchmarks/results/cpu.json`](benchmarks/results/cpu.json), "
-        "[`benchmarks/results/loop.json`](benchmarks/results/loop.json).",
+        "[`benchmarks/results/loop.json`](benchmarks/results/loop.json)"
+        + ("." if amx is None else ", [`benchmarks/results/cpu_amx.json`](benchmarks/results/cpu_amx.json)."),
     ])
+
+
+def _with_matrix_units(rows: list[dict[str, Any]]) -> list[str]:
+    commits = ", ".join(dict.fromkeys(row["environment"]["commit"][:7] for row in rows))
+    return ["With matrix units for bfloat16 (AMX), at batch 1, measured earlier (commits",
+            f"{commits}) on {_machine(rows)}:", "", *_table(rows, 1, _speed), ""]
+
+
+def _machine(rows: list[dict[str, Any]]) -> str:
+    about = rows[-1]["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return f"{about['cores']} cores ({about['cpu']}, {', '.join(about['cpu_features'])}; {versions})"
 
 
 def gpu_section(cuda: dict[str, Any] | None, fp16: dict[str, Any] | None) -> str:
@@ -262,7 +276,7 @@ def main() -> None:
 
 # What stands between which marks, and the result files that it is written from.
 SECTIONS = [
-    (CPU_MARKS, cpu_section, ["cpu.json", "loop.json"]),
+    (CPU_MARKS, cpu_section, ["cpu.json", "loop.json", "cpu_amx.json"]),
     (BF16_MARKS, bf16_section, ["bf16.json"]),
     (GPU_MARKS, gpu_section, ["cuda.json", "fp16.json"]),
     (QUALITY_MARKS, quality_section, ["quality.json"]),
