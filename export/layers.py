@@ -129,15 +129,21 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, channels, height, width = x.shape
         tokens = self.norm(x).reshape(n, channels, height * width).transpose(1, 2)
-        query, key, value = (
-            layer(tokens).reshape(n, height * width, self.heads, channels // self.heads).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        logits = query @ key.transpose(2, 3)
+        query, key, value = (self._heads_of(layer(tokens)) for layer in (self.query, self.key, self.value))
+        logits = query @ key.transpose(-2, -1)
         weights = torch.softmax(logits if self.logit_scale == 1 else logits * self.logit_scale, dim=-1)
-        mixed = (weights @ value).transpose(1, 2).reshape(n, height * width, channels)
+        mixed = weights @ value
+        if self.heads > 1:
+            mixed = mixed.transpose(1, 2).reshape(n, height * width, channels)
         mixed = self.out(mixed).transpose(1, 2).reshape(x.shape)
         return _residual_sum(x, mixed, input_scale=self.input_scale, scale=self.scale)
+
+    def _heads_of(self, tokens: Tensor) -> Tensor:
+        """``[N, HW, C] -> [N, heads, HW, C / heads]``; one head needs no dimension of its own."""
+        if self.heads == 1:
+            return tokens
+        n, length, channels = tokens.shape
+        return tokens.reshape(n, length, self.heads, channels // self.heads).transpose(1, 2)
 
 
 class ResnetBlock(nn.Module):

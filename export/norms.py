@@ -161,21 +161,17 @@ class _NormWriter(Nodes):
                 # of its convolutions, and reorder both.
                 _, channels, height, width = self.shapes[x]
                 length = math.gcd(height * width, LONGEST_SUM)
-                rows = self._reshape(x, channels, count := height * width // length, length)
-                mean, square = self._mean(rows, 3), self._mean_square(rows, count, length)
-                self.moments[x] = self._mean(mean, 2), self._mean(square, 2)
+                if (count := height * width // length) == 1:
+                    rows = self._reshape(x, channels, length)
+                    self.moments[x] = self._mean(rows, 2), self._mean(self.add("Mul", rows, rows), 2)
+                else:
+                    # One reduction beats a product and its mean, which go through memory once more; above, within a
+                    # cache, it is slower, for it has more to compute.
+                    rows = self._reshape(x, channels, count, length)
+                    total = self.add("ReduceSumSquare", rows, self.constant(np.array([3])), keepdims=0)
+                    square = self.add("Mul", total, self.constant(np.float32(1 / length)))
+                    self.moments[x] = self._mean(self._mean(rows, 3), 2), self._mean(square, 2)
         return self.moments[x]
-
-    def _mean_square(self, rows: str, count: int, length: int) -> str:
-        """Of rows ``[N, C, count, length]``: ``[N, C, count]``.
-
-        A large image has several rows a channel. There one reduction is faster than a product and its mean, which go
-        through memory once more; within a cache it is slower, for it has more to compute.
-        """
-        if count == 1:
-            return self._mean(self.add("Mul", rows, rows), 3)
-        total = self.add("ReduceSumSquare", rows, self.constant(np.array([3])), keepdims=0)
-        return self.add("Mul", total, self.constant(np.float32(1 / length)))
 
     def _split(self, x: str, sizes: list[int]) -> list[str]:
         """Channels in turn."""

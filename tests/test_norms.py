@@ -104,8 +104,8 @@ def test_moments_are_taken_once_for_each_tensor(monkeypatch, rng):
         expected = layer(x, y).numpy()
     model = write(layer, x, y)
     kinds = collections.Counter(node.op_type for node in model.graph.node)
-    # Of x, y and the first result: a mean of rows and one of those, for mean and square; and of groups, two each.
-    assert kinds["ReduceMean"] == 3 * 4 + 2 * 2
+    # Of x, y and the first result: a mean of pixels and one of their squares; and of groups, two each.
+    assert kinds["ReduceMean"] == 3 * 2 + 2 * 2
     np.testing.assert_allclose(run(model, x, y), expected, atol=1e-5)
 
 
