@@ -22,6 +22,7 @@ TITLES = {"digits": "digits 16²", "32": "32², 62 M", "256": "256², 66 M", "10
 OURS = "sde-onnx"
 LINE_TO_BEAT = 2000   # evaluations of the reference that cheap solvers are held against
 CHEAP = 25
+MATRIX_UNITS = "amx_bf16"   # the feature of a processor
 
 
 def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] | None) -> str:
@@ -30,8 +31,6 @@ def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] |
     ``amx`` is a run on a processor with matrix units, shown beside one without.
     """
     rows = cpu["rows"]
-    shares = "; ".join(f"{row['network']} at batch {row['batch_size']}, {row['provider']} {row['precision']}: "
-                       f"{100 * row['loop_share']:.1f}%" for row in loop["rows"])
     return "\n".join([
         f"`make bench-full` on {_machine(rows)}. Times faster",
         "than diffusers' module in eager PyTorch float32 at batch 1, and in parentheses the largest relative error "
@@ -49,7 +48,9 @@ def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] |
         *_table(rows, 1, lambda subject, _: f"{subject['peak_mb']:.0f}"),
         "",
         *([] if amx is None else _with_matrix_units(amx["rows"])),
-        f"Of a sampling run the loop outside the network takes ({shares}).",
+        "Share of a sampling run outside the network:",
+        "",
+        *_shares(loop["rows"]),
         "",
         "![How many times faster than eager PyTorch](docs/cpu.png)",
         "",
@@ -57,6 +58,17 @@ def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] |
         "[`benchmarks/results/loop.json`](benchmarks/results/loop.json)"
         + ("." if amx is None else ", [`benchmarks/results/cpu_amx.json`](benchmarks/results/cpu_amx.json)."),
     ])
+
+
+def _shares(rows: list[dict[str, Any]]) -> list[str]:
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        kind = f"{TITLES[row['network']]} at batch {row['batch_size']}"
+        cells.setdefault(kind, {})[f"{row['provider']} {row['precision']}"] = f"{100 * row['loop_share']:.1f}%"
+    columns = list(dict.fromkeys(column for held in cells.values() for column in held))
+    return ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns),
+            *(f"| {kind} | " + " | ".join(held.get(column, "") for column in columns) + " |"
+              for kind, held in cells.items())]
 
 
 def _with_matrix_units(rows: list[dict[str, Any]]) -> list[str]:
@@ -197,32 +209,40 @@ def _speed(subject: dict[str, Any], is_reference: bool) -> str:
     return f"{subject['ratio']:.2f}x ({max(subject['errors'].values()):.0e})"
 
 
-def plot(cpu: dict[str, Any], path: Path) -> None:
-    """Draws the ratios at batch 1: a group of bars for each network."""
+def plot(cpu: dict[str, Any], amx: dict[str, Any] | None, path: Path) -> None:
+    """Draws the ratios at batch 1: a group of bars for each network, a panel for each of the two runs."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in cpu["rows"] if row["batch"] == 1]
+    runs = [run["rows"] for run in (cpu, amx) if run is not None]
+    figure, panels = plt.subplots(len(runs), figsize=(9, 3.7 * len(runs)), layout="constrained", squeeze=False)
+    for axes, rows in zip(panels[:, 0], runs, strict=True):
+        _draw_ratios(axes, [row for row in rows if row["batch"] == 1])
+    panels[0, 0].legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_ratios(axes: Any, rows: list[dict[str, Any]]) -> None:
+    from matplotlib import colormaps
+
     names = [name for name in rows[0]["subjects"] if name != rows[0]["reference"]]
-    colours = {name: plt.get_cmap("Blues" if name.startswith(OURS) else "Greys")(0.35 + 0.12 * index)
-               for index, name in enumerate(names)}
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     width = 0.85 / len(names)
     for index, name in enumerate(names):
         found = [(place, row["subjects"][name]["ratio"]) for place, row in enumerate(rows)
                  if "ratio" in row["subjects"].get(name, {})]
         bars = axes.bar([place + (index - (len(names) - 1) / 2) * width for place, _ in found],
-                        [value for _, value in found], width, label=name, color=colours[name])
+                        [value for _, value in found], width, label=name,
+                        color=colormaps["Blues" if name.startswith(OURS) else "Greys"](0.35 + 0.12 * index))
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(rows)), [TITLES[row["network"]] for row in rows])
     axes.set_ylabel("times faster than diffusers eager fp32")
-    axes.set_title(f"One network evaluation, batch 1, {rows[0]['environment']['cores']} cores")
+    about = rows[0]["environment"]
+    units = "with" if MATRIX_UNITS in about["cpu_features"] else "without"
+    axes.set_title(f"One network evaluation, batch 1, {about['cores']} cores {units} matrix units (AMX)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=130)
 
 
 def plot_quality(result: dict[str, Any], path: Path) -> None:
@@ -270,7 +290,7 @@ def main() -> None:
     for marks, write, names in SECTIONS:
         text = replaced(text, marks, write(*map(result, names)))
     README.write_text(text, encoding="utf-8")
-    plot(json.loads((RESULTS / "cpu.json").read_text()), PLOT)
+    plot(json.loads((RESULTS / "cpu.json").read_text()), result("cpu_amx.json"), PLOT)
     plot_quality(json.loads((RESULTS / "quality.json").read_text()), QUALITY_PLOT)
 
 
