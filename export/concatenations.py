@@ -1,11 +1,14 @@
 """Concatenations of channels that are never made: what reads them reads their parts.
 
-A decoder block reads the features and a skip connection side by side. Its norm is written for each part (norms.py).
-What is left is its shortcut, a 1x1 convolution of both, which is a convolution of either and a sum; the sum costs ONNX
-Runtime no pass of its own. So a tensor of the widest kind is neither written nor put into another layout.
+A decoder block reads the features and a skip connection side by side. Its norm is written for each part (norms.py), and
+SiLU acts on each value alone. What is left are convolutions, of the norm and of the shortcut: each is a convolution of
+every part and a sum, which costs ONNX Runtime no pass of its own. So a tensor of the widest kind is neither written nor
+put into another layout.
 """
 
 from __future__ import annotations
+
+import collections
 
 import numpy as np
 import onnx
@@ -17,11 +20,12 @@ __all__ = ["split_concatenations"]
 
 
 def split_concatenations(model: onnx.ModelProto) -> None:
-    """Splits, in place, every concatenation of channels of which 1x1 convolutions are all that reads it."""
+    """Splits, in place, every concatenation of channels that convolutions alone read, as it is or through a SiLU."""
     graph = model.graph
-    weights = {item.name: item for item in graph.initializer}
     shapes = shapes_of(graph)
-    read_whole = {name for node in graph.node if not _is_pointwise(node, weights) for name in node.input}
+    _concatenate_after_silu(graph, shapes)
+    weights = {item.name: item for item in graph.initializer}
+    read_whole = {name for node in graph.node if not _is_splittable(node, weights) for name in node.input}
     read_whole |= {item.name for item in graph.output}
     split = {name: parts for name, parts in concatenated(graph).items() if name not in read_whole}
     nodes: list[onnx.NodeProto] = []
@@ -34,9 +38,10 @@ def split_concatenations(model: onnx.ModelProto) -> None:
         x, weight, *bias = node.input
         parts = split[x]
         writer = Nodes(node.output[0])
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         limits = np.cumsum([shapes[part][1] for part in parts])[:-1]
         pieces = np.split(numpy_helper.to_array(weights[weight]), limits, axis=1)
-        convolved = [writer.add("Conv", part, writer.constant(piece), *(bias if index == 0 else []))
+        convolved = [writer.add("Conv", part, writer.constant(piece), *(bias if index == 0 else []), **attributes)
                      for index, (part, piece) in enumerate(zip(parts, pieces, strict=True))]
         writer.add("Sum", *convolved, output=node.output[0])
         nodes.extend(writer.nodes)
@@ -44,10 +49,33 @@ def split_concatenations(model: onnx.ModelProto) -> None:
     replace_nodes(graph, nodes)
 
 
-def _is_pointwise(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
-    """Whether a node is a plain 1x1 convolution."""
-    if node.op_type != "Conv" or node.input[1] not in weights or list(weights[node.input[1]].dims[2:]) != [1, 1]:
-        return False
+def _concatenate_after_silu(graph: onnx.GraphProto, shapes: dict[str, list[int]]) -> None:
+    """Makes the SiLU of a concatenation, where it alone reads that, one of SiLUs; their shapes are added."""
+    parts = concatenated(graph)
+    readers = collections.defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    written: dict[str, list[onnx.NodeProto]] = {}
+    dropped: set[str] = set()
+    for name in parts:
+        kinds = {node.op_type: node for node in readers[name]}
+        if len(readers[name]) != 2 or set(kinds) != {"Sigmoid", "Mul"}:
+            continue
+        gate, product = kinds["Sigmoid"].output[0], kinds["Mul"]
+        if set(product.input) != {name, gate} or len(readers[gate]) != 1:
+            continue
+        writer = Nodes(product.output[0])
+        pieces = [writer.add("Mul", part, writer.add("Sigmoid", part)) for part in parts[name]]
+        shapes |= {piece: shapes[part] for piece, part in zip(pieces, parts[name], strict=True)}
+        writer.add("Concat", *pieces, axis=1, output=product.output[0])
+        written[product.output[0]] = writer.nodes
+        dropped |= {name, gate}
+    replace_nodes(graph, [new for node in graph.node if node.output[0] not in dropped
+                          for new in written.get(node.output[0], [node])])
+
+
+def _is_splittable(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+    """Whether a node is a convolution of all channels with known weights."""
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    return attributes.get("group", 1) == 1 and set(attributes.get("strides", [1])) == {1} and not any(
-        attributes.get("pads", [0]))
+    return node.op_type == "Conv" and node.input[1] in weights and attributes.get("group", 1) == 1

@@ -83,6 +83,7 @@ def write_norms(model: onnx.ModelProto) -> None:
         writer.write(gain, bias, shift[0] if shift else None, attributes["epsilon"])
         nodes.extend(writer.nodes)
         graph.initializer.extend(writer.constants.values())
+        graph.value_info.extend(writer.value_info)
     replace_nodes(graph, nodes)
     for entry in list(model.opset_import):
         if entry.domain == DOMAIN:
@@ -112,6 +113,7 @@ class _NormWriter(Nodes):
         self.moments = moments
         _, self.channels, self.height, self.width = shapes[x]
         self.grouped = (groups, self.channels // groups)
+        self.value_info: list[onnx.ValueInfoProto] = []   # of what a concatenation's norm is put together from
 
     def write(self, gain: np.ndarray, bias: np.ndarray, shift: str | None, epsilon: float) -> None:
         small = self.grouped[1] * self.height * self.width <= LARGEST_PLAIN_GROUP
@@ -148,6 +150,8 @@ class _NormWriter(Nodes):
         sizes = [self.shapes[part][1] for part in parts]
         each = zip(parts, self._split(factor, sizes), self._split(summand, sizes), strict=True)
         normalized = [self.add("Add", self.add("Mul", x, factor), summand) for x, factor, summand in each]
+        self.value_info = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, *self.shapes[part][1:]])
+                           for name, part in zip(normalized, parts, strict=True)]
         self.add("Concat", *normalized, axis=1, output=self.prefix)
 
     def _channel_moments(self, x: str) -> tuple[str, str]:

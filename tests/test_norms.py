@@ -110,18 +110,19 @@ def test_moments_are_taken_once_for_each_tensor(monkeypatch, rng):
 
 
 def test_a_large_concatenation_is_never_made(monkeypatch, rng):
-    """Its norm reads the parts, and so does a 1x1 convolution; a small one is made once for both."""
+    """Its norm reads the parts, and so do convolutions, also after a SiLU; a small one is made once for all."""
     monkeypatch.setattr(norms, "LARGEST_PLAIN_GROUP", 0)
 
     class Decoder(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.norm = group_norm(18, groups=3, eps=1e-6)   # the second group is of two parts
+            self.conv = torch.nn.Conv2d(18, 4, 3, padding=1)
             self.shortcut = torch.nn.Conv2d(18, 4, 1)
 
         def forward(self, x, y, z):
             both = torch.cat([x, y, z], dim=1)
-            return self.norm(both)[:, :4] + self.shortcut(both)
+            return self.conv(F.silu(self.norm(both))) + self.shortcut(both)
 
     layer = Decoder().eval()
     randomize(layer, 1)
@@ -129,11 +130,13 @@ def test_a_large_concatenation_is_never_made(monkeypatch, rng):
              for mean, channels in ((1, 7), (-3, 9), (0, 2))]
     with torch.no_grad():
         expected = layer(*parts).numpy()
-    for longest, convolutions, concatenations in ((64, 1, ["node_cat"]), (32, 3, [])):
+    for longest, convolutions, concatenations in ((64, 2, ["cat"]), (32, 6, [])):
         monkeypatch.setattr(norms, "LONGEST_SUM", longest)
         model = write(layer, *parts)
         split_concatenations(model)
         onnx.checker.check_model(model, full_check=True)
         assert sum(node.op_type == "Conv" for node in model.graph.node) == convolutions
-        assert [node.name for node in model.graph.node if node.name == "node_cat"] == concatenations
+        moments = {name for node in model.graph.node if node.op_type == "Reshape" for name in node.input}
+        assert [node.output[0] for node in model.graph.node
+                if node.op_type == "Concat" and node.output[0] not in moments] == concatenations
         np.testing.assert_allclose(run(model, *parts), expected, rtol=1e-4, atol=1e-4)
