@@ -31,7 +31,7 @@ from timing import Measurement, Subject, compare, ratio
 REFERENCE = "diffusers eager fp32"
 NETWORK_NAMES = ("digits", "32", "256", "1024")
 COMPILE_LIMIT = 600.0     # seconds; a compiler that takes longer is stopped, and the result says so
-HALVED = ("1024",)        # eight processes side by side pass 24 GiB there
+APART = ("1024",)         # eight processes side by side pass 24 GiB there, and a plain export takes 10 of them
 LARGER_BATCHES = ("digits", "32")   # networks that are timed at more than one image: patience, at 256x256 memory too
 COMPILED_BATCHES = (1,)   # compilers run once more for every batch size
 
@@ -131,22 +131,26 @@ def inputs(folder: Path, batch: int, generator: np.random.Generator) -> dict[str
 
 
 def groups(name: str, chosen: list[Subject]) -> list[list[Subject]]:
-    """What runs side by side: everything, or where memory is short two halves, the reference in either."""
-    if name not in HALVED:
+    """What runs side by side: everything, or where memory is short three groups, the reference in each.
+
+    Short of memory, PyTorch becomes slower, which takes it from the system anew for every layer.
+    """
+    if name not in APART:
         return [chosen]
     reference, *others = chosen
-    in_torch = [subject for subject in others if subject.make in (diffusers_eager, diffusers_compiled)]
-    return [[reference, *in_torch], [reference, *(subject for subject in others if subject not in in_torch)]]
+    kinds = (diffusers_eager, diffusers_compiled), (plain_export,), (ours,)
+    return [[reference, *members] for kind in kinds if (members := [other for other in others if other.make in kind])]
 
 
 def values(measurements: dict[str, Measurement]) -> dict[str, dict[str, Any]]:
-    """Measurements as JSON values, each with its ratio to the reference that took turns with it."""
+    """Measurements as JSON values, each with the reference that took turns with it."""
     found = {}
     for name, measurement in measurements.items():
         found[name] = {key: value for key, value in asdict(measurement).items() if value == value}   # no NaN
         if not measurement.failure:
             found[name]["median"] = measurement.median
             found[name]["ratio"] = ratio(measurements, name, REFERENCE)
+            found[name]["reference_seconds"] = measurements[REFERENCE].seconds
     return found
 
 
@@ -181,7 +185,7 @@ def main() -> None:
             for group in groups(name, chosen):
                 measured = compare(group, x, sigma, cases, reference=REFERENCE, turns=arguments.turns,
                                    tell=lambda line: print("   ", line, flush=True))
-                found = values(measured) | found   # of the two references the first
+                found = values(measured) | found   # of the references the first
             for subject, result in found.items():
                 if not result["failure"]:
                     print(f"    {subject:32} {result['median'] * 1e3:9.1f} ms {result['ratio']:6.2f}x "
