@@ -15,7 +15,10 @@ def smooth_images(rng, count, size):
     return corners[:, :, :1, None] * ramps[:, None] + corners[:, :, 1:, None] * ramps
 
 
-@pytest.mark.parametrize("size", [64, 65])
+# The estimate from n differences has a relative deviation of 1.17 / sqrt(n): images are large enough for all tolerances
+# here to be ten times that.
+
+@pytest.mark.parametrize("size", [256, 257])
 def test_the_noise_of_smooth_images_is_measured(size, rng):
     sigma = np.array([0.02, 0.3, 5.0, 50.0])
     x = smooth_images(rng, 4, size) + sigma[:, None, None, None] * rng.standard_normal((4, 3, size, size))
@@ -23,8 +26,8 @@ def test_the_noise_of_smooth_images_is_measured(size, rng):
 
 
 def test_edges_are_not_noise(rng):
-    x = np.zeros((1, 1, 64, 64))
-    x[:, :, :33, 7:51] = 1
+    x = np.zeros((1, 1, 256, 256))
+    x[:, :, :133, 27:203] = 1
     x += 0.01 * rng.standard_normal(x.shape)
     assert measured_noise(x) == pytest.approx(0.01, rel=0.1)
 
@@ -36,10 +39,10 @@ def test_the_network_is_told_more_only_where_there_is_more(rng):
         asked.append(sigma)
         return gaussian_score(x, sigma)
 
-    x = np.float32([0.5, 2.0])[:, None, None, None] * rng.standard_normal((2, 1, 64, 64), np.float32)
+    x = np.float32([0.5, 2.0])[:, None, None, None] * rng.standard_normal((2, 1, 256, 256), np.float32)
     sigma = np.float32([0.5, 1.0])
     result = tell_measured_noise(score)(x, sigma)
-    np.testing.assert_allclose(asked[0], [0.5, 2.0], rtol=0.05)
+    np.testing.assert_allclose(asked[0], [0.5, 2.0], rtol=0.1)
     assert asked[0][0] == sigma[0]
     denoised = x + (asked[0] ** 2)[:, None, None, None] * gaussian_score(x, asked[0])
     np.testing.assert_allclose(x + (sigma**2)[:, None, None, None] * result, denoised, atol=1e-4)
