@@ -131,10 +131,7 @@ def inputs(folder: Path, batch: int, generator: np.random.Generator) -> dict[str
 
 
 def groups(name: str, chosen: list[Subject]) -> list[list[Subject]]:
-    """What runs side by side: everything, or where memory is short three groups, the reference in each.
-
-    Short of memory, PyTorch becomes slower, which takes it from the system anew for every layer.
-    """
+    """What runs side by side: everything, or where memory is short three groups, the reference in each."""
     if name not in APART:
         return [chosen]
     reference, *others = chosen
