@@ -60,6 +60,12 @@ def model(model_file) -> sde_onnx.ScoreModel:
 
 
 @pytest.fixture(scope="session")
+def digits() -> sde_onnx.ScoreModel:
+    """The bundled model."""
+    return sde_onnx.load(sde_onnx.bundled_model(), provider="cpu")
+
+
+@pytest.fixture(scope="session")
 def digits_checkpoint() -> Path:
     """The diffusers checkpoint that the bundled model was exported from."""
     return ROOT / "examples" / "digits" / "checkpoint"
