@@ -54,6 +54,8 @@ class VeSchedule:
     sampling_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        for name in ("sigma_min", "sigma_max", "sampling_eps"):   # a config may write 50 for 50.0
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not (math.isfinite(self.sigma_max) and 0 < self.sigma_min < self.sigma_max):
             raise ConfigError(
                 f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} are not a noise range: "

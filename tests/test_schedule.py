@@ -42,6 +42,11 @@ def test_impossible_schedules_are_refused(values):
         VeSchedule(**values)
 
 
+def test_whole_numbers_are_floats():
+    schedule = VeSchedule(sigma_min=1, sigma_max=50)
+    assert (type(schedule.sigma_min), type(schedule.sigma_max)) == (float, float)
+
+
 def test_no_steps_are_refused():
     with pytest.raises(InputError, match="steps is 0, expected at least 1"):
         VeSchedule(0.01, 20.0).levels(0)

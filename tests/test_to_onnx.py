@@ -55,6 +55,14 @@ def test_the_file_equals_diffusers_32(tmp_path, rng):
     assert relative_error(sde_onnx.load(tmp_path / "m.onnx", "cpu")(x, sigma), unet_score(unet, x, sigma)) < PARITY
 
 
+def test_whole_numbers_in_a_schedule_are_exported(tmp_path):
+    """A scheduler's config may write 50 where it means 50.0."""
+    save_pipeline(tmp_path / "checkpoint", random_unet(8, (32,), seed=1, attention=0), sigma_min=1, sigma_max=50)
+    metadata = export(from_diffusers(str(tmp_path / "checkpoint")), tmp_path / "m.onnx")
+    assert type(metadata.schedule.sigma_max) is float
+    assert sde_onnx.read_metadata(tmp_path / "m.onnx").schedule == metadata.schedule
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "channels", "layers", "attention", "sigma_max"), [
     (256, (128, 128, 256, 256, 256, 256, 256), 2, 4, 348.0),

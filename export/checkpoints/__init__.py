@@ -115,7 +115,7 @@ def option_number(options: Mapping[str, Any], name: str, default: float) -> floa
     value = options.get(name, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise CheckpointError(f"option {name} = {value!r}, expected a number")
-    return value
+    return float(value)
 
 
 def option_count(options: Mapping[str, Any], name: str, default: int) -> int:

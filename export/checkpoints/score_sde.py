@@ -68,8 +68,8 @@ def from_score_sde(
                              if value is not None}
         network = network_config({**tree, "model": model})
         schedule = VeSchedule(
-            sigma_min=float(option_number(model, "sigma_min", math.nan)),
-            sigma_max=float(option_number(model, "sigma_max", math.nan)),
+            sigma_min=option_number(model, "sigma_min", math.nan),
+            sigma_max=option_number(model, "sigma_max", math.nan),
             num_scales=option_count(model, "num_scales", 0),
             sampling_eps=SAMPLING_EPS,
         )
