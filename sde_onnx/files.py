@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,21 @@ from sde_onnx.errors import OutputError, SdeOnnxError
 __all__ = ["cache_folder", "check_writable", "read_json", "replacing", "sha256"]
 
 
-def check_writable(path: Path, *, force: bool) -> None:
+def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Refuses an output before the work for it begins, and leaves nothing behind.
 
     Args:
         path: the file to be written; its folder is made when it is written.
         force: whether an existing file may be replaced.
+        inputs: files that are read, or written under other names, which ``force`` does not give away.
 
     Raises:
-        OutputError: the file exists and ``force`` is not set, is a folder, or its folder cannot be written to.
+        OutputError: the file is one of the inputs, exists and ``force`` is not set, is a folder, or its folder cannot be
+            written to.
     """
     try:
+        if path.resolve() in {other.resolve() for other in inputs}:
+            raise OutputError(f"{path} is also another file of this command: choose another name")
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder, expected a file name")
         if _is_there(path) and not force:

@@ -161,6 +161,13 @@ def test_existing_outputs_are_kept_unless_forced(model_file, tmp_path):
     assert Image.open(path).size == (16, 16)
 
 
+def test_the_model_is_never_an_output(model_file, tmp_path):
+    model = tmp_path / "m.png"
+    model.write_bytes(model_file.read_bytes())
+    refuses("is also another file of this command", "sample", model, "-o", model, "--force")
+    assert model.read_bytes() == model_file.read_bytes()
+
+
 def test_nothing_is_left_behind_by_a_run_that_fails(model_file, tmp_path):
     result = run("sample", model_file, "--seeds", "0", "--solver", "pc", "--steps", 5, "--snr", 1e30,
                  "-o", tmp_path / "s.png", "--gif", tmp_path / "s.gif")

@@ -243,10 +243,21 @@ def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
         refuses("cannot be read as golden values", "verify", model_file, tmp_path / "g.npz")
     refuses("exists already", "embed", "-o", path, "--golden", tmp_path / "g.npz")
     refuses("exists already", "embed", "-o", model_file)
-    assert "is also the model" in CliRunner().invoke(
-        main, ["embed", str(model_file), "-o", str(model_file), "--force"]).output
+    refuses("is also another file of this command", "embed", model_file, "-o", model_file, "--force")
+    result = CliRunner().invoke(main, ["embed", "-o", str(path), "--golden", str(tmp_path / "g.onnx")])
+    assert result.exit_code == 2
+    assert "g.onnx: expected a .npz" in result.output
     with pytest.raises(InputError, match="steps is 0"):
         embed(model_file, path, solver="pc", steps=0)
+
+
+def test_golden_values_never_replace_the_model(model_file, tmp_path):
+    """Though it has their suffix and --force is given."""
+    model = tmp_path / "model.npz"
+    model.write_bytes(model_file.read_bytes())
+    refuses("is also another file of this command", "embed", model, "-o", tmp_path / "s.onnx", "--golden", model,
+            "--force")
+    assert model.read_bytes() == model_file.read_bytes()
 
 
 def test_files_that_are_not_what_they_should_be_are_refused_in_one_line(model_file, model8, tmp_path):

@@ -64,11 +64,11 @@ def embed_command(
     model = model or bundled_model()
     given = {name: value for name, value in options.items() if value is not None}
     solver, steps, options = what_is_meant(None, solver, steps, given)
-    for path in (Path(model), golden):
-        if path is not None and path.resolve() == output.resolve():
-            raise click.UsageError(f"--output {output} is also the {'model' if path == model else 'golden file'}")
+    check_writable(output, force=force, inputs=[Path(model)])
     if golden is not None:
-        check_writable(golden, force=force)
+        if golden.suffix.lower() != ".npz":
+            raise click.UsageError(f"--golden {golden}: expected a .npz")
+        check_writable(golden, force=force, inputs=[Path(model), output])
     if triton is not None:
         if kind != "sampler":
             raise click.UsageError("--triton serves a sampler: leave out --kind step")

@@ -103,9 +103,9 @@ class SampleOutput:
 
 
 def plan_outputs(
-    output: Path, seeds: list[int], *, shards: bool, grid: bool, gif: Path | None, zoom: int, force: bool
+    output: Path, seeds: list[int], *, model: Path, shards: bool, grid: bool, gif: Path | None, zoom: int, force: bool
 ) -> SampleOutput:
-    """Decides what ``--output``, ``--shards``, ``--grid`` and ``--gif`` ask for.
+    """Decides what ``--output``, ``--shards``, ``--grid`` and ``--gif`` ask for, none of which may be the model.
 
     Raises:
         click.UsageError: options that do not go together, or an unknown kind of file.
@@ -119,7 +119,7 @@ def plan_outputs(
         plan.run = FolderRun(output, shards=shards, force=force)
         plan.sheet = output / "grid.png" if grid else None
         if gif:
-            check_writable(gif, force=force)
+            check_writable(gif, force=force, inputs=[model])
         return plan
     if shards:
         raise click.UsageError("--shards goes with a folder")
@@ -133,5 +133,5 @@ def plan_outputs(
         raise click.UsageError(f"--output {output}: expected a .png, a .npz or a folder, got {kind}")
     for path in (plan.npz, plan.sheet, plan.gif):
         if path:
-            check_writable(path, force=force)
+            check_writable(path, force=force, inputs=[model])
     return plan

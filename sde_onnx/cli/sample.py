@@ -70,9 +70,10 @@ def sample_command(
 
     if quality is not None and (solver is not None or steps is not None):
         raise click.UsageError("--quality chooses the solver and its steps: leave out --solver and --steps")
-    outputs = plan_outputs(output, seeds, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
+    model = model or bundled_model()
+    outputs = plan_outputs(output, seeds, model=model, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
     with notes():
-        score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
+        score_model = load(model, provider, precision=precision, threads=threads)
     given = {name: value for name, value in options.items() if value is not None}
     solver, steps, options = what_is_meant(quality, solver, steps, given)
     count = step_count(solver, score_model.metadata.schedule, steps)
