@@ -164,7 +164,8 @@ def _preset(row: dict[str, Any]) -> str:
     """Which of the command line's qualities a point is, if it is one."""
     for name, (solver, steps, options) in QUALITIES.items():
         count = SOLVERS[solver].steps if steps is None else steps   # None is the model's own number
-        if (row["solver"], row["options"]) == (solver, options) and (
+        own = SOLVERS[solver].options
+        if row["solver"] == solver and {**own, **row["options"]} == {**own, **options} and (
                 row["model_steps"] if count is None else row["steps"] == count):
             return f"**{name}**: "
     return ""

@@ -122,14 +122,14 @@ def test_a_solver_and_its_options_reach_the_sampler(model_file, model, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
 
 
-BALANCED = "sde-dpmpp-2m 25 {'rho': 3.0}"
+BALANCED = "sde-dpmpp-2m None {}"
 
 
 @pytest.mark.parametrize(("arguments", "chosen"), [
     (("--quality", "fast"), "sde-dpmpp-2m 12 {'eta': 0.5}"), (("--quality", "balanced"), BALANCED),
     (("--quality", "fast", "--eta", 0.7), "sde-dpmpp-2m 12 {'eta': 0.7}"),
     (("--quality", "reference"), "pc None {}"), ((), BALANCED), (("--steps", 7), "sde-dpmpp-2m 7 {}"),
-    (("--rho", 4), BALANCED.replace("3.0", "4.0")), (("--solver", "sde-dpmpp-2m"), "sde-dpmpp-2m None {}"),
+    (("--rho", 4), "sde-dpmpp-2m None {'rho': 4.0}"), (("--solver", "sde-dpmpp-2m"), "sde-dpmpp-2m None {}"),
     (("--solver", "heun"), "heun None {}"),
 ])
 def test_a_quality_is_a_solver_and_its_steps(arguments, chosen, model_file, monkeypatch, tmp_path):
@@ -138,6 +138,15 @@ def test_a_quality_is_a_solver_and_its_steps(arguments, chosen, model_file, monk
 
     monkeypatch.setattr(generation, "sample_batches", stop)
     refuses(f"asked for {chosen}\n", "sample", model_file, *arguments, "-o", tmp_path / "s.png")
+
+
+def test_the_default_does_not_depend_on_whether_it_is_typed(model_file, tmp_path):
+    typed = [(), ("--steps", 25), ("--solver", "sde-dpmpp-2m"), ("--quality", "balanced"), ("--rho", 7, "--eta", 2)]
+    for index, arguments in enumerate(typed):
+        sample(model_file, "--seeds", "1", *arguments, "-o", tmp_path / f"{index}.npz")
+    first, *others = (np.load(tmp_path / f"{index}.npz")["images"] for index in range(len(typed)))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 def test_a_quality_leaves_no_choice_of_solver_or_steps(model_file):

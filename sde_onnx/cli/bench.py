@@ -41,8 +41,8 @@ def bench_command(
     click.echo(f"{score_model.path.name}: {score_model.provider} {score_model.precision}, batch {result.batch_size}")
     click.echo(f"{result.evaluation * 1e3:.1f} ms an evaluation, median of {len(result.evaluations)} "
                f"({low * 1e3:.1f} to {high * 1e3:.1f}); the first took {result.first_evaluation:.2f} s")
-    solver, balanced, _ = what_is_meant("balanced", None, None, {})
-    steps = step_count(solver, score_model.metadata.schedule, balanced)   # and as many evaluations
+    solver, asked, _ = what_is_meant("balanced", None, None, {})
+    steps = step_count(solver, score_model.metadata.schedule, asked)   # and as many evaluations
     click.echo(f"{result.images_per_second * result.nfe / steps:.3g} images/s with --quality balanced, {steps} "
                f"evaluations; {result.images_per_second:.3g} with --quality reference, {result.nfe}")
     click.echo(f"{100 * result.loop_share:.1f}% of the time in the loop outside the network")

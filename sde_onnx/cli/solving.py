@@ -28,7 +28,7 @@ OPTIONS = (
     click.option("--schedule", type=click.Choice(["karras", "geometric"]), show_default="the solver's",
                  help="All but pc and the adaptive ones: how the noise levels are spaced."),
     click.option("--rho", type=click.FloatRange(min=1), show_default="7", help="With it: of the karras schedule."),
-    click.option("--eta", type=click.FloatRange(min=0), show_default="1",
+    click.option("--eta", type=click.FloatRange(min=0), show_default="2, sde-dpmpp-3m 1",
                  help="sde-dpmpp: how much noise; 0 is none, 1 the reverse diffusion's."),
     click.option("--measure-noise", is_flag=True, default=None,
                  help="dpmpp and heun: tell the network the noise that x has, measured, where it is well above sigma."),
