@@ -20,9 +20,9 @@ import numpy as np
 import onnxruntime as ort
 
 import sde_onnx
-from sde_onnx.export.embed import embed
+from sde_onnx.export.embedding.loop import embed
 from sde_onnx.images import to_uint8
-from sde_onnx.threads import available_cores
+from sde_onnx.runtime.machine import available_cores
 
 from environment import environment
 from evaluations import prepare
@@ -35,11 +35,13 @@ CASES = [
 
 
 def measure(path: Path, solver: str, steps: int, batch: int, turns: int) -> dict[str, Any]:
-    """Seconds a step of both, and how many 8-bit values of their images are equal."""
+    """Seconds an evaluation of both, and how many 8-bit values of their images are equal."""
     model = sde_onnx.load(path, "cpu")
+    sampling = sde_onnx.resolve(model.metadata, solver=solver, steps=steps)
+    evaluations = sampling.evaluations or 0   # of these solvers it is known
     with tempfile.TemporaryDirectory() as folder:
         sampler = Path(folder) / "sampler.onnx"
-        embed(path, sampler, solver=solver, steps=steps)
+        embed(path, sampler, sampling)
         options = ort.SessionOptions()
         options.intra_op_num_threads = available_cores() or 0
         # The host's session has gone to sleep when this one runs, and the other way round.
@@ -57,10 +59,10 @@ def measure(path: Path, solver: str, steps: int, batch: int, turns: int) -> dict
             else:
                 [images[name]] = session.run(["image"], {"seed": np.array(seeds)})
             if turn:   # the first one warms up
-                seconds[name].append((time.perf_counter() - start) / steps)
+                seconds[name].append((time.perf_counter() - start) / evaluations)
     difference = np.abs(images["host"].astype(int) - images["graph"])
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {"seconds_a_step": seconds, "ratio": medians["graph"] / medians["host"],
+    return {"seconds_an_evaluation": seconds, "ratio": medians["graph"] / medians["host"],
             "equal": float((difference == 0).mean()), "largest": int(difference.max())}
 
 
@@ -74,8 +76,8 @@ def main() -> None:
         path = sde_onnx.bundled_model() if name == "digits" else prepare(name, [1]) / "model.onnx"
         found = measure(path, solver, steps, batch, arguments.turns)
         rows.append({"network": name, "solver": solver, "steps": steps, "batch": batch} | found)
-        print(f"{name}, {solver}, {steps} steps, batch {batch}: {found['ratio']:.3f} of the host loop's time a step, "
-              f"{100 * found['equal']:.4f}% equal, largest difference {found['largest']}", flush=True)
+        print(f"{name}, {solver}, {steps} steps, batch {batch}: an evaluation takes {found['ratio']:.3f} of the host "
+              f"loop's time, {100 * found['equal']:.4f}% equal, largest difference {found['largest']}", flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps(
             {"environment": environment(f"python benchmarks/embedding.py --turns {arguments.turns}"), "rows": rows},

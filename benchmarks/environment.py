@@ -8,7 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sde_onnx.threads import available_cores
+from sde_onnx.runtime.machine import available_cores
 
 __all__ = ["RESULTS", "ROOT", "environment"]
 

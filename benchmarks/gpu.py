@@ -200,11 +200,11 @@ class Ours(Steps):
 def _on_the_cpu(path: Path) -> sde_onnx.ScoreModel:
     import onnx
 
-    from sde_onnx import session
-    from sde_onnx.export.emulation import emulated
+    from sde_onnx.export.rewrites.emulation import emulated
+    from sde_onnx.runtime import score_model
 
     onnx.save(emulated(onnx.load(path)), path.with_suffix(".emulated.onnx"))
-    session.choose_provider = lambda name, precision="fp32": "cpu"
+    score_model.choose_provider = lambda name, precision="fp32": "cpu"
     return sde_onnx.load(path.with_suffix(".emulated.onnx"))
 
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sde_onnx.solvers import QUALITIES, SOLVERS
+from sde_onnx.solvers.catalogue import MODEL, QUALITIES, SOLVERS
 
 from environment import RESULTS, ROOT
 
@@ -163,10 +163,9 @@ def quality_section(result: dict[str, Any]) -> str:
 def _preset(row: dict[str, Any]) -> str:
     """Which of the command line's qualities a point is, if it is one."""
     for name, (solver, steps, options) in QUALITIES.items():
-        count = SOLVERS[solver].steps if steps is None else steps   # None is the model's own number
-        own = SOLVERS[solver].options
-        if row["solver"] == solver and {**own, **row["options"]} == {**own, **options} and (
-                row["model_steps"] if count is None else row["steps"] == count):
+        own, count = SOLVERS[solver].options, steps or SOLVERS[solver].steps
+        is_long = row["model_steps"] if count == MODEL else row["steps"] == count
+        if row["solver"] == solver and {**own, **row["options"]} == {**own, **options} and is_long:
             return f"**{name}**: "
     return ""
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 import sde_onnx
 from sde_onnx.files import replacing, sha256
+from sde_onnx.generate.sample import batches_of
 from sde_onnx.images import to_uint8
-from sde_onnx.solvers import chosen_options, step_count
 
 from environment import ROOT
 
@@ -48,11 +48,10 @@ def cached_samples(
     """
     path = model_file or sde_onnx.bundled_model()
     metadata = sde_onnx.read_metadata(path)
-    chosen = chosen_options(solver, metadata.solver_options, options)
-    steps = step_count(solver, metadata.schedule, steps)
-    settings = [sha256(path), solver, steps, provider, precision, chosen, CHUNK]
+    sampling = sde_onnx.resolve(metadata, solver=solver, steps=steps, options=options)
+    settings = [sha256(path), sampling.to_json(), provider, precision, CHUNK]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = ROOT / "build" / "samples" / f"{solver}-{steps}-{provider}-{precision}-{digest}"
+    folder = ROOT / "build" / "samples" / f"{solver}-{sampling.steps}-{provider}-{precision}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     model = None
     pixels, nfe = [], []
@@ -61,8 +60,7 @@ def cached_samples(
         if not chunk.exists():
             model = model or sde_onnx.load(path, provider, precision=precision)
             last = []
-            for batch in sde_onnx.sample_batches(model, range(start, start + CHUNK), steps or None, solver=solver,
-                                                 batch_size=BATCH, **options):
+            for batch in batches_of(model, range(start, start + CHUNK), sampling, batch_size=BATCH):
                 *_, step = batch.steps
                 last.append(step)
             with replacing(chunk) as temporary, temporary.open("wb") as file:

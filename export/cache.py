@@ -10,7 +10,7 @@ from pathlib import Path
 from sde_onnx.export.checkpoints.diffusers import find_files, from_diffusers
 from sde_onnx.export.to_onnx import REVISION, export
 from sde_onnx.files import cache_folder, sha256
-from sde_onnx.metadata import FORMAT
+from sde_onnx.runtime.metadata import FORMAT
 
 __all__ = ["cached_export"]
 

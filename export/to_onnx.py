@@ -17,23 +17,24 @@ from numpy.typing import NDArray
 
 from sde_onnx.errors import ConfigError, OutputError, ParityError
 from sde_onnx.export.checkpoints import Checkpoint
-from sde_onnx.export.concatenations import split_concatenations
-from sde_onnx.export.cuda import PRECISIONS as CUDA_PRECISIONS
-from sde_onnx.export.cuda import write_for_cuda
-from sde_onnx.export.emulation import emulated
-from sde_onnx.export.fold import fold_constants
-from sde_onnx.export.ncsnpp import NCSNpp
-from sde_onnx.export.norms import mark_norms, write_norms
-from sde_onnx.export.tracing import OPSET, trace
-from sde_onnx.export.update import add_update
+from sde_onnx.export.embedding.update import add_update
+from sde_onnx.export.graph.tracing import OPSET, trace
+from sde_onnx.export.network.ncsnpp import NCSNpp
+from sde_onnx.export.rewrites.concatenations import split_concatenations
+from sde_onnx.export.rewrites.emulation import emulated
+from sde_onnx.export.rewrites.fold import fold_constants
+from sde_onnx.export.rewrites.for_cuda import PRECISIONS as CUDA_PRECISIONS
+from sde_onnx.export.rewrites.for_cuda import write_for_cuda
+from sde_onnx.export.rewrites.norms import mark_norms, write_norms
 from sde_onnx.files import check_writable, replacing
-from sde_onnx.metadata import KEY, ModelMetadata
-from sde_onnx.schedule import VeSchedule
+from sde_onnx.runtime.metadata import KEY, ROWS_KEY, ModelMetadata
+from sde_onnx.solvers.plan import ROWS_FORMAT
+from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_output", "export", "measure_parity"]
 
 # Counted up when the same checkpoint becomes another graph: files cached before are then made again.
-REVISION = 2
+REVISION = 3
 # Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
 TARGETS = ("any", "cuda")
@@ -92,7 +93,8 @@ def export(
         parity=parity,
         versions={"sde_onnx": version("sde-onnx"), "torch": torch.__version__, "opset": str(OPSET)},
     )
-    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    loop = {ROWS_KEY: str(ROWS_FORMAT)} if target == "cuda" else {}
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json(), **loop})
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return metadata

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sde_onnx.errors import SdeOnnxError
-    from sde_onnx.generation import sample, sample_batches
-    from sde_onnx.metadata import ModelMetadata
+    from sde_onnx.generate.sample import sample, sample_batches
     from sde_onnx.models import bundled_model
     from sde_onnx.pipeline import ImagePipelineOutput, ScoreSdeVePipeline
-    from sde_onnx.schedule import VeSchedule
-    from sde_onnx.session import ScoreModel, load, read_metadata
+    from sde_onnx.runtime.metadata import ModelMetadata
+    from sde_onnx.runtime.score_model import ScoreModel, load, read_metadata
+    from sde_onnx.solvers.catalogue import Sampling, resolve
+    from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = [
     "ImagePipelineOutput",
     "ModelMetadata",
+    "Sampling",
     "ScoreModel",
     "ScoreSdeVePipeline",
     "SdeOnnxError",
@@ -30,22 +32,25 @@ __all__ = [
     "bundled_model",
     "load",
     "read_metadata",
+    "resolve",
     "sample",
     "sample_batches",
 ]
 
 _HOMES = {
     "ImagePipelineOutput": "pipeline",
-    "ModelMetadata": "metadata",
-    "ScoreModel": "session",
+    "ModelMetadata": "runtime.metadata",
+    "Sampling": "solvers.catalogue",
+    "ScoreModel": "runtime.score_model",
     "ScoreSdeVePipeline": "pipeline",
     "SdeOnnxError": "errors",
-    "VeSchedule": "schedule",
+    "VeSchedule": "solvers.schedule",
     "bundled_model": "models",
-    "load": "session",
-    "read_metadata": "session",
-    "sample": "generation",
-    "sample_batches": "generation",
+    "load": "runtime.score_model",
+    "read_metadata": "runtime.score_model",
+    "resolve": "solvers.catalogue",
+    "sample": "generate.sample",
+    "sample_batches": "generate.sample",
 }
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
-from sde_onnx.generation import choose_batch_size
-from sde_onnx.noise import PortableNoise
-from sde_onnx.samplers import predictor_corrector
-from sde_onnx.session import ScoreModel
+from sde_onnx.generate.sample import choose_batch_size
+from sde_onnx.runtime.score_model import ScoreModel
+from sde_onnx.solvers.catalogue import resolve
+from sde_onnx.solvers.noise import PortableNoise
 
 __all__ = ["Benchmark", "benchmark"]
 
@@ -73,13 +73,13 @@ def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: floa
         evaluations.append(time.perf_counter() - start)
         return score
 
-    steps = metadata.schedule.num_scales
-    run = predictor_corrector(timed, PortableNoise(range(size), metadata.image_shape), metadata.schedule, steps,
-                              snr=metadata.snr, n_corrector=metadata.n_corrector)
+    reference = resolve(metadata, quality="reference")
+    run = reference.run(timed, PortableNoise(range(size), metadata.image_shape))
     next(run)
     first, evaluations[:] = evaluations[0], []
     loop: list[float] = []
-    nfe_a_step = metadata.n_corrector + 1
+    steps, nfe = reference.steps or 0, reference.evaluations or 0   # of this solver both are known
+    nfe_a_step = nfe // steps
     begin = start = time.perf_counter()
     for _ in run:
         now = time.perf_counter()
@@ -87,4 +87,4 @@ def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: floa
         start = now
         if now - begin > seconds and len(loop) >= LEAST_STEPS:
             break
-    return Benchmark(size, evaluations, loop, steps, steps * nfe_a_step, first)
+    return Benchmark(size, evaluations, loop, steps, nfe, first)

@@ -26,8 +26,8 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
         inputs: files that are read, or written under other names, which ``force`` does not give away.
 
     Raises:
-        OutputError: the file is one of the inputs, exists and ``force`` is not set, is a folder, or its folder cannot be
-            written to.
+        OutputError: the file is one of the inputs, exists and ``force`` is not set, is a folder, or its folder cannot
+            be written to.
     """
     try:
         if path.resolve() in {other.resolve() for other in inputs}:

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from sde_onnx.errors import InputError
 from sde_onnx.extras import require_export
-from sde_onnx.generation import solver_steps
+from sde_onnx.generate.sample import steps_of
 from sde_onnx.images import to_pil, to_uint8
-from sde_onnx.noise import noise_source
-from sde_onnx.session import ScoreModel, load
+from sde_onnx.runtime.score_model import ScoreModel, load
+from sde_onnx.solvers.catalogue import resolve
+from sde_onnx.solvers.noise import noise_source
 
 __all__ = ["ImagePipelineOutput", "ScoreSdeVePipeline"]
 
@@ -61,7 +62,7 @@ class ScoreSdeVePipeline:
         source: str | os.PathLike[str],
         *,
         provider: str = "auto",
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> ScoreSdeVePipeline:
@@ -112,8 +113,9 @@ class ScoreSdeVePipeline:
         if output_type not in (None, "pil", *ARRAY_OUTPUTS):
             raise InputError(f"output_type is {output_type!r}, expected 'pil' or 'np'")
         noise = noise_source(generator, (batch_size, *self.model.metadata.image_shape))
-        steps = solver_steps(self.model, noise, batch_size, solver="pc", steps=num_inference_steps,
-                             options={"langevin_norm": "batch"})
+        sampling = resolve(self.model.metadata, solver="pc", steps=num_inference_steps,
+                           options={"langevin_norm": "batch"})
+        steps = steps_of(self.model, noise, batch_size, sampling)
         for step in self.progress_bar(steps, total=num_inference_steps):
             x_mean = step.x_mean
         images: list[Image.Image] | NDArray[np.float32]
@@ -126,6 +128,8 @@ class ScoreSdeVePipeline:
     def to(self, device: Any) -> ScoreSdeVePipeline:
         """Moves the model to ``"cpu"`` or ``"cuda"`` (or a ``torch.device``), as diffusers' ``to`` does.
 
+        Precision and threads stay as they were asked for.
+
         Raises:
             InputError: another device.
             ProviderError: the device cannot run here.
@@ -133,7 +137,7 @@ class ScoreSdeVePipeline:
         kind, _, index = str(device).partition(":")
         if kind not in ("cpu", "cuda") or index not in ("", "0"):
             raise InputError(f"device is {str(device)!r}, expected 'cpu' or 'cuda'")
-        self.model = load(self.model.path, kind)
+        self.model = self.model.under(kind)
         return self
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 import sde_onnx
 from sde_onnx.export import export, from_diffusers
-from sde_onnx.providers import usable_providers
+from sde_onnx.runtime.providers import usable_providers
 
 from random_unets import random_unet, save_pipeline
 

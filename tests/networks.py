@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sde_onnx.export.checkpoints import load_network, score_sde
-from sde_onnx.export.ncsnpp import NCSNpp
+from sde_onnx.export.network.ncsnpp import NCSNpp
 
 
 def score_sde_network(folder: Path) -> NCSNpp:

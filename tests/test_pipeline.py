@@ -5,7 +5,7 @@ from diffusers import ScoreSdeVePipeline as Reference
 
 import sde_onnx
 from sde_onnx.errors import CheckpointError, InputError, MissingExtraError, ProviderError
-from sde_onnx.providers import usable_providers
+from sde_onnx.runtime.providers import usable_providers
 
 
 @pytest.fixture(scope="module")

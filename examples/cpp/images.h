@@ -50,7 +50,7 @@ inline std::string take_steps(int& count, char**& words) {
 }
 
 // How many steps to make: as asked, or what the file's metadata says, as JSON under `sde_onnx_sampler`; the file must be
-// of the kind.
+// of the kind, and of the format that these programs know.
 inline int64_t number_of_steps(const Ort::Session& session, const std::string& kind, const std::string& asked) {
   Ort::AllocatorWithDefaultOptions allocator;
   auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("sde_onnx_sampler", allocator);
@@ -63,6 +63,9 @@ inline int64_t number_of_steps(const Ort::Session& session, const std::string& k
     const auto place = json.find(key);
     return place == std::string::npos ? 0 : std::stoll(json.substr(place + key.size()));
   };
+  if (number("format") != 2)
+    throw std::runtime_error("the file has sampler format " + std::to_string(number("format")) + ", this program knows 2: "
+                             "make it again with `sde-onnx embed`");
   const int64_t steps = number("steps"), most = number("max_steps");
   if (asked.empty() || asked == std::to_string(steps)) return steps;
   if (most == 0)

@@ -21,8 +21,8 @@ from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from sde_onnx.export.checkpoints.unet2d import network_config, unet2d_key
-from sde_onnx.export.fir import Downsample
-from sde_onnx.export.ncsnpp import NCSNpp
+from sde_onnx.export.network.fir import Downsample
+from sde_onnx.export.network.ncsnpp import NCSNpp
 
 from data import colour, load_ink
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx
 
 import sde_onnx
-from sde_onnx.export.embed import embed
-from sde_onnx.metadata import SAMPLER_KEY
+from sde_onnx.export.embedding.loop import embed
+from sde_onnx.runtime.metadata import SAMPLER_KEY
 
 HERE = Path(__file__).parent
 RUNTIME = HERE / "node_modules" / "onnxruntime-web" / "dist"
@@ -32,11 +32,11 @@ def main() -> None:
         shutil.copy(RUNTIME / name, folder / "ort" / name)
     for name in ("index.html", "page.js", "sampler.js"):
         shutil.copy(HERE / name, folder / name)
-    choices = []
+    choices, metadata = [], sde_onnx.read_metadata(sde_onnx.bundled_model())
     for solver, steps, max_steps in SAMPLERS:
         file = f"{solver}.onnx"
-        embed(sde_onnx.bundled_model(), folder / file, solver=solver, steps=steps, max_steps=max_steps, kind="step",
-              force=True)
+        sampling = sde_onnx.resolve(metadata, solver=solver, steps=steps)
+        embed(sde_onnx.bundled_model(), folder / file, sampling, max_steps=max_steps, kind="evaluation", force=True)
         about = {item.key: item.value for item in onnx.load(folder / file).metadata_props}[SAMPLER_KEY]
         choices.append({"file": file} | {key: json.loads(about)[key]
                                          for key in ("solver", "min_steps", "steps", "max_steps")})

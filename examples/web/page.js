@@ -18,7 +18,7 @@ function draw(pictures, width, height) {
                          Math.floor(index / columns) * height));
 }
 
-/** Samples, drawing every step; resolves with the last pictures. */
+/** Samples, drawing every evaluation; resolves with the last pictures. */
 export async function sample(seedText, stepsText, choice) {
   const [seeds, steps] = [parseSeeds(seedText), parseSteps(stepsText, choice)];
   if (!samplers.has(choice.file)) {
@@ -27,12 +27,13 @@ export async function sample(seedText, stepsText, choice) {
   }
   const begin = performance.now();
   let pictures;
-  for await (const { index, x_mean } of samplers.get(choice.file).run(seeds, steps)) {
+  for await (const { index, remaining, x_mean } of samplers.get(choice.file).run(seeds, steps)) {
     pictures = toPixels(x_mean);
     draw(pictures, x_mean.dims[3], x_mean.dims[2]);
     const elapsed = performance.now() - begin;
-    progress.value = (index + 1) / steps;
-    say(`step ${index + 1} of ${steps}, ${(elapsed / (index + 1)).toFixed(1)} ms a step, ` +
+    const [made, all] = [index + 1, index + 1 + remaining];
+    progress.value = made / all;
+    say(`evaluation ${made} of ${all}, ${(elapsed / made).toFixed(1)} ms each, ` +
         `${(elapsed / seeds.length).toFixed(0)} ms an image`);
     await new Promise(requestAnimationFrame);
   }

@@ -1,4 +1,4 @@
-// Drives a step file of `sde-onnx embed --kind step` in ONNX Runtime for the web.
+// Drives an evaluation file of `sde-onnx embed --kind evaluation` in ONNX Runtime for the web.
 import * as ort from "./ort/ort.wasm.min.mjs";
 
 ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
@@ -28,7 +28,7 @@ export function parseSteps(text, { min_steps, max_steps }) {
 }
 
 export class Sampler {
-  /** Loads a step file. */
+  /** Loads an evaluation file. */
   static async load(url) {
     const response = await fetch(url);
     if (!response.ok) throw new Error(`${url} cannot be loaded: ${response.status} ${response.statusText}`);
@@ -40,8 +40,10 @@ export class Sampler {
       const what = /find an implementation/.test(reason) ? "for CUDA or another device, not for a browser" : "damaged";
       throw new Error(`${url} is ${what}: ${reason}`);
     }
-    if (!["x", "index", "seed", "steps"].every((name) => session.inputNames.includes(name)))
-      throw new Error(`${url} is no step file: make one with sde-onnx embed --kind step --max-steps 100`);
+    const has = (names, all) => all.every((name) => names.includes(name));
+    if (!has(session.inputNames, ["x", "index", "seed", "steps"]) || !has(session.outputNames, ["x_mean", "remaining"]))
+      throw new Error(`${url} is no evaluation file of this version: make one with ` +
+                      "sde-onnx embed --kind evaluation --max-steps 100");
     return new Sampler(session);
   }
 
@@ -49,19 +51,20 @@ export class Sampler {
     this.session = session;
   }
 
-  /** The state after every step: { index, x_mean: { data, dims: [N, C, H, W] } }. */
+  /** The state after every evaluation: { index, remaining, x_mean: { data, dims: [N, C, H, W] } }. */
   async *run(seeds, steps) {
     const [, ...shape] = this.session.inputMetadata.find((input) => input.name === "x").shape;
     const states = this.session.inputNames.filter((name) => !["index", "seed", "steps"].includes(name));
     const dims = [seeds.length, ...shape];
-    const start = new Float32Array(dims.reduce((product, size) => product * size));   // the first step makes its own
+    const start = new Float32Array(dims.reduce((product, size) => product * size));   // the first evaluation makes its own
     let feeds = Object.fromEntries(states.map((name) => [name, new ort.Tensor("float32", start, dims)]));
     const integers = (...values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [values.length]);
     const fixed = { seed: integers(...seeds), steps: integers(steps) };
-    for (let index = 0; index < steps; index++) {
+    for (let index = 0, remaining = 1; remaining > 0; index++) {
       const results = await this.session.run({ ...feeds, ...fixed, index: integers(index) });
       feeds = Object.fromEntries(states.map((name) => [name, results[`${name}_next`]]));
-      yield { index, x_mean: results.x_mean };
+      remaining = Number(results.remaining.data[0]);
+      yield { index, remaining, x_mean: results.x_mean };
     }
   }
 }

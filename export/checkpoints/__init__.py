@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sde_onnx.errors import CheckpointError
-from sde_onnx.export.ncsnpp import NCSNpp, NCSNppConfig
-from sde_onnx.schedule import VeSchedule
-from sde_onnx.steps import check_corrector
+from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
+from sde_onnx.solvers.options import OPTIONS
+from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["Checkpoint", "load_network", "option_count", "option_number", "read_pickle", "read_weights"]
 
@@ -40,7 +40,8 @@ class Checkpoint:
     sha256: str            # of the file with the weights
 
     def __post_init__(self) -> None:
-        check_corrector(self.snr, self.n_corrector)
+        for name, value in (("snr", self.snr), ("n_corrector", self.n_corrector)):
+            OPTIONS[name].checked(name, value)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

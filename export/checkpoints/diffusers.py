@@ -19,7 +19,7 @@ from sde_onnx.export.checkpoints import (
 )
 from sde_onnx.export.checkpoints.unet2d import modern_names, network_config, unet2d_key
 from sde_onnx.files import read_json, sha256
-from sde_onnx.schedule import VeSchedule
+from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["CheckpointFiles", "find_files", "from_diffusers"]
 

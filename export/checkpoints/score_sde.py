@@ -23,9 +23,9 @@ from sde_onnx.export.checkpoints import (
     read_pickle,
 )
 from sde_onnx.export.checkpoints.config_files import read_config
-from sde_onnx.export.ncsnpp import NCSNppConfig
+from sde_onnx.export.network.ncsnpp import NCSNppConfig
 from sde_onnx.files import sha256
-from sde_onnx.schedule import VeSchedule
+from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["ema_weights", "from_score_sde", "network_config", "score_sde_keys"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_onnx.errors import CheckpointError
 from sde_onnx.export.checkpoints import option_count, option_number
-from sde_onnx.export.ncsnpp import NCSNppConfig
+from sde_onnx.export.network.ncsnpp import NCSNppConfig
 
 __all__ = ["modern_names", "network_config", "unet2d_key"]
 

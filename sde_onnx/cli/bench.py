@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sde_onnx.cli.runtime import notes, runtime_options
+from sde_onnx.cli.options import notes, runtime_options
 
 __all__ = ["bench_command"]
 
@@ -31,8 +31,8 @@ def bench_command(
     """
     from sde_onnx.benchmark import benchmark
     from sde_onnx.models import bundled_model
-    from sde_onnx.session import load
-    from sde_onnx.solvers import step_count, what_is_meant
+    from sde_onnx.runtime.score_model import load
+    from sde_onnx.solvers.catalogue import resolve
 
     with notes():
         score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)
@@ -41,8 +41,7 @@ def bench_command(
     click.echo(f"{score_model.path.name}: {score_model.provider} {score_model.precision}, batch {result.batch_size}")
     click.echo(f"{result.evaluation * 1e3:.1f} ms an evaluation, median of {len(result.evaluations)} "
                f"({low * 1e3:.1f} to {high * 1e3:.1f}); the first took {result.first_evaluation:.2f} s")
-    solver, asked, _ = what_is_meant("balanced", None, None, {})
-    steps = step_count(solver, score_model.metadata.schedule, asked)   # and as many evaluations
-    click.echo(f"{result.images_per_second * result.nfe / steps:.3g} images/s with --quality balanced, {steps} "
+    balanced = resolve(score_model.metadata, quality="balanced").evaluations or 0
+    click.echo(f"{result.images_per_second * result.nfe / balanced:.3g} images/s with --quality balanced, {balanced} "
                f"evaluations; {result.images_per_second:.3g} with --quality reference, {result.nfe}")
     click.echo(f"{100 * result.loop_share:.1f}% of the time in the loop outside the network")

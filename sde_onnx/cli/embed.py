@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sde_onnx.cli.solving import SOLVER_NAMES, solver_options
+from sde_onnx.cli.options import check_request, given, request_options, solver_options
 
 __all__ = ["embed_command", "verify_command"]
 
@@ -15,12 +15,11 @@ __all__ = ["embed_command", "verify_command"]
 @click.command("embed")
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .onnx file.")
-@click.option("--solver", type=click.Choice(list(SOLVER_NAMES)), show_default="as `sample`", help="How to sample.")
-@click.option("--steps", type=click.IntRange(min=1), show_default="as `sample`", help="Noise levels.")
+@request_options
 @click.option("--max-steps", type=click.IntRange(min=1),
               help="Also an input `steps`, up to this number; a sampler's default is --steps.")
-@click.option("--kind", type=click.Choice(["sampler", "step"]), default="sampler",
-              help="The whole loop, or one step of it for programs with their own.")
+@click.option("--kind", type=click.Choice(["sampler", "evaluation"]), default="sampler",
+              help="The whole loop, or one evaluation of it for programs with their own.")
 @click.option("--every", type=click.IntRange(min=1),
               help="Also an output `frames`: the image after every so many steps.")
 @click.option("--golden", type=click.Path(dir_okay=False, path_type=Path),
@@ -32,6 +31,7 @@ __all__ = ["embed_command", "verify_command"]
 def embed_command(
     model: Path | None,
     output: Path,
+    quality: str | None,
     solver: str | None,
     steps: int | None,
     max_steps: int | None,
@@ -52,18 +52,17 @@ def embed_command(
     from sde_onnx.extras import require_export
 
     require_export()
-    from sde_onnx.export.embed import embed
-    from sde_onnx.export.triton import check_repository, write_repository
+    from sde_onnx.export.embedding.loop import embed
+    from sde_onnx.export.embedding.triton import check_repository, write_repository
     from sde_onnx.files import check_writable
-    from sde_onnx.generation import default_batch_size
+    from sde_onnx.generate.sample import default_batch_size
+    from sde_onnx.golden import write_golden
     from sde_onnx.models import bundled_model
-    from sde_onnx.session import load, read_metadata
-    from sde_onnx.solvers import what_is_meant
-    from sde_onnx.verification import write_golden
+    from sde_onnx.runtime.score_model import load, read_metadata
+    from sde_onnx.solvers.catalogue import resolve
 
+    check_request(quality, solver, steps)
     model = model or bundled_model()
-    given = {name: value for name, value in options.items() if value is not None}
-    solver, steps, options = what_is_meant(None, solver, steps, given)
     check_writable(output, force=force, inputs=[Path(model)])
     if golden is not None:
         if golden.suffix.lower() != ".npz":
@@ -71,16 +70,16 @@ def embed_command(
         check_writable(golden, force=force, inputs=[Path(model), output])
     if triton is not None:
         if kind != "sampler":
-            raise click.UsageError("--triton serves a sampler: leave out --kind step")
+            raise click.UsageError("--triton serves a sampler: leave out --kind evaluation")
         check_repository(triton, name=output.stem, force=force)
-    embed(model, output, solver=solver, steps=steps, max_steps=max_steps, kind=kind, every=every, force=force,
-          **options)
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, a {kind}, {solver}")
+    metadata = read_metadata(model)
+    sampling = resolve(metadata, quality=quality, solver=solver, steps=steps, options=given(options))
+    embed(model, output, sampling, max_steps=max_steps, kind=kind, every=every, force=force)
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {kind} of {sampling}, nfe {sampling.evaluations}")
     if golden is not None:
-        write_golden(load(model, "cpu"), golden, solver=solver, steps=steps, **options)
+        write_golden(load(model, "cpu"), golden, sampling)
         click.echo(golden)
     if triton is not None:
-        metadata = read_metadata(model)
         click.echo(write_repository(output, triton, metadata, name=output.stem, force=force,
                                     max_batch_size=default_batch_size(metadata.image_shape)))
 
@@ -91,12 +90,12 @@ def embed_command(
 @click.option("--provider", type=click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"]), default="cpu",
               help="What runs the file.")
 def verify_command(sampler: Path, golden: Path, provider: str) -> None:
-    """Compare a sampler or step file with golden values; exit status 1 if more than rounding differs.
+    """Compare a sampler or evaluation file with golden values; exit status 1 if more than rounding differs.
 
     \b
     Example: sde-onnx verify sampler.onnx golden.npz
     """
-    from sde_onnx.verification import verify
+    from sde_onnx.golden import verify
 
     result = verify(sampler, golden, provider)
     states = "" if result.x_error is None else f", states within {result.x_error:.1e}"

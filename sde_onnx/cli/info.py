@@ -18,6 +18,6 @@ def info_command(model: Path) -> None:
     \b
     Example: sde-onnx info celebahq.onnx
     """
-    from sde_onnx.session import read_metadata
+    from sde_onnx.runtime.score_model import read_metadata
 
     click.echo(json.dumps(json.loads(read_metadata(model).to_json()), indent=2))

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
-from sde_onnx.cli.runs import FolderRun
 from sde_onnx.errors import OutputError
 from sde_onnx.files import check_writable, replacing
-from sde_onnx.samplers import Step
+from sde_onnx.generate.folder import FolderRun
+from sde_onnx.solvers.plan import Step
 
 __all__ = ["SampleOutput", "plan_outputs"]
 
@@ -42,10 +42,10 @@ class SampleOutput:
         """That of the run that the folder holds: batches cut in another way would not be found again."""
         return self.run.batch_size if self.run else None
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
+    def begin(self, settings: Mapping[str, Any], *, batch_size: int, depends_on_batch: bool) -> None:
         """Makes a folder one of these settings, new or resumed: see :meth:`FolderRun.begin`."""
         if self.run:
-            self.run.begin(settings)
+            self.run.begin(settings, seeds=self.seeds, batch_size=batch_size, depends_on_batch=depends_on_batch)
 
     def has(self, seeds: list[int]) -> bool:
         """Whether a batch was sampled before; if so it counts as finished.

@@ -1,7 +1,7 @@
 """Pictures of the bundled digits as the code of commit 38f7e99 made them, before every solver became a plan.
 
-Every option that a case depends on is named, so that no default moves it. ``python tests/solvers/test_recorded_pictures.py``
-records anew: only for a picture that is meant to change.
+Every option that a case depends on is named, so that no default moves it. Run as a program, this file records anew:
+only for a picture that is meant to change.
 """
 
 from pathlib import Path

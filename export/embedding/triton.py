@@ -1,0 +1,94 @@
+"""A sampler file as a model repository of the Triton Inference Server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from sde_onnx.errors import InputError, OutputError
+from sde_onnx.files import check_writable, replacing
+from sde_onnx.runtime.metadata import ModelMetadata
+
+__all__ = ["check_repository", "write_repository"]
+
+# A request of one seed may wait this long for others to share its batch; the images do not depend on it.
+QUEUE_MICROSECONDS = 2000
+
+
+def write_repository(
+    sampler: Path, folder: str | os.PathLike[str], metadata: ModelMetadata, *, name: str, max_batch_size: int,
+    force: bool = False,
+) -> Path:
+    """Writes ``FOLDER/NAME/config.pbtxt`` and ``FOLDER/NAME/1/model.onnx``.
+
+    Args:
+        sampler: a sampler file of :func:`sde_onnx.export.embedding.loop.embed`.
+        folder: the model repository; it may hold other models.
+        metadata: of the model that the sampler was made of.
+        name: of the model in the repository.
+        max_batch_size: images that the server may sample together, >= 1.
+        force: whether an existing model of that name may be replaced.
+
+    Returns:
+        The path of ``config.pbtxt``.
+
+    Raises:
+        InputError: a batch size below 1.
+        OutputError: the model exists, or cannot be written.
+    """
+    if max_batch_size < 1:
+        raise InputError(f"the batch size is {max_batch_size}, expected at least 1")
+    config, graph = check_repository(folder, name=name, force=force)
+    try:
+        graph.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{graph.parent} cannot be made: {error}") from None
+    with replacing(graph) as temporary:
+        shutil.copyfile(sampler, temporary)
+    with replacing(config) as temporary:
+        temporary.write_text(repository_config(metadata, name=name, max_batch_size=max_batch_size))
+    return config
+
+
+def check_repository(folder: str | os.PathLike[str], *, name: str, force: bool = False) -> tuple[Path, Path]:
+    """The paths of a model's config and graph in a repository, refused if one exists: before the work begins."""
+    model = Path(folder) / name
+    paths = model / "config.pbtxt", model / "1" / "model.onnx"
+    for path in paths:
+        if path.exists():
+            check_writable(path, force=force)
+    return paths
+
+
+def repository_config(metadata: ModelMetadata, *, name: str, max_batch_size: int) -> str:
+    """The text of ``config.pbtxt``: a batch is what the requests of a moment add up to."""
+    channels, height, width = metadata.image_shape
+    # Triton adds the batch to dims, which must not be empty: a request's seed [1] goes into the graph's [N].
+    return f'''name: "{name}"
+platform: "onnxruntime_onnx"
+max_batch_size: {max_batch_size}
+input [
+  {{
+    name: "seed"
+    data_type: TYPE_INT64
+    dims: [ 1 ]
+    reshape: {{ shape: [ ] }}
+  }}
+]
+output [
+  {{
+    name: "image"
+    data_type: TYPE_UINT8
+    dims: [ {height}, {width}, {channels} ]
+  }},
+  {{
+    name: "sample"
+    data_type: TYPE_FP32
+    dims: [ {channels}, {height}, {width} ]
+  }}
+]
+dynamic_batching {{
+  max_queue_delay_microseconds: {QUEUE_MICROSECONDS}
+}}
+'''

@@ -1,0 +1,1 @@
+"""Graphs of ONNX: traced, built, read, matched."""

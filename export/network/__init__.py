@@ -1,0 +1,1 @@
+"""The score network of Song et al. 2021."""

@@ -1,0 +1,1 @@
+"""Seeds to images: batches, and folders that are resumed."""

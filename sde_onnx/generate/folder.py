@@ -1,0 +1,172 @@
+"""A folder of samples: written image by image, resumed where it stopped, and of one way to sample alone.
+
+``run.json`` says what the images depend on: the model, its precision, the resolved request. It is there before the
+first of them. Every file is written whole or not at all, so what is there is finished, and a run goes on with the seeds
+that are not. Which seeds were asked for, and how many at a time, does not matter, unless images depend on their batch:
+then both must be what they were.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sde_onnx import images as pictures
+from sde_onnx.errors import InputError, OutputError
+from sde_onnx.files import check_writable, read_json, replacing
+from sde_onnx.generate.seeds import format_seeds, parse_seeds
+
+__all__ = ["FolderRun"]
+
+RECORD, FORMAT = "run.json", 2
+PICTURE, SHARD = re.compile(r"(\d{6,20})\.png"), re.compile(r"\d{6,20}-\d{6,20}\.npz")
+OURS = re.compile(rf"{PICTURE.pattern}|{SHARD.pattern}|run\.json|grid\.png")
+UNFINISHED = re.compile(r"\.(\d{6,20}(-\d{6,20})?|run|grid)\.[0-9a-f]{8}\.(png|npz|json)")   # by files.replacing
+INSTEAD = "choose another folder, or --force to replace its images"
+
+
+class FolderRun:
+    """The images of one way to sample.
+
+    Args:
+        folder: where they are, or will be.
+        shards: one ``.npz`` a batch, float32 with its seeds, instead of one PNG a seed.
+        force: whether the images of another run in the folder may be replaced.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, *, shards: bool, force: bool) -> None:
+        self.folder = folder
+        self.shards = shards
+        self.force = force
+        self._files: dict[int, Path] = {}   # that hold the image of each seed
+        check_writable(folder / RECORD, force=True)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images at a time of the run that is in the folder; ``None`` if there is none, or it is to be replaced.
+
+        Batches that are cut as before are bit for bit what they would have been.
+        """
+        path = self.folder / RECORD
+        if self.force or not path.exists():
+            return None
+        size = read_json(path, OutputError).get("batch_size")
+        return size if type(size) is int and size > 0 else None
+
+    def begin(
+        self, settings: Mapping[str, Any], *, seeds: Sequence[int], batch_size: int, depends_on_batch: bool
+    ) -> None:
+        """Makes the folder one of these settings, new or resumed.
+
+        Args:
+            settings: everything that an image depends on, as JSON values.
+            seeds: that are asked for now.
+            batch_size: images at a time, now.
+            depends_on_batch: whether an image depends on those beside it: then seeds and batch size must stay as well.
+
+        Raises:
+            OutputError: the folder holds images of other settings, or of unknown ones.
+        """
+        settings = json.loads(json.dumps({**settings, "files": "npz" if self.shards else "png"}))
+        if self.force:
+            for file in self._listed(OURS):
+                file.unlink()
+        path, asked = self.folder / RECORD, set(seeds)
+        if path.exists():
+            found = read_json(path, OutputError)
+            self._compare(found, settings)
+            if depends_on_batch:
+                self._compare_value("seeds", found.get("seeds"), format_seeds(seeds))
+                self._compare_value("batch_size", found.get("batch_size"), batch_size)
+            asked |= self._seeds_of(found)
+            for file in self._listed(UNFINISHED):
+                file.unlink()
+        elif foreign := self._listed(OURS):
+            raise OutputError(f"{self.folder} holds {foreign[0].name} of a run that left no {RECORD}: {INSTEAD}")
+        listed = format_seeds(seeds if depends_on_batch else sorted(asked))
+        record = {"format": FORMAT, "settings": settings, "batch_size": batch_size, "seeds": listed}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        self._find_files()
+
+    def has(self, seeds: Sequence[int]) -> bool:
+        """Whether every image of a batch is there."""
+        return all(seed in self._files for seed in seeds)
+
+    def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> None:
+        """Writes those images of a batch, ``[N, C, H, W]``, that are not there yet."""
+        missing = [place for place, seed in enumerate(seeds) if seed not in self._files]
+        new = [seeds[place] for place in missing]
+        if self.shards and new:
+            path = self.folder / f"{new[0]:06d}-{new[-1]:06d}.npz"
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, images=images[missing], seeds=np.array(new, np.uint64))
+            self._files |= dict.fromkeys(new, path)
+            return
+        for seed, picture in zip(new, pictures.to_uint8(images[missing]), strict=True):
+            path = self.folder / f"{seed:06d}.png"
+            pictures.save_png(path, picture)
+            self._files[seed] = path
+
+    def read(self, seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """The images of a batch, ``[N, H, W, C]``."""
+        if not self.shards:
+            return np.stack([pictures.load_png(self._files[seed]) for seed in seeds])
+        found: dict[int, NDArray[np.float32]] = {}
+        for path in {self._files[seed] for seed in seeds}:
+            with np.load(path) as shard:
+                found |= dict(zip(shard["seeds"].tolist(), shard["images"], strict=True))
+        return pictures.to_uint8(np.stack([found[seed] for seed in seeds]))
+
+    def _listed(self, names: re.Pattern[str]) -> list[Path]:
+        files = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [file for file in files if names.fullmatch(file.name)]
+
+    def _find_files(self) -> None:
+        if not self.shards:
+            self._files = {int(path.stem): path for path in self._listed(PICTURE)}
+            return
+        for path in self._listed(SHARD):
+            try:
+                with np.load(path) as shard:
+                    self._files |= dict.fromkeys(shard["seeds"].tolist(), path)
+            except (OSError, ValueError, KeyError, BadZipFile) as error:
+                raise OutputError(f"{path} cannot be read as images and seeds ({error}): remove it") from None
+
+    def _seeds_of(self, found: Mapping[str, Any]) -> set[int]:
+        try:
+            return set(parse_seeds(str(found.get("seeds"))))
+        except InputError as error:
+            raise OutputError(f"{self.folder / RECORD} is damaged ({error}): {INSTEAD}") from None
+
+    def _compare(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        if (number := found.get("format", 1)) != FORMAT:
+            raise OutputError(f"{self.folder} holds a run of {RECORD} format {number}, this sde-onnx resumes format "
+                              f"{FORMAT}: {INSTEAD}")
+        before, now = (_flat(values) for values in (found.get("settings"), settings))
+        for name in (*now, *(name for name in before if name not in now)):   # the solver before what follows from it
+            self._compare_value(name, before.get(name), now.get(name))
+
+    def _compare_value(self, name: str, before: object, now: object) -> None:
+        if before != now:
+            raise OutputError(f"{self.folder} holds images of another run: its {name} is {before!r}, here it is "
+                              f"{now!r}. {INSTEAD[0].upper()}{INSTEAD[1:]}")
+
+
+def _flat(settings: object) -> dict[str, Any]:
+    """Settings with the options among them."""
+    if not isinstance(settings, dict):
+        return {}
+    options = settings.get("options")
+    return {name: value for name, value in settings.items() if name != "options"} | (
+        options if isinstance(options, dict) else {})

@@ -1,0 +1,187 @@
+"""Seeds to images: batches, and the noise that makes batches not matter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sde_onnx.errors import InputError
+from sde_onnx.guidance.measured_noise import tell_measured_noise
+from sde_onnx.runtime.device_loop import DeviceLoop
+from sde_onnx.runtime.machine import available_cores, available_memory, image_memory
+from sde_onnx.runtime.score_model import ON_A_GPU, ScoreModel
+from sde_onnx.solvers.catalogue import Sampling, resolve
+from sde_onnx.solvers.noise import PortableNoise, check_seeds
+from sde_onnx.solvers.plan import Plan, Step
+from sde_onnx.solvers.protocols import NoiseSource, Score
+
+__all__ = ["WRAPPERS", "Batch", "batches_of", "choose_batch_size", "default_batch_size", "sample", "sample_batches",
+           "steps_of"]
+
+# Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
+VALUES_A_BATCH = 1 << 19
+# What a request can put around the score, by the names of Sampling.wrappers.
+WRAPPERS: dict[str, Callable[[Score], Score]] = {"measured-noise": tell_measured_noise}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that are sampled together."""
+
+    seeds: list[int]
+    steps: Iterator[Step]
+
+
+def sample(
+    model: ScoreModel,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    *,
+    solver: str | None = None,
+    quality: str | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> NDArray[np.float32]:
+    """Samples one image for each seed.
+
+    Args:
+        model: a loaded model file.
+        seeds: 0 to 2^64 - 1 each. An image depends on its own seed alone, unless ``langevin_norm`` is ``"batch"`` or
+            the solver ``"rk45"``, whose steps suit the whole batch.
+        steps: noise levels; the solver's own number, or for ``"pc"`` the model's, if not given.
+        solver: a key of :data:`sde_onnx.solvers.catalogue.SOLVERS`; ``"pc"`` is the paper's.
+        quality: in place of both, a key of :data:`sde_onnx.solvers.catalogue.QUALITIES`; ``"balanced"`` if none of the
+            three is given.
+        batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
+            with a ``ResourceWarning``.
+        progress: show a progress bar on standard error if it is a terminal.
+        options: of the solver, by the names of :data:`sde_onnx.solvers.options.OPTIONS`.
+
+    Returns:
+        ``[N, C, H, W]`` float32 in [0, 1].
+
+    Raises:
+        InputError: an argument out of its range, or an option that the solver does not have.
+        MissingExtraError: the solver needs a package that is not installed.
+        NonFiniteError: NaN or infinity appeared.
+    """
+    sampling = resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
+    batches = batches_of(model, seeds, sampling, batch_size=batch_size)
+    images = []
+    with tqdm(total=len(seeds) * (sampling.steps or 0) or None, unit="step", disable=None if progress else True) as bar:
+        for batch in batches:
+            for step in batch.steps:   # noqa: B007  # the last one is the result
+                bar.update(len(batch.seeds))
+            images.append(np.clip(step.x_mean, 0, 1))
+    return np.concatenate(images)
+
+
+def sample_batches(
+    model: ScoreModel,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    *,
+    solver: str | None = None,
+    quality: str | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Iterator[Batch]:
+    """Returns the batches of :func:`sample`, each an iterator over its steps, for whoever wants to see them.
+
+    Arguments and errors are those of :func:`sample`; they are checked before the first batch.
+    """
+    sampling = resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
+    return batches_of(model, seeds, sampling, batch_size=batch_size)
+
+
+def batches_of(
+    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, batch_size: int | None = None
+) -> Iterator[Batch]:
+    """Returns the batches of a resolved request.
+
+    Args:
+        model: a loaded model file, for which the request was resolved.
+        seeds, batch_size: see :func:`sample`.
+        sampling: how.
+
+    Raises:
+        InputError: a seed or a batch size that cannot be.
+    """
+    check_seeds(seeds)
+    size = choose_batch_size(model, len(seeds), batch_size, images_depend=sampling.depends_on_batch)
+    threads = 1 if model.loop_for is None else available_cores() or 1   # where a GPU does the rest, the cores are free
+
+    def start(chunk: Sequence[int]) -> Batch:
+        noise = PortableNoise(chunk, model.metadata.image_shape, threads=threads)
+        return Batch(list(chunk), steps_of(model, noise, len(chunk), sampling))
+
+    return map(start, (seeds[first : first + size] for first in range(0, len(seeds), size)))
+
+
+def steps_of(model: ScoreModel, noise: NoiseSource, images: int, sampling: Sampling) -> Iterator[Step]:
+    """The steps of a request: in the loop on the device, where the file has one and the solver a plan, or on the host.
+
+    Args:
+        model: a loaded model file.
+        noise: returns the next standard normal array ``[N, C, H, W]`` at each call.
+        images: N.
+        sampling: how.
+
+    Raises:
+        NonFiniteError: NaN or infinity appeared. Nothing is computed before the first step is asked for.
+    """
+    if model.loop_for is not None and sampling.plan is not None and not sampling.wrappers:
+        return _on_the_device(model.loop_for, sampling.plan, noise, images)
+    score: Score = model
+    for name in sampling.wrappers:
+        score = WRAPPERS[name](score)
+    return sampling.run(score, noise)
+
+
+def _on_the_device(
+    loop_for: Callable[[int, int], DeviceLoop], plan: Plan, noise: NoiseSource, images: int
+) -> Iterator[Step]:
+    """The steps of a loop that is opened when the first of them is asked for."""
+    room = 1 << (len(plan.evaluations) - 1).bit_length()   # few sizes, so that a captured graph serves again
+    yield from loop_for(images, room).run(plan, noise)
+
+
+def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, images_depend: bool = False) -> int:
+    """Returns how many images to sample at a time: as asked, or by their size, and no more than fit into memory.
+
+    Args:
+        model: a loaded model file.
+        images: to be sampled in all.
+        asked: by the user, or ``None``.
+        images_depend: whether an image depends on its batch, which then must not be split.
+
+    Raises:
+        InputError: less than 1, or more than fit where an image depends on its batch.
+    """
+    size = default_batch_size(model.metadata.image_shape) if asked is None else asked
+    if size < 1:
+        raise InputError(f"batch_size is {size}, expected at least 1")
+    size = min(size, images)
+    free = None if model.provider in ON_A_GPU else available_memory()
+    need = image_memory(model.metadata)
+    if free is None or size * need <= free or size == 1:
+        return size
+    fits = max(1, free // need)
+    said = f"{size} images at a time need about {size * need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    if images_depend:
+        raise InputError(f"{said}, and an image depends on its batch here, so that a smaller batch gives other images: "
+                         "sample fewer")
+    warnings.warn(f"{said}: {fits} at a time", ResourceWarning, stacklevel=3)
+    return fits
+
+
+def default_batch_size(image_shape: tuple[int, int, int]) -> int:
+    """Images to sample at a time: 64 at 32x32 and below, 2 at 256x256, 1 at 1024x1024."""
+    return max(1, min(64, VALUES_A_BATCH // int(np.prod(image_shape))))

@@ -1,0 +1,166 @@
+"""Golden values of a sampler file, and whether a runtime reproduces them.
+
+A golden file (``.npz``) holds what the host's loop gives for a few seeds:
+
+    format      int64
+    seed        int64 [N], in two's complement
+    latent      float32 [N, C, H, W], the start
+    x_first, x_last    x after the first and after the last evaluation
+    sample      float32 [N, C, H, W] in [0, 1];  image  uint8 [N, H, W, C]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from sde_onnx.errors import InputError, ModelFileError, OutputError, ProviderError
+from sde_onnx.files import replacing
+from sde_onnx.generate.sample import choose_batch_size
+from sde_onnx.images import to_uint8
+from sde_onnx.runtime.metadata import SAMPLER_FORMAT, SAMPLER_KEY
+from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
+from sde_onnx.runtime.score_model import ScoreModel
+from sde_onnx.solvers.catalogue import Sampling
+from sde_onnx.solvers.noise import PortableNoise
+from sde_onnx.solvers.plan import run_evaluations
+
+__all__ = ["Comparison", "verify", "write_golden"]
+
+GOLDEN_FORMAT = 2
+GOLDEN_SEEDS = (0, 1, 12345678901234567890, 2**64 - 1)   # with bits in both words, and beyond int64
+SAME_SHARE, MOST_LEVELS = 0.999, 1                       # of 8-bit values equal; largest difference of any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a sampler's images differ from the golden ones."""
+
+    same: float          # share of equal 8-bit values
+    largest: int         # difference of any, in levels of 255
+    x_error: float | None   # |a - b| / |b| of x after the first or the last evaluation, the worse; None if not seen
+
+    @property
+    def passed(self) -> bool:
+        """Whether rounding explains the difference."""
+        return self.same >= SAME_SHARE and self.largest <= MOST_LEVELS and (self.x_error is None or self.x_error < 1e-3)
+
+
+def write_golden(model: ScoreModel, path: Path, sampling: Sampling) -> None:
+    """Writes what the host's loop gives for GOLDEN_SEEDS.
+
+    Args:
+        model: the model that the sampler file is made of.
+        path: the ``.npz`` file; it is replaced if it exists.
+        sampling: what the sampler file holds.
+
+    Raises:
+        InputError: a solver without a plan, which no file holds.
+    """
+    if sampling.plan is None:
+        raise InputError(f"{sampling.solver} has no plan, of which golden values are")
+    parts = []
+    size = choose_batch_size(model, len(GOLDEN_SEEDS), None)
+    for first in range(0, len(GOLDEN_SEEDS), size):
+        noise = PortableNoise(GOLDEN_SEEDS[first : first + size], model.metadata.image_shape)
+        states = [(x, x_mean) for _, x, x_mean in run_evaluations(sampling.plan, model, noise)]
+        parts.append((states[0][0], *states[-1]))
+    x_first, x_last, x_mean = (np.concatenate(states) for states in zip(*parts, strict=True))
+    noise = PortableNoise(GOLDEN_SEEDS, model.metadata.image_shape)
+    latent = sum(np.float32(deviation) * noise() for deviation in sampling.plan.start)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, format=np.int64(GOLDEN_FORMAT), seed=np.array(GOLDEN_SEEDS, np.uint64).view(np.int64),
+                 latent=latent, x_first=x_first, x_last=x_last, sample=np.clip(x_mean, 0, 1), image=to_uint8(x_mean))
+
+
+def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], provider: str = "cpu") -> Comparison:
+    """Runs a sampler or evaluation file for the seeds of a golden file.
+
+    Args:
+        sampler: a file that `sde-onnx embed` made.
+        golden: what it wrote for ``--golden``.
+        provider: as for :func:`sde_onnx.load`.
+
+    Raises:
+        InputError: the two are of different image sizes, or an unknown provider.
+        ModelFileError: a file that is damaged, or not what it should be.
+        OutputError: the golden file cannot be read.
+        ProviderError: the provider cannot run here, or failed while running.
+    """
+    try:
+        with np.load(golden) as held:
+            number = int(held["format"]) if "format" in held else 1
+            expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
+    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        raise OutputError(f"{golden} cannot be read as golden values: {error}") from None
+    if number != GOLDEN_FORMAT:
+        raise OutputError(f"{golden} has golden format {number}, this sde-onnx reads format {GOLDEN_FORMAT}: write it "
+                          "again with `sde-onnx embed --golden`")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    chosen = choose_provider(provider)
+    try:
+        session = open_session(os.fspath(sampler), chosen, options)
+    except ORT_ERRORS as error:
+        raise ModelFileError(f"{sampler} cannot be loaded: {str(error).splitlines()[0][:200]}") from None
+    kind = _kind(session, str(sampler))
+    shape = expected["latent"].shape[1:]
+    output = {item.name: item.shape for item in session.get_outputs()}["x_mean" if kind == "evaluation" else "sample"]
+    if tuple(output[1:]) != shape:
+        raise InputError(f"{sampler} makes images {output[1:]}, {golden} holds {list(shape)}")
+    try:
+        if kind == "evaluation":
+            image, x_error = _drive(session, expected)
+        else:
+            image, x_error = session.run(["image"], {"seed": expected["seed"]})[0], None
+    except ORT_ERRORS as error:
+        raise ProviderError(f"{chosen} failed on {sampler}: {str(error).splitlines()[0][:200]}") from error
+    difference = np.abs(image.astype(int) - expected["image"])
+    return Comparison(float((difference == 0).mean()), int(difference.max()), x_error)
+
+
+def _kind(session: ort.InferenceSession, name: str) -> str:
+    """What the file is, ``"sampler"`` or ``"evaluation"``."""
+    text = session.get_modelmeta().custom_metadata_map.get(SAMPLER_KEY)
+    if text is None:
+        raise ModelFileError(f"{name} is no sampler: make one with `sde-onnx embed MODEL -o FILE`")
+    try:
+        about = json.loads(text)
+        kind, number = str(about["kind"]), int(about["format"])
+    except (KeyError, TypeError, ValueError):
+        raise ModelFileError(f"{name}: its metadata is damaged; make it again with `sde-onnx embed`") from None
+    if number != SAMPLER_FORMAT:
+        mend = "upgrade sde-onnx" if number > SAMPLER_FORMAT else "make it again with `sde-onnx embed`"
+        raise ModelFileError(f"{name} has sampler format {number}, this sde-onnx reads format {SAMPLER_FORMAT}: {mend}")
+    return kind
+
+
+def _drive(session: ort.InferenceSession, expected: dict[str, NDArray[Any]]) -> tuple[Any, float]:
+    """Drives an evaluation file as a host would; returns the image and the worst error of the golden states."""
+    outputs = [item.name for item in session.get_outputs()]
+    states = [name.removesuffix("_next") for name in outputs if name.endswith("_next")]
+    feeds = dict.fromkeys(states, np.zeros_like(expected["latent"])) | {"seed": expected["seed"]}
+    if "steps" in {item.name for item in session.get_inputs()}:
+        feeds["steps"] = np.array([_steps(session)])
+    errors, index, remaining = [], 0, 1
+    while remaining > 0:
+        results = dict(zip(outputs, session.run(outputs, feeds | {"index": np.array([index])}), strict=True))
+        feeds |= {name: results[f"{name}_next"] for name in states}
+        remaining = int(results["remaining"][0])
+        if (known := "x_first" if index == 0 else "x_last" if remaining == 0 else None) is not None:
+            errors.append(float(np.linalg.norm(feeds["x"] - expected[known]) / np.linalg.norm(expected[known])))
+        index += 1
+    return to_uint8(results["x_mean"]), max(errors)
+
+
+def _steps(session: ort.InferenceSession) -> int:
+    """How many steps a file makes if nobody says otherwise."""
+    return int(json.loads(session.get_modelmeta().custom_metadata_map[SAMPLER_KEY])["steps"])

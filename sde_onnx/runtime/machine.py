@@ -1,0 +1,79 @@
+"""What this machine has for a network: cores that this process may use, and images that fit into memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from sde_onnx.runtime.metadata import ModelMetadata
+
+__all__ = ["available_cores", "available_memory", "image_memory"]
+
+CPUS = Path("/sys/devices/system/cpu")
+MEMINFO = Path("/proc/meminfo")
+CGROUPS = Path("/sys/fs/cgroup")
+# Bytes that an evaluation needs for each value of the widest layer. Measured under the CPU provider, as the growth of
+# the resident set with the batch: 120 to 190 for digits, 32x32 and 256x256 (tests/test_memory.py repeats the first).
+BYTES_A_VALUE = 200
+
+
+def available_cores() -> int | None:
+    """Physical cores that this process may use: those of its CPU affinity, and no more than its container's quota.
+
+    Two hyper-threads of a core share the vector units that a network keeps busy, so they count once.
+
+    Returns:
+        At least 1; ``None`` where the system does not tell (not Linux): the runtime's own choice is right there.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    allowed = os.sched_getaffinity(0)
+    cores = len({_siblings(cpu) for cpu in allowed})
+    return max(1, math.ceil(min(cores, _quota())))
+
+
+def _siblings(cpu: int) -> str:
+    """The hyper-threads of a CPU's core, as the kernel writes them; the CPU alone where it does not."""
+    path = CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    return path.read_text().strip() if path.exists() else str(cpu)
+
+
+def _quota() -> float:
+    """CPUs that the control group may use on average; infinity without a limit."""
+    both = CGROUPS / "cpu.max"   # version 2: "max 100000" or "150000 100000"
+    if both.exists():
+        quota, period = both.read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    old = CGROUPS / "cpu"        # version 1: -1 is no limit
+    files = old / "cpu.cfs_quota_us", old / "cpu.cfs_period_us"
+    if all(path.exists() for path in files):
+        quota_us, period_us = (int(path.read_text()) for path in files)
+        return quota_us / period_us if quota_us > 0 else math.inf
+    return math.inf
+
+
+def image_memory(metadata: ModelMetadata) -> int:
+    """Bytes that the activations of one image take, at most: by the values of the network's widest layer."""
+    _, height, width = metadata.image_shape
+    channels: list[int] = metadata.architecture["channels"]
+    widest = max(count * (height >> level) * (width >> level) for level, count in enumerate(channels))
+    return widest * BYTES_A_VALUE
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: what is free, and no more than its container's limit.
+
+    Returns:
+        ``None`` where the system does not tell (not Linux).
+    """
+    if not MEMINFO.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    for limit_name, used_name in (("memory.max", "memory.current"),                       # version 2
+                                  ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):   # version 1
+        limit, used = CGROUPS / limit_name, CGROUPS / used_name
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+            free = min(free, max(0, int(text) - int(used.read_text())))
+    return free

@@ -1,0 +1,131 @@
+"""What a model file says of itself: one JSON object under ``metadata_props["sde_onnx"]``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sde_onnx.errors import ConfigError, ModelFileError
+from sde_onnx.solvers.options import OPTIONS
+from sde_onnx.solvers.schedule import VeSchedule
+
+__all__ = ["FORMAT", "KEY", "ROWS_KEY", "SAMPLER_FORMAT", "SAMPLER_KEY", "ModelMetadata", "metadata_properties"]
+
+KEY = "sde_onnx"
+SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
+ROWS_KEY = "sde_onnx_rows"         # of files with a loop for a device, beside KEY: the format of a plan's rows
+FORMAT = 1
+SAMPLER_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """The metadata of a model file, format 1."""
+
+    schedule: VeSchedule
+    snr: float                       # the Langevin corrector's signal-to-noise ratio
+    n_corrector: int                 # corrections a step
+    image_shape: tuple[int, int, int]   # C, H, W
+    data_range: tuple[float, float]  # of the images that the model was trained on
+    architecture: Mapping[str, Any]  # summary of the network
+    precision: str                   # of the inside; inputs and outputs are float32 always
+    target: str                      # execution provider that the graph is written for: "any", "cuda"
+    source: Mapping[str, str]        # name and sha256 of the checkpoint
+    parity: Mapping[str, float] = field(default_factory=dict)  # relative error at export, by case
+    versions: Mapping[str, str] = field(default_factory=dict)  # sde_onnx, torch, opset
+
+    def __post_init__(self) -> None:
+        for name, value in self.solver_options.items():
+            OPTIONS[name].checked(name, value)
+        if len(self.image_shape) != 3 or not all(type(size) is int and size > 0 for size in self.image_shape):
+            raise ConfigError(f"image_shape is {self.image_shape}, expected three whole numbers above 0")
+        objects = (self.architecture, self.source, self.parity, self.versions)
+        if not all(isinstance(value, Mapping) for value in objects):
+            raise ConfigError("architecture, source, parity and versions must be objects")
+
+    @property
+    def solver_options(self) -> dict[str, float]:
+        """What the model says of solvers' options that are left to it, by name."""
+        return {"snr": self.snr, "n_corrector": self.n_corrector}
+
+    def to_json(self) -> str:
+        """The metadata as the JSON text that the file holds."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, name: str) -> ModelMetadata:
+        """Reads the JSON text of a model file.
+
+        Args:
+            text: the JSON.
+            name: what to call the file in messages.
+
+        Raises:
+            ModelFileError: no JSON object, a newer format, or fields missing or out of range.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ModelFileError(f"{name}: its sde_onnx metadata is not JSON ({error}); export it again") from None
+        number = values.get("format") if isinstance(values, dict) else None
+        if not isinstance(number, int) or number < 1:
+            raise ModelFileError(f"{name}: its sde_onnx metadata names no format; export the model again")
+        if number > FORMAT:
+            raise ModelFileError(
+                f"{name} has metadata format {number}, this sde-onnx reads up to {FORMAT}: upgrade sde-onnx"
+            )
+        try:
+            known = {item.name: values[item.name] for item in fields(cls)}
+            known["schedule"] = VeSchedule(**known["schedule"])
+            known["image_shape"] = tuple(known["image_shape"])
+            known["data_range"] = tuple(known["data_range"])
+            return cls(**known)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{name}: its sde_onnx metadata is damaged ({error!r}); export it again") from None
+
+
+METADATA_PROPS = 14   # the field of a ModelProto; each entry's key is field 1, its value field 2
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5   # protobuf's wire types
+
+
+def metadata_properties(model: bytes) -> dict[str, str]:
+    """The metadata of an ONNX file, read off its protobuf: ONNX Runtime tells it only where it can run the graph.
+
+    Args:
+        model: the file's content, which ONNX Runtime has read without complaint.
+
+    Source: onnx.proto, message ModelProto; protobuf's encoding.
+    """
+    properties = {}
+    for number, entry in _fields(model):
+        if number == METADATA_PROPS:
+            texts = dict(_fields(entry))
+            properties[texts.get(1, b"").decode()] = texts.get(2, b"").decode()
+    return properties
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The numbers and contents of a message's length-delimited fields."""
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        length = {FIXED64: 8, FIXED32: 4}.get(tag & 7, 0)
+        if tag & 7 == VARINT:
+            _, place = _varint(message, place)
+        elif tag & 7 == BYTES:
+            length, place = _varint(message, place)
+            yield tag >> 3, message[place : place + length]
+        place += length
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and the place after it."""
+    value = shift = 0
+    while True:
+        byte = message[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place

@@ -1,0 +1,165 @@
+"""Execution providers: what is really usable here, and under which name.
+
+ONNX Runtime lists the providers that it was built with, whether or not the machine has their hardware and libraries,
+and runs on the CPU without a word where one fails. Here a provider counts only once it has run a convolution.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from sde_onnx.errors import InputError, ProviderError
+from sde_onnx.runtime import openvino
+from sde_onnx.runtime.cuda_options import (
+    CUDA_PRECISIONS,
+    HOW_TO_GET,
+    TENSORRT_PRECISIONS,
+    cuda_options,
+    tensorrt_options,
+)
+from sde_onnx.runtime.machine import available_cores
+
+__all__ = ["ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "open_session", "usable_providers"]
+
+# Our names for ONNX Runtime's, in the order of preference of "auto", which leaves tensorrt out: it builds for minutes.
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+AUTO = ("cuda", "openvino", "cpu")
+# What a provider can compute in where the file leaves it open; the first is the default.
+PRECISIONS = {"cuda": CUDA_PRECISIONS, "tensorrt": TENSORRT_PRECISIONS, "openvino": tuple(openvino.PRECISIONS),
+              "cpu": ("fp32",)}
+
+# An ONNX model (opset 20) of one 1x1 convolution of x [1, 1, 1, 1] with the weight 2: a provider without its
+# convolution library must fail here, not in the middle of a run. tests/test_providers.py decodes it.
+PROBE_MODEL = bytes.fromhex(
+    "08093a670a0f0a01780a01771201792204436f6e76120570726f62652a13080108010801080110012204000000404201775a"
+    "1b0a017812160a14080112100a0208010a0208010a0208010a020801621b0a017912160a14080112100a0208010a0208010a"
+    "0208010a02080142040a001014"
+)
+
+# ONNX Runtime's exceptions share no base class of their own.
+ORT_ERRORS = (
+    ort_errors.EPFail, ort_errors.EngineError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf, ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented,
+    ort_errors.RuntimeException, RuntimeError,
+)
+
+
+def choose_provider(name: str, precision: str = "fp32") -> str:
+    """Returns the provider to use.
+
+    Args:
+        name: ``"auto"``, or one of PROVIDERS.
+        precision: what it must be able to compute in.
+
+    Returns:
+        A key of PROVIDERS that can run here.
+
+    Raises:
+        InputError: an unknown name, or a precision that no provider or not this one has.
+        ProviderError: the provider was asked for by name and cannot run here, or no usable one has the precision.
+    """
+    known = {precision: None for choices in PRECISIONS.values() for precision in choices}
+    if name != "auto" and name not in PROVIDERS:
+        raise InputError(f"provider {name!r} is unknown, expected one of: auto, {', '.join(PROVIDERS)}")
+    if precision not in known:
+        raise InputError(f"precision {precision!r} is unknown, expected one of: {', '.join(known)}")
+    able = [provider for provider in PROVIDERS if precision in PRECISIONS[provider]]
+    if name == "auto":
+        for provider in able:
+            if provider in AUTO and _failure(provider) is None:
+                return provider
+        reasons = "; ".join(f"{provider} cannot run here: {_failure(provider)}" for provider in able)
+        raise ProviderError(f"precision {precision} needs provider {' or '.join(able)}. {reasons}")
+    if name not in able:
+        raise InputError(f"provider {name} computes in {', '.join(PRECISIONS[name])}; {precision} needs provider "
+                         f"{' or '.join(able)}")
+    if (reason := _failure(name)) is not None:
+        raise ProviderError(f"provider {name} cannot run here ({reason}); usable: {', '.join(usable_providers())}")
+    return name
+
+
+def usable_providers() -> list[str]:
+    """The keys of PROVIDERS that can run here, the preferred first."""
+    return [name for name in PROVIDERS if _failure(name) is None]
+
+
+def open_session(
+    model: str | bytes,
+    provider: str,
+    options: ort.SessionOptions,
+    *,
+    precision: str = "fp32",
+    threads: int | None = None,
+    cached: bool = True,
+    capture: bool = False,
+) -> ort.InferenceSession:
+    """Opens a session under one provider, never quietly under another.
+
+    Args:
+        model: a file's path, or its content.
+        provider: a key of PROVIDERS that can run here.
+        options: ONNX Runtime's; the provider and the threads are added to them.
+        precision: one of the provider's PRECISIONS.
+        threads: of a network evaluation, >= 1. If not given, ``options`` decide, and where they do not either, the
+            cores that this process may use.
+        cached: keep what the provider compiles for the next time.
+        capture: under cuda, evaluations as CUDA graphs: on bound buffers only.
+
+    Raises:
+        ProviderError: ONNX Runtime has left the provider out.
+        ORT_ERRORS: whatever ONNX Runtime raises.
+    """
+    if threads or options.intra_op_num_threads == 0:
+        options.intra_op_num_threads = threads or available_cores() or 0
+    if provider == "openvino":
+        openvino.add_openvino(options, precision=precision, threads=threads, cached=cached)
+        session = ort.InferenceSession(model, options, enable_fallback=0)
+    else:
+        settings: list[tuple[str, dict[str, str]]] = [(PROVIDERS[provider], {})]
+        if provider == "cuda":
+            settings = [(PROVIDERS["cuda"], cuda_options(precision, capture=capture))]
+        elif provider == "tensorrt":   # what it does not take, CUDA does
+            settings = [(PROVIDERS["tensorrt"], tensorrt_options(precision, cached=cached)),
+                        (PROVIDERS["cuda"], cuda_options(precision))]
+        session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
+    if PROVIDERS[provider] not in session.get_providers():
+        raise ProviderError(f"ONNX Runtime left {PROVIDERS[provider]} out: its libraries or its device are missing")
+    return session
+
+
+@functools.cache
+def _failure(name: str) -> str | None:
+    """Why a provider cannot run here, or ``None`` if it has just run a convolution."""
+    if name == "openvino":
+        if reason := openvino.why_not():
+            return reason
+    elif PROVIDERS[name] not in ort.get_available_providers():
+        return "this onnxruntime was built without it" + (f": {HOW_TO_GET[name]}" if name in HOW_TO_GET else "")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if name in HOW_TO_GET:
+        # Finds the libraries of the nvidia wheels. It prints what is missing; the error below says it in one line.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+    ort.set_default_logger_severity(4)
+    try:
+        session = open_session(PROBE_MODEL, name, options, cached=False)
+        session.run(None, {"x": np.ones((1, 1, 1, 1), np.float32)})
+    except (*ORT_ERRORS, ProviderError) as error:
+        # TensorRT's libraries are missed by a line of C++ source.
+        reason = "TensorRT is missing" if name == "tensorrt" and "Please install" in str(error) else str(error)
+        return reason.splitlines()[0][:200] + (f"; {HOW_TO_GET[name]}" if name in HOW_TO_GET else "")
+    finally:
+        ort.set_default_logger_severity(2)
+    return None

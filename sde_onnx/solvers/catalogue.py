@@ -1,0 +1,254 @@
+"""Everything that samples, by name, and what a caller asked for, resolved.
+
+A new solver is a formula and a plan in a module of this package, and a line in SOLVERS.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sde_onnx.errors import InputError
+from sde_onnx.extras import require_scipy
+from sde_onnx.solvers.options import OPTIONS
+
+if TYPE_CHECKING:
+    from sde_onnx.solvers.plan import Plan, Step
+    from sde_onnx.solvers.protocols import NoiseSource, Score
+    from sde_onnx.solvers.schedule import VeSchedule
+
+__all__ = ["DEFAULT_QUALITY", "MODEL", "QUALITIES", "SOLVERS", "ModelDefaults", "Sampling", "Solver", "resolve"]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A way to sample, under its name in SOLVERS.
+
+    Attributes:
+        about: one line for people.
+        function: MODULE.FUNCTION of this package. It writes the plan or, of an adaptive solver, runs.
+        options: that a caller may set, keys of OPTIONS, with their defaults; MODEL: the model's own.
+        steps: if not asked for; MODEL: the model's own number; ``None``: it adapts them.
+        least: steps that it needs.
+        fixed: further arguments, which make this solver what it is.
+        mixes_images: whether an image depends on its batch whatever the options.
+        requirement: raises a MissingExtraError where the solver cannot run.
+    """
+
+    about: str
+    function: str
+    options: Mapping[str, Any]
+    steps: int | str | None = 25
+    least: int = 2
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    mixes_images: bool = False
+    requirement: Callable[[], None] | None = None
+
+
+MODEL = "the model's"
+SPACING = {"schedule": "karras", "rho": 7.0}
+NOISELESS = SPACING | {"measure_noise": False}
+SOLVERS = {
+    "pc": Solver("the paper's predictor-corrector sampler", "predictor_corrector.plan", {
+        "snr": MODEL, "n_corrector": MODEL, "predictor": "reverse_diffusion", "corrector": "langevin",
+        "probability_flow": False, "langevin_norm": "image",
+    }, steps=MODEL, least=1),
+    "ancestral": Solver("ancestral sampling on any schedule", "multistep.plan", SPACING | {"schedule": "geometric"},
+                        steps=50, fixed={"order": 1, "eta": 1.0}),
+    "sde-dpmpp-2m": Solver("stochastic DPM-Solver++, second order", "multistep.plan", SPACING | {"eta": 2.0},
+                           fixed={"order": 2}),
+    "sde-dpmpp-3m": Solver("stochastic DPM-Solver++, third order", "multistep.plan", SPACING | {"eta": 1.0},
+                           least=3, fixed={"order": 3}),
+    "dpmpp-2m": Solver("DPM-Solver++, second order, no noise", "multistep.plan", NOISELESS,
+                       fixed={"order": 2, "eta": 0.0}),
+    "dpmpp-3m": Solver("DPM-Solver++, third order, no noise", "multistep.plan", NOISELESS, least=3,
+                       fixed={"order": 3, "eta": 0.0}),
+    "heun": Solver("Heun's method on the probability-flow ODE", "heun.plan", NOISELESS, steps=18),
+    "rk45": Solver("adaptive Runge-Kutta on the probability-flow ODE", "adaptive.rk45", {"rtol": 1e-5, "atol": 1e-5},
+                   steps=None, mixes_images=True, requirement=require_scipy),
+    "adaptive-sde": Solver("the reverse diffusion, with steps as long as the error allows", "adaptive.adaptive_sde",
+                           {"rtol": 0.02, "atol": 1 / 256}, steps=None),
+    "stochastic-heun": Solver("Heun's method with churn", "heun.plan", SPACING | {
+        "churn": 40.0, "churn_min": 0.0, "churn_max": None, "churn_noise": 1.0,
+    }),
+}
+# Solver, steps (None: the solver's own) and options by what they are for. What they cost and lose: the README, from
+# benchmarks/quality.py.
+QUALITIES: dict[str, tuple[str, int | None, Mapping[str, Any]]] = {
+    "fast": ("sde-dpmpp-2m", 12, {"eta": 0.5}),
+    "balanced": ("sde-dpmpp-2m", None, {}),   # what the solver takes by itself
+    "reference": ("pc", None, {}),
+}
+DEFAULT_QUALITY = "balanced"
+
+
+class ModelDefaults(Protocol):
+    """What a model says of sampling: :class:`sde_onnx.ModelMetadata`."""
+
+    @property
+    def schedule(self) -> VeSchedule:
+        """Its noise levels."""
+
+    @property
+    def solver_options(self) -> Mapping[str, Any]:
+        """Its own values of options that solvers leave to it."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A request, resolved and checked: made by :func:`resolve`. It pickles.
+
+    Attributes:
+        solver: a key of SOLVERS.
+        steps: from one noise level to the next; ``None`` of a solver that adapts them.
+        options: every option of the solver.
+        schedule: the model's noise levels.
+    """
+
+    solver: str
+    steps: int | None
+    options: Mapping[str, Any]
+    schedule: VeSchedule
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """The solver's plan; ``None`` of one that chooses its steps while it runs.
+
+        Raises:
+            InputError: options that together mean nothing.
+        """
+        return None if self.steps is None else self._function(*self._levels(self.steps), **self._arguments)
+
+    @property
+    def evaluations(self) -> int | None:
+        """Network evaluations an image; ``None`` where that shows on the way."""
+        return None if self.plan is None else len(self.plan.evaluations)
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether an image depends on those that are sampled beside it."""
+        return SOLVERS[self.solver].mixes_images or self.options.get("langevin_norm") == "batch"
+
+    @property
+    def wrappers(self) -> tuple[str, ...]:
+        """What stands around the score, by the names of :data:`sde_onnx.generate.sample.WRAPPERS`."""
+        return ("measured-noise",) if self.options.get("measure_noise") else ()
+
+    def with_steps(self, steps: int) -> Sampling:
+        """The same with another number of steps, at least the solver's least."""
+        return replace(self, steps=steps)
+
+    def run(self, score: Score, noise: NoiseSource) -> Iterator[Step]:
+        """Yields the steps, run on the host; nothing is computed before the first is asked for.
+
+        Args:
+            score: the score function, its wrappers around it.
+            noise: returns the next standard normal array ``[N, C, H, W]`` at each call.
+
+        Raises:
+            NonFiniteError: x stopped being finite.
+        """
+        from sde_onnx.solvers.plan import run
+
+        if self.plan is not None:
+            return run(self.plan, score, noise)
+        steps: Iterator[Step] = self._function(score, noise, self.schedule, **self._arguments)
+        return steps
+
+    def to_json(self) -> dict[str, Any]:
+        """Solver, steps and options as JSON values: all that an image depends on, but model and seed."""
+        return {"solver": self.solver, "steps": self.steps, "options": dict(self.options)}
+
+    def __str__(self) -> str:
+        """For people: what differs from the solver's own defaults is named."""
+        own = SOLVERS[self.solver].options
+        named = "".join(f" {name} {value}" for name, value in self.options.items() if value != own[name] != MODEL)
+        return f"{self.solver}{named}, {self.steps or 'adaptive'} steps"
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        """The solver's, imported when it is needed: ``--help`` must not wait for numpy."""
+        module, _, name = SOLVERS[self.solver].function.partition(".")
+        function: Callable[..., Any] = getattr(import_module(f"sde_onnx.solvers.{module}"), name)
+        return function
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the solver's function."""
+        elsewhere = ("measure_noise", "schedule", "rho")   # wrappers and noise levels
+        chosen = {name: value for name, value in self.options.items() if name not in elsewhere}
+        return chosen | dict(SOLVERS[self.solver].fixed)
+
+    def _levels(self, steps: int) -> tuple[Any, ...]:
+        """The noise levels as the solver takes them: the schedule and a number of steps, or sigmas."""
+        if "schedule" not in self.options:
+            return self.schedule, steps
+        return (self.schedule.spaced(steps, spacing=self.options["schedule"], rho=self.options["rho"]),)
+
+
+def resolve(
+    model: ModelDefaults,
+    *,
+    quality: str | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Sampling:
+    """Completes and checks what was asked for: once, and before anything is computed.
+
+    Args:
+        model: decides what solvers leave to it.
+        quality: a key of QUALITIES: solver, steps and options, of which the caller's options replace its own.
+        solver: a key of SOLVERS; that of DEFAULT_QUALITY if not given.
+        steps: >= 1; the solver's own number, or the model's, if not given.
+        options: of the solver, by name.
+
+    Raises:
+        InputError: a quality together with a solver or steps, an unknown name, an option that the solver does not have
+            (names those that do), or a value out of its range.
+        MissingExtraError: the solver needs a package that is not installed.
+    """
+    if quality is not None and (solver is not None or steps is not None):
+        raise InputError("a quality chooses the solver and its steps: leave out solver and steps")
+    preset: Mapping[str, Any] = {}
+    if quality is not None:
+        if quality not in QUALITIES:
+            raise InputError(f"quality {quality!r} is unknown, expected one of: {', '.join(QUALITIES)}")
+        solver, steps, preset = QUALITIES[quality]
+    solver = solver or QUALITIES[DEFAULT_QUALITY][0]
+    if solver not in SOLVERS:
+        raise InputError(f"solver {solver!r} is unknown, expected one of: {', '.join(SOLVERS)}")
+    if (require := SOLVERS[solver].requirement) is not None:
+        require()
+    chosen = _complete_options(solver, model.solver_options, {**preset, **(options or {})})
+    sampling = Sampling(solver, _step_count(solver, model.schedule, steps), chosen, model.schedule)
+    _ = sampling.plan   # which is kept; it refuses options that together mean nothing
+    return sampling
+
+
+def _complete_options(solver: str, model_options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    own = SOLVERS[solver].options
+    for name in given:
+        if name not in own:
+            owners = [other for other, candidate in SOLVERS.items() if name in candidate.options]
+            whose = f"belongs to {', '.join(owners)}" if owners else "is unknown"
+            raise InputError(f"option {name} {whose}; solver {solver} has {', '.join(own)}")
+    complete = {name: model_options[name] if default == MODEL else default for name, default in own.items()}
+    return {name: OPTIONS[name].checked(name, value) for name, value in (complete | dict(given)).items()}
+
+
+def _step_count(name: str, schedule: VeSchedule, steps: int | None) -> int | None:
+    solver = SOLVERS[name]
+    if solver.steps is None:
+        if steps is not None:
+            raise InputError(f"solver {name} chooses its steps by its tolerances: leave steps out")
+        return None
+    if steps is None:
+        return schedule.num_scales if isinstance(solver.steps, str) else solver.steps
+    if not isinstance(steps, numbers.Integral) or steps < solver.least:
+        raise InputError(f"steps is {steps}, expected a whole number of at least {solver.least} for solver {name}")
+    return int(steps)

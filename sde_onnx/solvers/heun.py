@@ -1,0 +1,104 @@
+"""Heun's method on the probability-flow ODE, with noise put in before each step if there is churn.
+
+    dx / dsigma = -sigma s(x, sigma)
+
+    guess    x' = x + (sigma' - sigma) d                      d  the slope at x
+    step     x <- x + (sigma' - sigma) (d + d') / 2           d' the slope at the guess
+
+Two evaluations a step, one in the last. The noise of a step is put in at the end of the step before.
+
+Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated, denoise
+from sde_onnx.solvers.protocols import Array
+
+__all__ = ["churned_levels", "euler_guess", "heun_step", "plan"]
+
+
+def euler_guess(x: Array, score: Array, z: Array | None, memory: Memory, *, sigma: float, sigma_next: float) -> Updated:
+    """The guess, with x and its score remembered for the step.
+
+    Source: Karras et al. 2022, algorithm 1, lines 4 and 5.
+    """
+    return x + (sigma_next - sigma) * _slope(score, sigma), x + sigma**2 * score, (x, score)
+
+
+def heun_step(
+    guess: Array, score: Array, z: Array | None, memory: Memory, *, sigma: float, sigma_next: float, deviation: float
+) -> Updated:
+    """The step from x, which is remembered, with the score at the guess; ``x_mean`` is D at x.
+
+    Args:
+        guess: of :func:`euler_guess`, ``[N, C, H, W]``.
+        score: the score at the guess.
+        z: the next step's noise, standard normal; ``None`` without.
+        memory: x and its score.
+        sigma, sigma_next: the noise levels that the step goes from and to.
+        deviation: of the next step's noise.
+
+    Source: Karras et al. 2022, algorithm 1, lines 7 and 8; the noise is algorithm 2, line 6.
+    """
+    x, first = memory
+    stepped = x + (sigma_next - sigma) * (_slope(first, sigma) + _slope(score, sigma_next)) / 2
+    return (stepped if z is None else stepped + deviation * z), x + sigma**2 * first, ()
+
+
+def plan(
+    sigmas: Sequence[float],
+    *,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float | None = None,
+    churn_noise: float = 1.0,
+) -> Plan:
+    """The plan of Heun's method.
+
+    Args:
+        sigmas: noise levels, falling, the last 0.
+        churn: how much noise, spread over all steps; the paper's S_churn, >= 0.
+        churn_min, churn_max: the range of sigmas in which noise is put in, S_tmin and S_tmax; no end if ``None``.
+        churn_noise: standard deviation of that noise; S_noise.
+
+    Source: Karras et al. 2022, algorithms 1 and 2.
+    """
+    levels = churned_levels(sigmas, churn, churn_min, math.inf if churn_max is None else churn_max, churn_noise)
+    evaluations = []
+    for index, (sigma, _, sigma_next) in enumerate(levels):
+        if sigma_next == 0:
+            evaluations.append(Evaluation(sigma, partial(denoise, sigma=sigma), ends=index))
+            continue
+        deviation = levels[index + 1][1]
+        step = partial(heun_step, sigma=sigma, sigma_next=sigma_next, deviation=deviation)
+        evaluations += [
+            Evaluation(sigma, partial(euler_guess, sigma=sigma, sigma_next=sigma_next)),
+            Evaluation(sigma_next, step, draws=deviation > 0, ends=index),
+        ]
+    start = (sigmas[0], levels[0][1]) if levels[0][1] > 0 else (sigmas[0],)
+    return Plan(start, tuple(evaluations), tuple(sigma for sigma, _, _ in levels))
+
+
+def churned_levels(
+    sigmas: Sequence[float], churn: float, churn_min: float, churn_max: float, churn_noise: float
+) -> list[tuple[float, float, float]]:
+    """What noise each step puts in: the level that it reaches, the noise's deviation, and the level after the step.
+
+    Source: Karras et al. 2022, algorithm 2, lines 4 to 6.
+    """
+    gamma = min(churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+    levels = []
+    for sigma, sigma_next in pairwise(sigmas):
+        raised = sigma * (1 + gamma) if churn_min <= sigma <= churn_max else sigma
+        levels.append((raised, churn_noise * math.sqrt(raised**2 - sigma**2), sigma_next))
+    return levels
+
+
+def _slope(score: Array, sigma: float) -> Array:
+    return -sigma * score

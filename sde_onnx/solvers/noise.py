@@ -1,0 +1,226 @@
+"""Gaussian noise that belongs to an image: the same in every batch, on every device, in every language.
+
+Threefry-2x32 with 20 rounds turns a key (the image's seed) and a counter (block ``j``, number ``draw`` of the array)
+into two words ``(a, b)``, and Box-Muller turns those into two normals:
+
+    u1 = ((a >> 8) + 1) 2^-24   in (0, 1],      u2 = (b >> 8) 2^-24   in [0, 1)
+    z[2j] = sqrt(-2 ln u1) cos(2 pi u2),        z[2j + 1] = sqrt(-2 ln u1) sin(2 pi u2)
+
+in C order over ``[C, H, W]``. ``draw`` 0 is the initial latent.
+
+Other sources are a ``numpy.random.Generator`` and a ``torch.Generator`` (or one for each image), the latter drawn in
+diffusers' order. A source is called without arguments and returns the next array, ``[N, C, H, W]`` float32.
+
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box and Muller 1958.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sde_onnx.errors import InputError
+from sde_onnx.solvers.protocols import NoiseSource
+
+__all__ = ["NumpyNoise", "PortableNoise", "TorchNoise", "noise_source", "portable_normals",
+           "threefry2x32"]
+
+Float32Array = NDArray[np.float32]
+Uint32Array = NDArray[np.uint32]
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+KEY_PARITY = np.uint32(0x1BD11BDA)
+CHUNK = 1 << 14   # blocks worked on at a time: their arrays stay in the second-level cache
+
+
+def threefry2x32(key: tuple[Uint32Array, Uint32Array], counter: tuple[Uint32Array, Uint32Array]
+                 ) -> tuple[Uint32Array, Uint32Array]:
+    """Threefry-2x32 with 20 rounds, elementwise over arrays that broadcast together.
+
+    Args:
+        key: two words, uint32.
+        counter: two words, uint32.
+
+    Returns:
+        Two words, uint32.
+
+    Source: Salmon et al. 2011; the rotations are those of their Random123 library.
+    """
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ KEY_PARITY)
+    shape = np.broadcast_shapes(*(word.shape for word in (*key, *counter)))
+    a = np.empty(shape, np.uint32)
+    b = np.empty(shape, np.uint32)
+    low_bits = np.empty(shape, np.uint32)
+    np.add(counter[0], schedule[0], out=a)
+    np.add(counter[1], schedule[1], out=b)
+    for group in range(5):
+        for rotation in ROTATIONS[group % 2]:
+            np.add(a, b, out=a)
+            np.right_shift(b, np.uint32(32 - rotation), out=low_bits)
+            np.left_shift(b, np.uint32(rotation), out=b)
+            np.bitwise_or(b, low_bits, out=b)
+            np.bitwise_xor(b, a, out=b)
+        np.add(a, schedule[(group + 1) % 3], out=a)
+        np.add(b, schedule[(group + 2) % 3], out=b)
+        np.add(b, np.uint32(group + 1), out=b)
+    return a, b
+
+
+def portable_normals(
+    seeds: NDArray[np.uint64], draw: int, size: int, *, pool: ThreadPoolExecutor | None = None
+) -> Float32Array:
+    """Normals of each seed for one draw.
+
+    Args:
+        seeds: one for each image, ``[N]`` uint64.
+        draw: number of the array among those that the image has asked for, 0 is the initial latent.
+        size: values an image, C*H*W.
+        pool: threads that share the work; numpy lets them run side by side.
+
+    Returns:
+        ``[N, size]`` float32.
+    """
+    blocks = (size + 1) // 2
+    keys = [word.astype(np.uint32)[:, None] for word in (seeds & np.uint64(0xFFFFFFFF), seeds >> np.uint64(32))]
+    z = np.empty((len(seeds), blocks, 2), np.float32)
+    draw_word = np.array([[draw]], np.uint32)
+
+    def fill(tile: tuple[slice, slice]) -> None:
+        images, columns = tile
+        index = np.arange(columns.start, columns.stop, dtype=np.uint32)[None]
+        a, b = threefry2x32((keys[0][images], keys[1][images]), (index, draw_word))
+        radius = ((a >> np.uint32(8)) + np.uint32(1)).astype(np.float32)
+        radius *= np.float32(2**-24)
+        np.log(radius, out=radius)
+        radius *= np.float32(-2)
+        np.sqrt(radius, out=radius)
+        angle = (b >> np.uint32(8)).astype(np.float32)
+        angle *= np.float32(2 * np.pi * 2**-24)
+        np.multiply(radius, np.cos(angle), out=z[images, columns, 0])
+        np.multiply(radius, np.sin(angle), out=z[images, columns, 1])
+
+    for _ in (map if pool is None else pool.map)(fill, _tiles(len(seeds), blocks)):
+        pass
+    return z.reshape(len(seeds), 2 * blocks)[:, :size]
+
+
+def _tiles(images: int, blocks: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts ``[images, blocks]`` into rectangles of about CHUNK."""
+    rows, columns = max(1, CHUNK // blocks), min(blocks, CHUNK)
+    for row in range(0, images, rows):
+        for column in range(0, blocks, columns):
+            yield slice(row, min(row + rows, images)), slice(column, min(column + columns, blocks))
+
+
+class PortableNoise:
+    """The portable noise of this module: a function of each image's seed and of how many arrays were drawn.
+
+    Args:
+        seeds: one for each image, 0 to 2^64 - 1.
+        shape: an image's ``(C, H, W)``.
+        threads: that draw. The noise does not depend on them; where a GPU does the rest, they are free.
+
+    Raises:
+        InputError: no seed, or one that is not an integer of 64 bits.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], *, threads: int = 1) -> None:
+        self.seeds = check_seeds(seeds)
+        self.shape = shape
+        self.draw = 0
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def __call__(self) -> Float32Array:
+        z = portable_normals(self.seeds, self.draw, int(np.prod(self.shape)), pool=self._pool)
+        self.draw += 1
+        return z.reshape(len(self.seeds), *self.shape)
+
+
+class NumpyNoise:
+    """Noise from a numpy generator, one draw for the whole batch ``shape`` = ``(N, C, H, W)``."""
+
+    def __init__(self, generator: np.random.Generator, shape: tuple[int, ...]) -> None:
+        self.generator = generator
+        self.shape = shape
+
+    def __call__(self) -> Float32Array:
+        return self.generator.standard_normal(self.shape, np.float32)
+
+
+class TorchNoise:
+    """Noise from ``torch.Generator``s exactly as diffusers draws it.
+
+    Args:
+        generators: one for the batch, or one for each image.
+        shape: ``(N, C, H, W)``.
+
+    Raises:
+        InputError: neither one generator nor one for each image.
+    """
+
+    def __init__(self, generators: Sequence[Any], shape: tuple[int, ...]) -> None:
+        if len(generators) not in (1, shape[0]):
+            raise InputError(f"{len(generators)} generators for {shape[0]} images: give one, or one for each image")
+        self.generators = generators
+        self.shape = shape
+        self.torch: Any = sys.modules["torch"]   # whoever made the generator has imported it; the runtime never does
+
+    def __call__(self) -> Float32Array:
+        share = (self.shape[0] // len(self.generators), *self.shape[1:])
+        parts = [
+            self.torch.randn(share, generator=generator, device=generator.device, dtype=self.torch.float32)
+            for generator in self.generators
+        ]
+        return np.concatenate([part.cpu().numpy() for part in parts])
+
+
+def noise_source(generator: Any, shape: tuple[int, ...]) -> NoiseSource:
+    """The noise source that a caller's ``generator`` argument means.
+
+    Args:
+        generator: ``None`` (fresh entropy), an int (its images take the seeds from there on), a sequence of ints
+            (their seeds), a ``numpy.random.Generator``, a ``torch.Generator`` or a list of those.
+        shape: ``(N, C, H, W)``.
+
+    Raises:
+        InputError: anything else, or not as many as images.
+    """
+    if generator is None:
+        return NumpyNoise(np.random.default_rng(), shape)
+    if isinstance(generator, np.random.Generator):
+        return NumpyNoise(generator, shape)
+    if isinstance(generator, int | np.integer):
+        return PortableNoise([int(generator) + index for index in range(shape[0])], shape[1:])
+    several = list(generator) if isinstance(generator, list | tuple) else [generator]
+    if several and all(isinstance(item, int | np.integer) for item in several):
+        if len(several) != shape[0]:
+            raise InputError(f"{len(several)} seeds for {shape[0]} images: give one for each image")
+        return PortableNoise(several, shape[1:])
+    if several and all(_is_torch_generator(item) for item in several):
+        return TorchNoise(several, shape)
+    raise InputError(
+        f"generator is {type(generator).__name__}, expected an int or a list of them, a torch.Generator or a list of "
+        "them, or a numpy.random.Generator"
+    )
+
+
+def check_seeds(seeds: Sequence[int]) -> NDArray[np.uint64]:
+    """Seeds as ``[N]`` uint64; ``InputError`` if there is none or one does not fit 64 bits."""
+    if len(seeds) == 0:
+        raise InputError("no seeds: at least one is needed, one for each image")
+    for seed in seeds:
+        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+            raise InputError(f"seed {seed!r} is not an integer")
+        if not 0 <= seed < 1 << 64:
+            raise InputError(f"seed {seed} does not fit 64 bits: expected 0 to 2^64 - 1")
+    return np.array([int(seed) for seed in seeds], np.uint64)
+
+
+def _is_torch_generator(item: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(item, torch.Generator)

@@ -1,0 +1,103 @@
+"""The options of solvers: each one's name, range, unit and meaning, once.
+
+The command line, its help and docs/solvers.md are made from this table. Defaults are a solver's own, in
+:data:`sde_onnx.solvers.catalogue.SOLVERS`. Neither this module nor that one imports numpy: ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+from sde_onnx.errors import InputError
+
+__all__ = ["OPTIONS", "Choice", "Count", "Number", "Option", "Switch"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What every option has: a flag on the command line, and help."""
+
+    flag: str
+    help: str
+
+    def checked(self, name: str, value: Any) -> Any:
+        """Returns the value in its own type; ``InputError`` if the option cannot have it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Number(Option):
+    """A finite number."""
+
+    least: float = 0.0
+    open: bool = False        # the least itself is refused
+    unset: str | None = None   # what None means, for an option that may be left without a value
+
+    def checked(self, name: str, value: Any) -> float | None:
+        if value is None and self.unset is not None:
+            return None
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value < self.least or (self.open and value == self.least):
+            wanted = f"above {self.least:g}" if self.open else f"of at least {self.least:g}"
+            raise InputError(f"{name} is {value!r}, expected a number {wanted}")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Count(Option):
+    """A whole number of 0 or more."""
+
+    def checked(self, name: str, value: Any) -> int:
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 0:
+            raise InputError(f"{name} is {value!r}, expected a whole number of 0 or more")
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Choice(Option):
+    """One of several words."""
+
+    choices: tuple[str, ...] = ()
+
+    def checked(self, name: str, value: Any) -> str:
+        if value not in self.choices:
+            raise InputError(f"{name} is {value!r}, expected one of: {', '.join(self.choices)}")
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Switch(Option):
+    """Yes or no."""
+
+    def checked(self, name: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}, expected true or false")
+        return value
+
+
+OPTIONS: dict[str, Option] = {
+    "snr": Number("--snr", "The corrector's signal-to-noise ratio.", open=True),
+    "n_corrector": Count("--corrector-steps", "Corrections a step."),
+    "predictor": Choice("--predictor", "The predictor.",
+                        choices=("reverse_diffusion", "euler_maruyama", "ancestral", "none")),
+    "corrector": Choice("--corrector", "The corrector: step sizes from norms, from sigma, or none.",
+                        choices=("langevin", "ald", "none")),
+    "probability_flow": Switch("--probability-flow", "Predict along the probability-flow ODE."),
+    "langevin_norm": Choice("--langevin-norm",
+                            "Norms of each image, or averaged over the batch as the reference does.",
+                            choices=("image", "batch")),
+    "schedule": Choice("--schedule", "How the noise levels are spaced.", choices=("karras", "geometric")),
+    "rho": Number("--rho", "Of the karras schedule: the larger, the more steps at small sigma.", least=1.0),
+    "eta": Number("--eta", "How much noise; 0 is none, 1 the reverse diffusion's."),
+    "measure_noise": Switch("--measure-noise",
+                            "Tell the network the noise that x has, measured, where it is well above sigma."),
+    "rtol": Number("--rtol", "Relative tolerance of a step.", open=True),
+    "atol": Number("--atol", "Absolute tolerance of a step.", open=True),
+    "churn": Number("--churn", "Noise put in, over all steps."),
+    "churn_min": Number("--churn-min", "Noise is put in from this sigma on."),
+    "churn_max": Number("--churn-max", "Noise is put in up to this sigma.", unset="none"),
+    "churn_noise": Number("--churn-noise", "Standard deviation of that noise."),
+}

@@ -1,0 +1,123 @@
+"""Noise levels: the reference's predictor-corrector schedule, and those of solvers. And what a time ``t`` is.
+
+With N steps, ``t`` running evenly from 1 to ``sampling_eps``, and a grid even in log sigma:
+
+    sigma_cond_i = sigma_min (sigma_max / sigma_min)^t_i       what the network is told
+    sigma_i      = grid[N - 1 - i],  sigma_next_i = grid[N - 2 - i], 0 after the last
+
+The two differ by about 1e-4 relative; the reference uses both, and equal pictures need both.
+
+Source: Song et al. 2021, equation 31 (appendix C) and algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sde_onnx.errors import ConfigError, InputError
+
+__all__ = ["NoiseLevel", "VeSchedule"]
+
+
+class NoiseLevel(NamedTuple):
+    """One step of a schedule. All float32 scalars, so that formulas round as the reference's do."""
+
+    sigma_cond: np.float32   # what the network is told, > 0
+    sigma: np.float32        # noise std before the step
+    sigma_next: np.float32   # noise std after it, 0 after the last
+    dt: np.float32           # its length in time t, 1 / N
+
+
+@dataclass(frozen=True)
+class VeSchedule:
+    """A variance-exploding noise schedule, as the model was trained with.
+
+    Args:
+        sigma_min: smallest noise std, > 0, data in [0, 1].
+        sigma_max: largest noise std, > sigma_min; also the std of the initial latent.
+        num_scales: steps that the model's author samples with, >= 1.
+        sampling_eps: the last time that the network is asked at, in (0, 1).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    sigma_min: float
+    sigma_max: float
+    num_scales: int = 2000
+    sampling_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("sigma_min", "sigma_max", "sampling_eps"):   # a config may write 50 for 50.0
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not (math.isfinite(self.sigma_max) and 0 < self.sigma_min < self.sigma_max):
+            raise ConfigError(
+                f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} are not a noise range: "
+                "0 < sigma_min < sigma_max is needed"
+            )
+        if type(self.num_scales) is not int or self.num_scales < 1:
+            raise ConfigError(f"num_scales is {self.num_scales}, expected a whole number of at least 1")
+        if not 0 < self.sampling_eps < 1:
+            raise ConfigError(f"sampling_eps is {self.sampling_eps}, expected a time between 0 and 1")
+
+    def sigma_at(self, t: Any) -> Any:
+        """The noise std of a time in [0, 1], or of each of an array, rounded as the reference does: in float32."""
+        return np.float32(self.sigma_min) * np.float32(self.sigma_max / self.sigma_min) ** np.float32(t)
+
+    def levels(self, steps: int) -> Iterator[NoiseLevel]:
+        """Yields the reference's noise levels, from the largest.
+
+        Args:
+            steps: N, >= 1.
+
+        Raises:
+            InputError: ``steps`` below 1.
+        """
+        if steps < 1:
+            raise InputError(f"steps is {steps}, expected at least 1")
+        t = np.linspace(1.0, self.sampling_eps, steps)
+        # A single point of the grid is its start, sigma_min, in torch and numpy alike: the reference's one-step run.
+        grid = np.exp(np.linspace(math.log(self.sigma_min), math.log(self.sigma_max), steps)).astype(np.float32)
+        sigma_cond = (self.sigma_min * (self.sigma_max / self.sigma_min) ** t).astype(np.float32)
+        following = np.append(grid[-2::-1], np.float32(0))
+        return map(NoiseLevel, sigma_cond, grid[::-1], following, repeat(np.float32(1 / steps)))
+
+    def spaced(self, steps: int, *, spacing: str, rho: float) -> list[float]:
+        """:meth:`geometric` or :meth:`karras` noise levels, by name; ``rho`` is of the latter."""
+        return self.karras(steps, rho=rho) if spacing == "karras" else self.geometric(steps)
+
+    def geometric(self, steps: int) -> list[float]:
+        """Noise levels that fall evenly in log sigma, then 0: ``steps + 1`` numbers.
+
+        Raises:
+            InputError: ``steps`` below 2.
+        """
+        return self.karras(steps, rho=math.inf)
+
+    def karras(self, steps: int, *, rho: float = 7.0) -> list[float]:
+        """Noise levels that fall evenly in ``sigma^(1/rho)``, then 0: ``steps + 1`` numbers.
+
+        Args:
+            steps: >= 2.
+            rho: >= 1; the larger, the more steps at small sigma. Infinity is the geometric schedule.
+
+        Raises:
+            InputError: an argument out of its range.
+
+        Source: Karras et al. 2022, equation 5.
+        """
+        if steps < 2:
+            raise InputError(f"steps is {steps}, expected at least 2")
+        if not rho >= 1:
+            raise InputError(f"rho is {rho}, expected at least 1")
+        if rho == math.inf:
+            sigmas = np.geomspace(self.sigma_max, self.sigma_min, steps)
+        else:
+            sigmas = np.linspace(self.sigma_max ** (1 / rho), self.sigma_min ** (1 / rho), steps) ** rho
+        return [*sigmas.tolist(), 0.0]

@@ -1,0 +1,125 @@
+"""The C++ programs against `sde-onnx sample`. `make cpp` builds them and runs this."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import sde_onnx
+from sde_onnx.export.embedding.loop import embed
+from sde_onnx.images import to_uint8
+from sde_onnx.runtime.metadata import SAMPLER_KEY
+
+FOLDER = os.environ.get("SDE_ONNX_CPP")
+pytestmark = pytest.mark.skipif(FOLDER is None, reason="the C++ programs are not built: make cpp")
+FILES = {"sample": "sampler.onnx", "evaluate": "evaluation.onnx"}   # what each program runs
+SEEDS = [*range(16), 2**64 - 1]
+
+
+@pytest.fixture(scope="module", params=[("sde-dpmpp-2m", 25), ("pc", 20)], ids=["sde-dpmpp-2m", "pc"])
+def solver(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def files(solver, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    name, steps = solver
+    for kind in ("sampler", "evaluation"):
+        embed_as(folder / f"{kind}.onnx", name, steps, kind=kind)
+        embed_as(folder / f"any-{kind}.onnx", name, 12, max_steps=25, kind=kind)
+    return folder
+
+
+def embed_as(path, solver, steps, model=None, **how):
+    model = model or sde_onnx.bundled_model()
+    embed(model, path, sde_onnx.resolve(sde_onnx.read_metadata(model), solver=solver, steps=steps), **how)
+
+
+def run(program, *arguments):
+    return subprocess.run([Path(FOLDER) / program, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("program", ["sample", "evaluate"])
+@pytest.mark.parametrize(("prefix", "asks"), [("", False), ("", True), ("any-", True)])
+def test_pictures_are_those_of_the_command(program, prefix, asks, files, solver, tmp_path):
+    steps = ["--steps", solver[1]] if asks else []
+    result = run(program, *steps, files / (prefix + FILES[program]), f"{tmp_path}/", *SEEDS)
+    assert result.returncode == 0, result.stderr
+    model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+    expected = to_uint8(sde_onnx.sample(model, SEEDS, solver[1], solver=solver[0]))
+    pictures = np.stack([np.asarray(Image.open(tmp_path / f"{seed:06d}.ppm")) for seed in SEEDS])
+    difference = np.abs(pictures.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+
+
+def test_ctrl_c_keeps_what_there_is(tmp_path):
+    embed_as(tmp_path / "evaluation.onnx", "pc", 5000, kind="evaluation")
+    process = subprocess.Popen([Path(FOLDER) / "evaluate", tmp_path / "evaluation.onnx", f"{tmp_path}/", "3"],
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "of 10000" in told
+    assert "stopped after evaluation" in told
+    assert Image.open(tmp_path / "000003.ppm").size == (16, 16)
+
+
+@pytest.mark.parametrize(("program", "other"), [("sample", "evaluation.onnx"), ("evaluate", "sampler.onnx")])
+def test_bad_input_is_one_line(program, other, files, for_cuda, solver, tmp_path):
+    right, any_steps = files / FILES[program], files / f"any-{FILES[program]}"
+    least = 1 if solver[0] == "pc" else 2
+    truncated = tmp_path / "truncated.onnx"
+    truncated.write_bytes(right.read_bytes()[:100_000])
+    kind = FILES[program].removesuffix(".onnx")
+    embed_as(tmp_path / "cuda.onnx", solver[0], 12, for_cuda, kind=kind)
+    older = onnx.load(right)
+    about = {item.key: item.value for item in older.metadata_props}
+    onnx.helper.set_model_props(older, about | {SAMPLER_KEY: about[SAMPLER_KEY].replace('"format": 2', '"format": 1')})
+    onnx.save(older, tmp_path / "older.onnx")
+    for arguments, message in [
+        ([right, tmp_path, "one"], "seed 'one' is not a whole number"),
+        ([right, tmp_path, "-1"], "seed '-1' is not a whole number"),
+        ([right, tmp_path, 2**64], "does not fit 64 bits"),
+        ([tmp_path / "missing.onnx", tmp_path, 1], "File doesn't exist"),
+        ([truncated, tmp_path, 1], "failed"),
+        ([tmp_path / "cuda.onnx", tmp_path, 1], "cuda.onnx is for CUDA or another device, not for this one"),
+        ([files / other, tmp_path, 1], "the file is no "),
+        ([tmp_path / "older.onnx", tmp_path, 1], "the file has sampler format 1, this program knows 2: make it again"),
+        ([right, tmp_path / "no" / "folder", 1], "cannot be written"),
+        (["--steps", 7, right, tmp_path, 1], f"the file makes {solver[1]} steps, no other number"),
+        *((["--steps", steps, any_steps, tmp_path, 1], f"steps is '{steps}', expected {least} to 25")
+          for steps in (0, 26, -1, "many")),
+    ]:
+        result = run(program, *arguments)
+        assert result.returncode == 1
+        lines = result.stderr.replace("\r", "\n").strip().splitlines()
+        assert message in lines[-1], result.stderr
+        assert lines[-1].startswith("Error: ")
+        assert len(lines) == 1 or (program, message) == ("evaluate", "cannot be written")   # after its progress
+    assert run(program).returncode == 2
+
+
+def test_the_listing_in_the_documentation_compiles_and_runs(files, solver, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    [listing] = re.findall(r"```cpp\n(.*?)```", text, re.DOTALL)
+    assert listing.count("\n") <= 30
+    (tmp_path / "listing.cpp").write_text(listing)
+    cache = (Path(FOLDER) / "CMakeCache.txt").read_text()
+    include, library = (re.search(rf"^ONNXRUNTIME_{name}:\w+=(.*)$", cache, re.MULTILINE)[1]
+                        for name in ("INCLUDE_DIR", "LIBRARY"))
+    subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", f"-isystem{include}", "listing.cpp", library,
+                    f"-Wl,-rpath,{Path(library).parent}", "-o", "listing"], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "listing", files / "sampler.onnx", str(2**64 - 1), tmp_path / "a.ppm"], check=True)
+    model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+    [expected] = to_uint8(sde_onnx.sample(model, [2**64 - 1], solver[1], solver=solver[0]))
+    assert np.abs(np.asarray(Image.open(tmp_path / "a.ppm")).astype(int) - expected).max() <= 1

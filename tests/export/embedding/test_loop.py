@@ -1,0 +1,354 @@
+"""Sampler files against the host's loop, from the seeds to the images."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+import sde_onnx
+from sde_onnx.cli import main
+from sde_onnx.errors import InputError
+from sde_onnx.export import export, from_diffusers
+from sde_onnx.export.embedding.loop import embed
+from sde_onnx.export.embedding.noise import key_words, normals
+from sde_onnx.export.graph.nodes import Nodes
+from sde_onnx.golden import Comparison, write_golden
+from sde_onnx.images import to_uint8
+from sde_onnx.runtime.machine import image_memory
+from sde_onnx.solvers.noise import PortableNoise
+from sde_onnx.solvers.plan import run_evaluations
+
+from random_unets import random_unet, save_pipeline
+
+SEEDS = np.array([0, 7, -1, 2**63 - 1, -(2**63)])   # int64: the 64 bits of a seed
+
+
+def unsigned(seeds):
+    return [int(seed) % 2**64 for seed in seeds]
+
+
+def open_session(path, threads=2):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 2
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def embed_model(model, path, *, max_steps=None, kind="sampler", every=None, force=False, **request):
+    steps, solver = request.pop("steps", None), request.pop("solver", None)
+    sampling = sde_onnx.resolve(sde_onnx.read_metadata(model), solver=solver, steps=steps, options=request)
+    embed(model, path, sampling, max_steps=max_steps, kind=kind, every=every, force=force)
+
+
+def embed_digits(path, **request):
+    embed_model(sde_onnx.bundled_model(), path, **request)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 5, 5)])
+def test_the_noise_is_the_portable_noise(shape):
+    """To the rounding of logarithm, sine and cosine; the words themselves would differ by whole numbers."""
+    nodes = Nodes("noise")
+    z = normals(nodes, key_words(nodes, "seed"), "draw", shape)
+    graph = onnx.helper.make_graph(
+        nodes.nodes, "noise", [onnx.helper.make_tensor_value_info("seed", onnx.TensorProto.INT64, ["N"]),
+                               onnx.helper.make_tensor_value_info("draw", onnx.TensorProto.INT64, [1])],
+        [onnx.helper.make_tensor_value_info(z, onnx.TensorProto.FLOAT, None)], list(nodes.constants.values()))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    [result] = ort.InferenceSession(model.SerializeToString()).run(None, {"seed": SEEDS, "draw": np.array([4])})
+    noise = PortableNoise(unsigned(SEEDS), shape)
+    expected = [noise() for _ in range(5)][4]
+    assert result.shape == (5, *shape)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sampler", "evaluation"])
+@pytest.mark.parametrize(("solver", "steps", "options"), [
+    ("pc", 10, []),
+    ("pc", 6, ["--predictor", "ancestral", "--corrector-steps", "2"]),
+    ("pc", 6, ["--predictor", "euler_maruyama", "--corrector", "ald"]),
+    ("pc", 6, ["--predictor", "none"]),
+    ("pc", 6, ["--probability-flow", "--corrector", "none"]),
+    ("sde-dpmpp-2m", None, []),
+    ("sde-dpmpp-3m", 8, ["--eta", "0.5"]),
+    ("dpmpp-2m", 8, ["--schedule", "geometric"]),
+    ("ancestral", 8, []),
+    ("heun", 6, []),
+    ("stochastic-heun", 6, ["--churn", "10"]),
+    ("stochastic-heun", 6, ["--churn-min", "0.1", "--churn-max", "5"]),
+])
+def test_a_sampler_gives_the_images_of_the_hosts_loop(kind, solver, steps, options, tmp_path):
+    path, golden = tmp_path / "sampler.onnx", tmp_path / "golden.npz"
+    arguments = ["--solver", solver, *(["--steps", str(steps)] if steps else []), *options]
+    made = CliRunner().invoke(main, ["embed", "-o", str(path), "--kind", kind, "--golden", str(golden), *arguments])
+    assert made.exit_code == 0, made.output
+    result = CliRunner().invoke(main, ["verify", str(path), str(golden)])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(("solver", "steps"), [
+    ("sde-dpmpp-2m", 25), pytest.param("pc", 200, marks=pytest.mark.slow),
+])
+def test_seeds_0_to_15_give_the_digits_of_the_command_in_every_batch(solver, steps, digits, tmp_path):
+    embed_digits(tmp_path / "s.onnx", solver=solver, steps=steps)
+    session = open_session(tmp_path / "s.onnx")
+    seeds = np.arange(16)
+    images, samples = session.run(["image", "sample"], {"seed": seeds})
+    expected = to_uint8(sde_onnx.sample(digits, seeds, steps, solver=solver))
+    difference = np.abs(images.astype(int) - expected)
+    print(f"{solver}, {steps} steps: {100 * (difference == 0).mean():.4f}% equal, largest {difference.max()}")
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+    np.testing.assert_array_equal(to_uint8(samples), images)
+    [alone] = session.run(["image"], {"seed": seeds[5:6]})
+    assert np.abs(alone[0].astype(int) - images[5]).max() <= 1
+
+
+def test_frames_are_the_images_of_every_so_many_steps(digits, tmp_path):
+    embed_digits(tmp_path / "s.onnx", solver="heun", steps=10, every=4)
+    image, frames = open_session(tmp_path / "s.onnx").run(["image", "frames"], {"seed": np.arange(2)})
+    [batch] = sde_onnx.sample_batches(digits, range(2), 10, solver="heun")
+    expected = np.stack([to_uint8(step.x_mean) for step in batch.steps])[1::4]   # the last is the tenth
+    assert frames.shape == (3, 2, 16, 16, 3)
+    assert np.abs(frames.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(frames[-1], image)
+
+
+@pytest.mark.parametrize(("solver", "steps", "least"), [("sde-dpmpp-3m", 8, 3), ("pc", 5, 1), ("heun", 6, 2)])
+def test_the_number_of_steps_can_be_an_input(solver, steps, least, digits, tmp_path):
+    for kind in ("sampler", "evaluation"):
+        embed_digits(tmp_path / f"{kind}.onnx", solver=solver, steps=steps, max_steps=12, kind=kind)
+    sampler, evaluation = open_session(tmp_path / "sampler.onnx"), open_session(tmp_path / "evaluation.onnx")
+    about = json.loads(sampler.get_modelmeta().custom_metadata_map["sde_onnx_sampler"])
+    assert (about["min_steps"], about["steps"], about["max_steps"]) == (least, steps, 12)
+    seeds, states = np.arange(3), [item.name for item in evaluation.get_inputs() if item.shape[1:] == [3, 16, 16]]
+    for count in (None, least, 7, 12):
+        asked = {} if count is None else {"steps": np.array([count])}
+        sampling = sde_onnx.resolve(digits.metadata, solver=solver, steps=count or steps)
+        expected = to_uint8(sde_onnx.sample(digits, range(3), count or steps, solver=solver))
+        [images] = sampler.run(["image"], {"seed": seeds} | asked)
+        assert np.abs(images.astype(int) - expected).max() <= 1
+        assert (images == expected).mean() >= 0.999
+        if count is None:
+            continue
+        values = dict.fromkeys(states, np.zeros((3, 3, 16, 16), np.float32))
+        for index in range(sampling.evaluations):
+            *following, x_mean, remaining = evaluation.run(
+                None, values | {"index": np.array([index]), "seed": seeds} | asked)
+            values = dict(zip(states, following, strict=True))
+            assert remaining == [sampling.evaluations - 1 - index]
+        assert np.abs(to_uint8(x_mean).astype(int) - expected).max() <= 1
+    sevens = sde_onnx.resolve(digits.metadata, solver=solver, steps=7).evaluations
+    for session, feeds in [(sampler, {"steps": count}) for count in (least - 1, 0, -1, 13)] + [
+            (evaluation, {"steps": 7, "index": index} | dict.fromkeys(states)) for index in (-1, sevens)]:
+        feeds = {name: np.zeros((3, 3, 16, 16), np.float32) if value is None else np.array([value])
+                 for name, value in feeds.items()}
+        with pytest.raises(Exception, match="out of data bounds"):
+            session.run(None, feeds | {"seed": seeds})
+
+
+def test_rows_for_many_numbers_of_steps_stay_small(tmp_path):
+    for name, most in (("one", None), ("many", 200)):
+        embed_digits(tmp_path / f"{name}.onnx", solver="pc", steps=200, max_steps=most)
+    added = (tmp_path / "many.onnx").stat().st_size - (tmp_path / "one.onnx").stat().st_size
+    print(f"--max-steps 200 adds {added:,} bytes")
+    assert added < 1_000_000
+
+
+@pytest.mark.parametrize(("solver", "options"), [
+    ("heun", {}), ("stochastic-heun", {}), ("sde-dpmpp-3m", {}), ("pc", {"n_corrector": 2}),
+])
+def test_every_evaluation_is_that_of_the_hosts_loop(solver, options, digits, tmp_path):
+    embed_digits(tmp_path / "e.onnx", solver=solver, steps=6, kind="evaluation", **options)
+    session = open_session(tmp_path / "e.onnx")
+    states = [item.name for item in session.get_inputs() if item.shape[1:] == [3, 16, 16]]
+    values = dict.fromkeys(states, np.zeros((2, 3, 16, 16), np.float32))
+    plan = sde_onnx.resolve(digits.metadata, solver=solver, steps=6, options=options).plan
+    noise = PortableNoise(unsigned(SEEDS[:2]), (3, 16, 16))
+    for index, (_, x, x_mean) in enumerate(run_evaluations(plan, digits, noise)):
+        *following, image, [remaining] = session.run(None, values | {"index": np.array([index]), "seed": SEEDS[:2]})
+        values = dict(zip(states, following, strict=True))
+        for got, expected in ((values["x"], x), (image, x_mean)):
+            assert np.linalg.norm(got - expected) <= 1e-4 * np.linalg.norm(expected)
+    assert remaining == 0
+
+
+def test_frames_follow_the_number_of_steps(digits, tmp_path):
+    embed_digits(tmp_path / "s.onnx", solver="heun", steps=10, max_steps=10, every=4)
+    image, frames = open_session(tmp_path / "s.onnx").run(["image", "frames"], {"seed": np.arange(2),
+                                                                              "steps": np.array([7])})
+    [batch] = sde_onnx.sample_batches(digits, range(2), 7, solver="heun")
+    expected = np.stack([to_uint8(step.x_mean) for step in batch.steps])[2::4]
+    assert np.abs(frames.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(frames[-1], image)
+
+
+@pytest.mark.parametrize("kind", ["sampler", "evaluation"])
+def test_a_file_for_cuda_becomes_a_sampler_for_cuda(kind, for_cuda, model_file, tmp_path):
+    """Its network alone, without the loop's update; emulated it gives the pictures of the file for any provider."""
+    from sde_onnx.export.rewrites.emulation import emulated
+
+    arguments = ["--solver", "heun", "--steps", "4", "--kind", kind, "--golden", str(tmp_path / "g.npz")]
+    made = CliRunner().invoke(main, ["embed", str(model_file), "-o", str(tmp_path / "any.onnx"), *arguments])
+    assert made.exit_code == 0, made.output
+    embed_model(for_cuda, tmp_path / "cuda.onnx", solver="heun", steps=4, kind=kind)
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "cuda.onnx"), str(tmp_path / "g.npz")])
+    assert result.exit_code == 1
+    assert "Could not find an implementation for NhwcConv" in result.output
+    assert result.output.count("\n") == 1
+    if kind == "evaluation":   # the loop's body is out of the emulation's reach
+        onnx.save(emulated(onnx.load(tmp_path / "cuda.onnx")), tmp_path / "emulated.onnx")
+        golden = np.load(tmp_path / "g.npz")
+        states = dict.fromkeys(("x", "memory0", "memory1"), np.zeros_like(golden["latent"]))
+        emulation = open_session(tmp_path / "emulated.onnx")
+        for index in range(7):
+            *following, x_mean, _ = emulation.run(None, states | {"index": np.array([index]), "seed": golden["seed"]})
+            states = dict(zip(states, following, strict=True))
+        assert np.abs(x_mean.clip(0, 1) - golden["sample"]).mean() < 0.01
+
+
+def test_what_a_sampler_says_of_itself(tmp_path):
+    embed_digits(tmp_path / "s.onnx", solver="pc", steps=3, snr=0.2)
+    properties = {item.key: item.value for item in onnx.load(tmp_path / "s.onnx").metadata_props}
+    assert '"solver": "pc"' in properties["sde_onnx_sampler"]
+    assert '"steps": 3' in properties["sde_onnx_sampler"]
+    assert '"sigma_max": 20.0' in properties["sde_onnx"]
+
+
+@pytest.mark.parametrize("kind", ["sampler", "evaluation"])
+def test_verify_notices_a_sampler_that_is_off(kind, tmp_path):
+    made = CliRunner().invoke(main, ["embed", "-o", str(tmp_path / "s.onnx"), "--steps", "8", "--golden",
+                                     str(tmp_path / "g.npz")])
+    assert made.exit_code == 0, made.output
+    for changed in ({"steps": 9}, {"eta": 0.9}):
+        embed_digits(tmp_path / "other.onnx", kind=kind, force=True, **{"steps": 8} | changed)
+        result = CliRunner().invoke(main, ["verify", str(tmp_path / "other.onnx"), str(tmp_path / "g.npz")])
+        assert result.exit_code == 1
+        assert "does not reproduce" in result.output
+
+
+def test_an_evaluation_whose_states_are_off_does_not_pass():
+    assert Comparison(same=1.0, largest=0, x_error=1e-6).passed
+    assert not Comparison(same=1.0, largest=0, x_error=1e-2).passed
+    assert not Comparison(same=0.998, largest=1, x_error=None).passed
+    assert not Comparison(same=0.9999, largest=2, x_error=None).passed
+
+
+def test_golden_values_do_not_need_one_batch(digits, monkeypatch, tmp_path):
+    heun = sde_onnx.resolve(digits.metadata, solver="heun", steps=3)
+    write_golden(digits, tmp_path / "a.npz", heun)
+    monkeypatch.setattr(sde_onnx.generate.sample, "available_memory", lambda: image_memory(digits.metadata) * 3 // 2)
+    with pytest.warns(ResourceWarning):
+        write_golden(digits, tmp_path / "b.npz", heun)
+    a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    for name in a.files:
+        np.testing.assert_allclose(a[name].astype(float), b[name].astype(float), rtol=1e-3, atol=1)
+
+
+def test_no_path_of_this_machine_is_left_in_it(tmp_path):
+    embed_digits(tmp_path / "s.onnx", steps=3)
+    assert b"pkg.torch" not in (tmp_path / "s.onnx").read_bytes()
+
+
+def refuses(message, *arguments):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1
+
+
+def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
+    path = tmp_path / "s.onnx"
+    refuses("rk45 with these options cannot be embedded", "embed", "-o", path, "--solver", "rk45")
+    refuses("cannot be embedded", "embed", "-o", path, "--solver", "heun", "--measure-noise")
+    refuses("cannot be embedded", "embed", "-o", path, "--solver", "pc", "--langevin-norm", "batch")
+    refuses("steps is 2, expected a whole number of at least 3 for solver sde-dpmpp-3m", "embed", "-o", path,
+            "--solver", "sde-dpmpp-3m", "--steps", 2)
+    refuses("option snr belongs to pc", "embed", "-o", path, "--snr", 0.1)
+    refuses("every is 9, expected 1 to the number of steps, 8", "embed", "-o", path, "--steps", 8, "--every", 9)
+    refuses("max_steps is 7, expected at least the number of steps, 8", "embed", "-o", path, "--steps", 8,
+            "--max-steps", 7)
+    refuses("every is for samplers", "embed", "-o", path, "--kind", "evaluation", "--every", 2)
+    refuses("does not end in .onnx", "embed", "-o", tmp_path / "s.bin")
+    refuses("m.onnx is missing", "embed", tmp_path / "m.onnx", "-o", path)
+    assert list(tmp_path.iterdir()) == []
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    for content in (b"no numbers", b"", (tmp_path / "a.npy").read_bytes()):
+        (tmp_path / "g.npz").write_bytes(content)
+        refuses("cannot be read as golden values", "verify", model_file, tmp_path / "g.npz")
+    refuses("exists already", "embed", "-o", path, "--golden", tmp_path / "g.npz")
+    refuses("exists already", "embed", "-o", model_file)
+    refuses("is also another file of this command", "embed", model_file, "-o", model_file, "--force")
+    result = CliRunner().invoke(main, ["embed", "-o", str(path), "--golden", str(tmp_path / "g.onnx")])
+    assert result.exit_code == 2
+    assert "g.onnx: expected a .npz" in result.output
+    with pytest.raises(InputError, match="steps is 0"):
+        embed_model(model_file, path, solver="pc", steps=0)
+
+
+def test_golden_values_never_replace_the_model(model_file, tmp_path):
+    """Though it has their suffix and --force is given."""
+    model = tmp_path / "model.npz"
+    model.write_bytes(model_file.read_bytes())
+    refuses("is also another file of this command", "embed", model, "-o", tmp_path / "s.onnx", "--golden", model,
+            "--force")
+    assert model.read_bytes() == model_file.read_bytes()
+
+
+def test_files_that_are_not_what_they_should_be_are_refused_in_one_line(digits, model_file, model8, tmp_path):
+    for kind in ("sampler", "evaluation"):
+        embed_model(model8, tmp_path / f"{kind}.onnx", steps=3, kind=kind)
+    write_golden(digits, tmp_path / "g.npz", sde_onnx.resolve(digits.metadata, solver="heun", steps=3))
+    for kind in ("sampler", "evaluation"):
+        refuses("makes images", "verify", tmp_path / f"{kind}.onnx", tmp_path / "g.npz")
+        refuses("is a sampler that `sde-onnx embed` made", "info", tmp_path / f"{kind}.onnx")
+    refuses("is no sampler", "verify", model_file, tmp_path / "g.npz")
+    damaged = onnx.load(tmp_path / "evaluation.onnx")
+    onnx.helper.set_model_props(damaged, {"sde_onnx_sampler": "{}"})
+    onnx.save(damaged, tmp_path / "damaged.onnx")
+    refuses("metadata is damaged", "verify", tmp_path / "damaged.onnx", tmp_path / "g.npz")
+    onnx.helper.set_model_props(damaged, {"sde_onnx_sampler": '{"format": 99, "kind": "step", "steps": 3}'})
+    onnx.save(damaged, tmp_path / "newer.onnx")
+    refuses("has sampler format 99", "verify", tmp_path / "newer.onnx", tmp_path / "g.npz")
+    onnx.helper.set_model_props(damaged, {"sde_onnx_sampler": '{"format": 1, "kind": "step", "steps": 3}'})
+    onnx.save(damaged, tmp_path / "older.onnx")
+    refuses("has sampler format 1, this sde-onnx reads format 2: make it again with `sde-onnx embed`", "verify",
+            tmp_path / "older.onnx", tmp_path / "g.npz")
+    golden = dict(np.load(tmp_path / "g.npz"))
+    np.savez(tmp_path / "older.npz", **{name: value for name, value in golden.items() if name != "format"})
+    refuses("has golden format 1, this sde-onnx reads format 2: write it again", "verify",
+            tmp_path / "evaluation.onnx", tmp_path / "older.npz")
+
+
+@pytest.fixture(scope="module")
+def model8(tmp_path_factory):
+    """A model of 8x8 images."""
+    folder = tmp_path_factory.mktemp("model8")
+    save_pipeline(folder / "checkpoint", random_unet(8, (32, 64), seed=1), sigma_max=50.0, snr=0.16)
+    export(from_diffusers(str(folder / "checkpoint")), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def test_a_triton_repository_fits_tritons_schema(tmp_path):
+    path, repository = tmp_path / "digits.onnx", tmp_path / "models"
+    arguments = ["embed", "-o", str(path), "--steps", "3", "--triton", str(repository)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    config = text_format.Parse((repository / "digits" / "config.pbtxt").read_text(), ModelConfig())
+    assert (repository / "digits" / "1" / "model.onnx").read_bytes() == path.read_bytes()
+    assert (config.name, config.platform, config.max_batch_size) == ("digits", "onnxruntime_onnx", 64)
+    assert config.HasField("dynamic_batching")
+    types = {"tensor(int64)": "TYPE_INT64", "tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
+    session = open_session(path)
+    for declared, real in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
+        assert [item.name for item in declared] == [item.name for item in real]
+        for mine, graph in zip(declared, real, strict=True):
+            dims = list(mine.reshape.shape) if mine.HasField("reshape") else list(mine.dims)
+            assert dims == graph.shape[1:]
+            assert DataType.Name(mine.data_type) == types[graph.type]
+    path.unlink()
+    refuses("config.pbtxt exists already", *arguments)

@@ -1,0 +1,160 @@
+"""Graphs for CUDA, on a CPU: emulated they are the network, and ONNX Runtime takes them up to its kernels."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from click.testing import CliRunner
+
+import sde_onnx
+from sde_onnx.cli import main
+from sde_onnx.errors import ConfigError, InputError, ProviderError
+from sde_onnx.export import export, from_diffusers
+from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
+from sde_onnx.export.rewrites.emulation import emulated
+from sde_onnx.export.rewrites.for_cuda import CONTRIB_DOMAIN
+from sde_onnx.export.to_onnx import build_model, measure_parity
+from sde_onnx.runtime.providers import usable_providers
+from sde_onnx.solvers.schedule import VeSchedule
+
+SCHEDULE = VeSchedule(0.01, 50.0)
+NETWORKS = {
+    "biggan": {},
+    "residual pyramids": {"progressive": "residual", "progressive_input": "residual", "attn_head_channels": 8},
+    "ddpm": {"resblock": "ddpm", "resample_with_conv": True, "progressive": "none", "progressive_input": "none"},
+    "no fir": {"resblock": "ddpm", "fir": False, "progressive_combine": "cat"},
+    "no fir, convolutions": {"resblock": "ddpm", "fir": False, "resample_with_conv": True, "progressive": "residual",
+                             "progressive_input": "residual"},
+    "discrete": {"embedding": "positional", "noise_levels": (0.01, 50.0, 100), "scale_by_sigma": False},
+    "odd groups": {"norm_groups_at": {"encoder.16x16_block0.norm0": 16, "middle0.norm1": 32}},
+    "gray": {"image_channels": 1},
+}
+
+
+def network(**options):
+    torch.manual_seed(0)
+    config = NCSNppConfig(**{"image_size": 16, "channels": (16, 32), "num_res_blocks": 1, "attn_resolutions": (8,)}
+                          | options)
+    made = NCSNpp(config).eval()
+    with torch.no_grad():   # norms and biases begin as ones and zeros, which hide their order
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+def operators(model):
+    return {(node.domain, node.op_type) for node in model.graph.node}
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("fp32", 0, 3e-6), ("fp16", 1e-4, 5e-3)])
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS.keys())
+def test_the_emulated_graph_is_the_network(options, precision, least, most):
+    """In float16 it must also be off by what float16 rounds: an emulation in float32 would show nothing."""
+    oracle = network(**options)
+    model = build_model(oracle, target="cuda", precision=precision)
+    session = ort.InferenceSession(emulated(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    shape = (oracle.config.image_channels, 16, 16)
+    parity = measure_parity(lambda x, sigma: session.run(["score"], {"x": x, "sigma": sigma})[0], oracle, SCHEDULE,
+                            shape)
+    assert least <= max(parity.values()) <= most, parity
+
+
+@pytest.mark.parametrize("options", [NETWORKS["biggan"], NETWORKS["odd groups"]], ids=["plain", "odd groups"])
+def test_norms_are_one_kernel_each_wherever_it_takes_them(options):
+    model = build_model(network(**options), target="cuda", precision="fp16")
+    names = operators(model)
+    assert {(CONTRIB_DOMAIN, "NhwcConv"), (CONTRIB_DOMAIN, "GroupNorm"), (CONTRIB_DOMAIN, "SkipGroupNorm")} <= names
+    assert ("", "Conv") not in names
+    network_nodes = [node for node in model.graph.node if not node.name.startswith("update/")]
+    written_out = sum(node.op_type == "ReduceMean" for node in network_nodes) / 2
+    assert written_out == len(options.get("norm_groups_at", ()))
+    norms = [node for node in model.graph.node if node.op_type in ("GroupNorm", "SkipGroupNorm")]
+    activations = [onnx.helper.get_node_attr_value(node, "activation") for node in norms]
+    attentions = sum(node.op_type == "Softmax" for node in model.graph.node)
+    assert activations.count(0) == attentions
+    assert sum(node.op_type == "Sigmoid" for node in model.graph.node) == 2 + written_out   # the embedding's
+
+
+def test_features_are_half_and_images_are_not():
+    model = build_model(network(), target="cuda", precision="fp16")
+    weights = {item.name: item for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "NhwcConv":
+            weight = weights[node.input[1]]
+            resamples = weight.dims[3] == 1   # one channel each
+            of_an_image = (weight.dims[0] if resamples else weight.dims[3]) == 3
+            expected = onnx.TensorProto.FLOAT if of_an_image else onnx.TensorProto.FLOAT16
+            assert weight.data_type == expected, node.name
+    outside = [*model.graph.input[:2], model.graph.output[0]]
+    assert [(item.name, item.type.tensor_type.elem_type) for item in outside] == [
+        (name, onnx.TensorProto.FLOAT) for name in ("x", "sigma", "score")]
+
+
+def test_onnx_runtime_takes_the_graph_up_to_its_kernels():
+    """Types and shapes are inferred by the operators' own schemas; what is missing on a CPU is the kernel alone."""
+    model = build_model(network(), target="cuda", precision="fp16")
+    with pytest.raises(Exception, match=r"NOT_IMPLEMENTED.*Could not find an implementation for NhwcConv\(1\)"):
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    first, second, *_ = (node for node in model.graph.node if node.op_type == "NhwcConv")
+    first.input[1] = second.input[1]   # half weights for an image
+    with pytest.raises(Exception, match="bound to different types"):
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_a_weight_that_float16_does_not_hold_is_refused():
+    oracle = network()
+    with torch.no_grad():
+        oracle.middle0.conv0.weight[0, 0, 0, 0] = 1e5
+    with pytest.raises(ConfigError, match="middle0.conv0.weight holds 1e\\+05, float16 ends at 65504"):
+        build_model(oracle, target="cuda", precision="fp16")
+    build_model(oracle, target="cuda", precision="fp32")
+
+
+def test_the_command_and_what_other_providers_say(checkpoint16, tmp_path):
+    path = tmp_path / "m.onnx"
+    made = CliRunner().invoke(main, ["export", str(checkpoint16), "-o", str(path), "--target", "cuda",
+                                     "--precision", "fp16"])
+    assert made.exit_code == 0, made.output
+    assert "emulated on the CPU" in made.output
+    assert "fp16 for cuda" in made.output
+    metadata = sde_onnx.read_metadata(path)
+    assert (metadata.target, metadata.precision) == ("cuda", "fp16")
+    with pytest.raises(ProviderError, match="was exported for cuda, cpu cannot run it: export it without --target"):
+        sde_onnx.load(path, "cpu")
+    with pytest.raises(InputError, match="computes in fp16, not in fp32"):
+        sde_onnx.load(path, precision="fp32")
+    if "cuda" not in usable_providers():
+        result = CliRunner().invoke(main, ["sample", str(path), "--seeds", "0", "-o", str(tmp_path / "x.png")])
+        assert result.exit_code == 1
+        assert "m.onnx was exported for cuda: provider cuda cannot run here" in result.output
+        assert result.output.count("\n") == 1
+    usage = CliRunner().invoke(main, ["export", str(checkpoint16), "-o", str(tmp_path / "n.onnx"), "--precision",
+                                      "fp16"])
+    assert usage.exit_code == 2
+    assert "--precision fp16 needs --target cuda" in usage.output
+
+
+def test_targets_and_precisions_are_named(checkpoint16, tmp_path):
+    checkpoint = from_diffusers(checkpoint16)
+    with pytest.raises(ConfigError, match="target 'tpu' in precision 'fp32' is unknown, expected one of any: fp32; "
+                                          "cuda: fp32, fp16"):
+        export(checkpoint, tmp_path / "m.onnx", target="tpu")
+    with pytest.raises(ConfigError, match="precision 'fp16' is unknown"):
+        export(checkpoint, tmp_path / "m.onnx", precision="fp16")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 2e-5), ("fp16", 2e-3)])
+def test_the_graph_is_what_is_emulated(precision, most, digits_checkpoint, tmp_path):
+    """On the device, at every sigma of a schedule."""
+    digits = from_diffusers(digits_checkpoint)
+    export(digits, tmp_path / "m.onnx", target="cuda", precision=precision)
+    fast, slow = sde_onnx.load(tmp_path / "m.onnx"), sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+    rng = np.random.default_rng(0)
+    for sigma in np.geomspace(digits.schedule.sigma_min, digits.schedule.sigma_max, 40).astype(np.float32):
+        x = rng.random((2, 3, 16, 16), np.float32) + sigma * rng.standard_normal((2, 3, 16, 16), np.float32)
+        sigmas = np.full(2, sigma)
+        expected = slow(x, sigmas)
+        assert np.linalg.norm(fast(x, sigmas) - expected) / np.linalg.norm(expected) <= most

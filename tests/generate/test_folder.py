@@ -1,0 +1,196 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from sde_onnx.cli import main
+
+
+def run(model_file, folder, *arguments):
+    steps = [] if {"--quality", "rk45"} & set(arguments) else ["--steps", "2"]
+    return CliRunner().invoke(main, ["sample", str(model_file), "-o", str(folder), "--provider", "cpu", *steps,
+                                     *map(str, arguments)])
+
+
+def finished(folder):
+    return [path for path in folder.iterdir() if path.suffix in (".png", ".npz")]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in finished(folder)}
+
+
+@pytest.mark.parametrize("kind", [[], ["--shards"]], ids=["png", "npz"])
+def test_a_run_goes_on_where_it_stopped(kind, model_file, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(model_file, whole, "--seeds", "0-9", "--batch-size", 4, *kind).exit_code == 0
+    assert run(model_file, broken, "--seeds", "0-3", "--batch-size", 4, *kind).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in finished(broken)}
+    # The batch size is that of the run in the folder, asked for or not.
+    result = run(model_file, broken, "--seeds", "0-9", *kind)
+    assert "4 of 10 images were there already" in result.stdout
+    assert "6 images" in result.stdout
+    assert contents(broken) == contents(whole)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    again = run(model_file, broken, "--seeds", "0-9", *kind)
+    assert "10 of 10 images were there already" in again.stdout
+
+
+def test_shards_hold_floats_and_seeds(model_file, tmp_path):
+    assert run(model_file, tmp_path / "out", "--seeds", "0-4", "--batch-size", 3, "--shards").exit_code == 0
+    with np.load(tmp_path / "out" / "000003-000004.npz") as shard:
+        assert shard["seeds"].tolist() == [3, 4]
+        assert shard["images"].shape == (2, 3, 16, 16)
+        assert shard["images"].dtype == np.float32
+
+
+def test_half_a_batch_is_completed(model_file, tmp_path):
+    run(model_file, tmp_path / "whole", "--seeds", "0-3")
+    run(model_file, tmp_path / "broken", "--seeds", "0-3")
+    (tmp_path / "broken" / "000002.png").unlink()
+    assert run(model_file, tmp_path / "broken", "--seeds", "0-3").exit_code == 0
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_a_grid_shows_all_images_of_a_resumed_run(model_file, tmp_path):
+    run(model_file, tmp_path / "out", "--seeds", "0-1", "--batch-size", 2)
+    run(model_file, tmp_path / "out", "--seeds", "0-3", "--grid")
+    sheet = np.asarray(Image.open(tmp_path / "out" / "grid.png"))
+    tiles = [np.asarray(Image.open(tmp_path / "out" / f"{seed:06d}.png")) for seed in range(4)]
+    np.testing.assert_array_equal(sheet, np.block([[[tiles[0]], [tiles[1]]], [[tiles[2]], [tiles[3]]]]))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--steps", "3"], "its steps is 2, here it is 3"),
+    (["--eta", "0.2"], "its eta is 2.0, here it is 0.2"),
+    (["--solver", "heun"], "its solver is 'sde-dpmpp-2m', here it is 'heun'"),
+    (["--quality", "fast"], "its steps is 2, here it is 12"),
+    (["--shards"], "its files is 'png', here it is 'npz'"),
+])
+def test_two_settings_never_share_a_folder(arguments, message, model_file, tmp_path):
+    assert run(model_file, tmp_path / "out", "--seeds", "0-1").exit_code == 0
+    before = contents(tmp_path / "out")
+    result = run(model_file, tmp_path / "out", "--seeds", "0-3", *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.count("\n") == 1
+    assert contents(tmp_path / "out") == before
+    assert run(model_file, tmp_path / "out", "--seeds", "5", "--force", *arguments).exit_code == 0
+    assert len(contents(tmp_path / "out")) == 1   # the images of the other run are gone
+
+
+def test_another_model_is_another_setting(model_file, tmp_path):
+    assert run(model_file, tmp_path / "out", "--seeds", "0").exit_code == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    record["settings"]["model"] = "0" * 64
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert "its model is '0000" in run(model_file, tmp_path / "out", "--seeds", "1").output
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_record_is_refused(text, model_file, tmp_path):
+    run(model_file, tmp_path / "out", "--seeds", "0")
+    (tmp_path / "out" / "run.json").write_text(text)
+    result = run(model_file, tmp_path / "out", "--seeds", "1")
+    assert result.exit_code == 1
+    assert "run.json" in result.output
+
+
+def test_images_of_unknown_origin_are_kept(model_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "000007.png").write_text("precious")
+    (tmp_path / "out" / "notes.txt").write_text("precious")
+    result = run(model_file, tmp_path / "out", "--seeds", "0")
+    assert result.exit_code == 1
+    assert "holds 000007.png of a run that left no run.json" in result.output
+    assert run(model_file, tmp_path / "out", "--seeds", "0", "--force").exit_code == 0
+    assert (tmp_path / "out" / "notes.txt").read_text() == "precious"
+
+
+def test_an_animation_cannot_be_resumed(model_file, tmp_path):
+    run(model_file, tmp_path / "out", "--seeds", "0")
+    result = run(model_file, tmp_path / "out", "--seeds", "0", "--gif", tmp_path / "a.gif")
+    assert result.exit_code == 1
+    assert "an animation needs the steps of all of them" in result.output
+
+
+@pytest.mark.parametrize("dependent", [("--solver", "pc", "--langevin-norm", "batch"),
+                                       ("--solver", "rk45", "--rtol", 0.1, "--atol", 0.1)], ids=["norm", "rk45"])
+def test_where_images_depend_on_their_batch_other_batches_are_another_run(dependent, model_file, tmp_path):
+    first = run(model_file, tmp_path / "out", "--seeds", "0-1", *dependent)
+    assert first.exit_code == 0, first.output
+    for arguments, message in ((("--seeds", "0-2"), "its seeds is '0-1', here it is '0-2'"),
+                               (("--seeds", "0-1", "--batch-size", 1), "its batch_size is 2, here it is 1")):
+        assert message in run(model_file, tmp_path / "out", *arguments, *dependent).output
+    assert "2 of 2 images were there already" in run(model_file, tmp_path / "out", "--seeds", "0-1", *dependent).output
+
+
+@pytest.mark.parametrize("kind", [[], ["--shards"]], ids=["png", "npz"])
+def test_other_seeds_and_another_batch_size_go_on(kind, model_file, tmp_path):
+    """What an image depends on is the same, so each seed is sampled once, whatever batch it comes in."""
+    out = tmp_path / "out"
+    asked = [(("--seeds", "0-9", "--batch-size", 4), None), (("--seeds", "2-3"), "2 of 2 images"),
+             (("--seeds", "5-12", "--batch-size", 3), "3 of 8 images"), (("--seeds", "20,1"), None),
+             (("--seeds", "0-12,20", "--rho", 7, "--eta", 2, "--grid"), "14 of 14 images")]
+    for arguments, there in asked:
+        result = run(model_file, out, *arguments, *kind)
+        assert result.exit_code == 0, result.output
+        assert there is None or f"{there} were there already" in result.output
+    assert json.loads((out / "run.json").read_text())["seeds"] == "0-12,20"
+    assert run(model_file, tmp_path / "whole", "--seeds", "0-12,20", "--grid", *kind).exit_code == 0
+    sheets = [np.asarray(Image.open(folder / "grid.png")).astype(int) for folder in (out, tmp_path / "whole")]
+    assert np.abs(sheets[0] - sheets[1]).max() <= 1   # batches round apart
+    if kind:
+        seeds = np.concatenate([np.load(path)["seeds"] for path in finished(out) if path.suffix == ".npz"])
+        assert sorted(seeds.tolist()) == [*range(13), 20]
+
+
+def test_the_folder_of_an_older_version_is_refused(model_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    old = {"sde_onnx": "0.1.0", "model": "0" * 64, "solver": "pc", "steps": 2, "options": {}, "batch_size": 4}
+    (tmp_path / "out" / "run.json").write_text(json.dumps(old))
+    result = run(model_file, tmp_path / "out", "--seeds", "0")
+    assert result.exit_code == 1
+    assert "a run of run.json format 1, this sde-onnx resumes format 2: choose another folder" in result.output
+
+
+@pytest.mark.parametrize("damage", [{"seeds": "many"}, {"seeds": None}, {"settings": 5}], ids=str)
+def test_a_record_that_makes_no_sense_is_refused(damage, model_file, tmp_path):
+    run(model_file, tmp_path / "out", "--seeds", "0")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record | damage))
+    result = run(model_file, tmp_path / "out", "--seeds", "1")
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+@pytest.mark.parametrize(("images", "batch", "kind"), [
+    (100, 5, []),
+    pytest.param(2000, 64, [], marks=pytest.mark.slow), pytest.param(2000, 64, ["--shards"], marks=pytest.mark.slow),
+])
+def test_a_killed_run_resumes_to_exactly_the_same_images(images, batch, kind, tmp_path):
+    """Killed twice in the middle."""
+    command = [sys.executable, "-m", "sde_onnx", "sample", "--seeds", f"0-{images - 1}", "--batch-size", str(batch),
+               "--provider", "cpu", "--steps", "8", *kind, "-o"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    whole, folder = contents(tmp_path / "whole"), tmp_path / "killed"
+    for part in (0.2, 0.5):
+        process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not folder.is_dir() or len(finished(folder)) < part * len(whole):
+            assert process.poll() is None, "it was too quick to be killed"
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(finished(folder)) < len(whole)
+    result = subprocess.run([*command, str(folder)], check=True, capture_output=True, text=True)
+    print(result.stdout)
+    assert f"of {images} images were there already" in result.stdout
+    assert contents(folder) == whole   # and nothing half written beside them

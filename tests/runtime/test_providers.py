@@ -1,0 +1,98 @@
+import numpy as np
+import onnx
+import pytest
+
+from sde_onnx.errors import InputError, ProviderError
+from sde_onnx.runtime import providers
+
+
+def test_the_probe_is_one_convolution_that_doubles():
+    model = onnx.load_from_string(providers.PROBE_MODEL)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
+    assert onnx.numpy_helper.to_array(model.graph.initializer[0]).item() == 2
+
+
+def test_the_cpu_is_always_usable():
+    assert providers.usable_providers()[-1] == "cpu"
+    assert providers.choose_provider("auto") in providers.usable_providers()
+    assert providers.choose_provider("cpu") == "cpu"
+
+
+def test_a_listed_provider_that_fails_is_not_offered(monkeypatch):
+    """What the GPU wheel does on a machine without a GPU: CUDA is listed, and the session runs on the CPU."""
+
+    class CpuInDisguise:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+        def run(self, *args):
+            return [np.ones((1, 1, 1, 1))]
+
+    monkeypatch.setattr(providers.ort, "get_available_providers",
+                        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(providers.ort, "InferenceSession", CpuInDisguise)
+    monkeypatch.setattr(providers.ort, "preload_dlls", lambda: None)
+    providers._failure.cache_clear()
+    try:
+        assert providers.usable_providers() == ["cpu"]
+        with pytest.raises(ProviderError, match="its libraries or its device are missing"):
+            providers.choose_provider("cuda")
+    finally:
+        providers._failure.cache_clear()
+
+
+def test_an_unknown_provider_is_refused():
+    known = "auto, cuda, tensorrt, openvino, cpu"
+    with pytest.raises(InputError, match=f"provider 'rocm' is unknown, expected one of: {known}"):
+        providers.choose_provider("rocm")
+
+
+def test_tensorrt_is_never_chosen_unasked(monkeypatch):
+    """It builds an engine for minutes."""
+    monkeypatch.setattr(providers, "_failure", lambda name: None if name in ("tensorrt", "cpu") else "not here")
+    assert providers.choose_provider("auto") == "cpu"
+    assert providers.choose_provider("tensorrt", "fp16") == "tensorrt"
+
+
+def test_tensorrt_is_missed_in_one_line():
+    if "tensorrt" in providers.usable_providers():
+        pytest.skip("TensorRT is here")
+    with pytest.raises(ProviderError) as error:
+        providers.choose_provider("tensorrt")
+    assert "pip install onnxruntime-gpu[cuda,cudnn] tensorrt-cu13" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_providers_get_their_options(monkeypatch, tmp_path):
+    """TensorFloat-32 only where it was asked for; CUDA graphs only where buffers are bound."""
+    seen = []
+
+    class Session:
+        def __init__(self, model, options, providers, enable_fallback):
+            seen.append(dict(providers))
+            self.providers = [name for name, _ in providers]
+
+        def get_providers(self):
+            return self.providers
+
+    monkeypatch.setattr(providers.ort, "InferenceSession", Session)
+    monkeypatch.setenv("SDE_ONNX_CACHE", str(tmp_path))
+    for provider, options in (("cuda", {}), ("cuda", {"precision": "tf32", "capture": True}),
+                              ("tensorrt", {"precision": "fp16"}), ("cpu", {})):
+        providers.open_session("m.onnx", provider, providers.ort.SessionOptions(), **options)
+    plain, captured, tensorrt, cpu = seen
+    for chosen, expected in ((plain, "0"), (captured, "1")):
+        assert {chosen["CUDAExecutionProvider"][name] for name in ("use_tf32", "enable_cuda_graph")} == {expected}
+    assert list(tensorrt) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    assert tensorrt["TensorrtExecutionProvider"]["trt_fp16_enable"] == "1"
+    assert tensorrt["TensorrtExecutionProvider"]["trt_engine_cache_path"].startswith(str(tmp_path))
+    assert cpu == {"CPUExecutionProvider": {}}
+
+
+@pytest.mark.gpu
+def test_cuda_is_chosen_where_it_runs():
+    assert providers.choose_provider("auto") == "cuda"
