@@ -54,7 +54,7 @@ cpp: $(INSTALLED)    ## build the C++ examples against the wheel's library and D
 	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_LIBRARY=$(CURDIR)/build/cpp/lib/libonnxruntime.so \
 		-DONNXRUNTIME_INCLUDE_DIR=$$(examples/cpp/debian_headers.sh build/cpp/headers)
 	cmake --build build/cpp
-	SDE_ONNX_CPP=build/cpp $(BIN)/python -m pytest tests/test_cpp.py
+	SDE_ONNX_CPP=build/cpp $(BIN)/python -m pytest tests/examples/test_cpp.py
 
 web: $(INSTALLED)    ## build the page of examples/web into build/web, for any static host
 	cd examples/web && npm ci --no-audit --no-fund
@@ -62,7 +62,7 @@ web: $(INSTALLED)    ## build the page of examples/web into build/web, for any s
 
 web-test: web    ## the same, and test it in headless Chromium
 	command -v chromium > /dev/null || apt-get install -qq -y --no-install-recommends chromium
-	SDE_ONNX_WEB=build/web $(BIN)/python -m pytest tests/test_web.py
+	SDE_ONNX_WEB=build/web $(BIN)/python -m pytest tests/examples/test_web.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

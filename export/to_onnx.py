@@ -22,6 +22,7 @@ from sde_onnx.export.graph.tracing import OPSET, trace
 from sde_onnx.export.network.ncsnpp import NCSNpp
 from sde_onnx.export.rewrites.concatenations import split_concatenations
 from sde_onnx.export.rewrites.emulation import emulated
+from sde_onnx.export.rewrites.exact_phases import keep_phases_exact
 from sde_onnx.export.rewrites.fold import fold_constants
 from sde_onnx.export.rewrites.for_cuda import PRECISIONS as CUDA_PRECISIONS
 from sde_onnx.export.rewrites.for_cuda import write_for_cuda
@@ -134,6 +135,7 @@ def build_model(network: NCSNpp, *, target: str = "any", precision: str = "fp32"
     else:
         write_norms(model)
         split_concatenations(model)
+        keep_phases_exact(model)
     onnx.checker.check_model(model)
     return model
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sde_onnx.errors import ConfigError
 from sde_onnx.export.network.fir import Downsample, Upsample
 
-__all__ = ["RESAMPLERS", "Combine", "FourierEmbedding", "NoiseLevels", "NormActConv", "PositionalEmbedding",
-           "Resampling", "ResnetBlock", "SelfAttention", "group_norm"]
+__all__ = ["RESAMPLERS", "Combine", "FourierEmbedding", "GroupNorm", "NoiseLevels", "NormActConv",
+           "PositionalEmbedding", "Resampling", "ResidualSum", "ResnetBlock", "Scale", "SelfAttention", "group_norm"]
 
 Resampling = Literal["up", "down"]
 MakeNorm = Callable[[int], "GroupNorm"]   # from the number of channels
@@ -104,6 +104,29 @@ class NoiseLevels(nn.Module):
         return index, self.sigmas[index.long()]
 
 
+class Scale(nn.Module):
+    """Multiplies by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class ResidualSum(nn.Module):
+    """``(x + h) * scale``; a scale of 1 costs no pass over the activations."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        total = x + h
+        return total if self.scale == 1 else total * self.scale
+
+
 class SelfAttention(nn.Module):
     """Attention over all pixels, added to its input: ``[N, C, H, W] -> [N, C, H, W]``.
 
@@ -117,26 +140,22 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, *, head_channels: int | None, scale: float, norm: MakeNorm) -> None:
         super().__init__()
         self.heads = 1 if head_channels is None else channels // head_channels
-        self.scale = scale
-        self.input_scale = 1.0   # folding moves the scale here: see fold.py
-        self.logit_scale = (channels // self.heads) ** -0.5
         self.norm = norm(channels)
         self.query = nn.Linear(channels, channels)
-        self.key: nn.Module = nn.Linear(channels, channels)     # folding leaves nothing of these two
-        self.value: nn.Module = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.scale_logits = Scale((channels // self.heads) ** -0.5)
         self.out = nn.Linear(channels, channels)
+        self.merge = ResidualSum(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         n, channels, height, width = x.shape
         tokens = self.norm(x).reshape(n, channels, height * width).transpose(1, 2)
         query, key, value = (self._heads_of(layer(tokens)) for layer in (self.query, self.key, self.value))
-        logits = query @ key.transpose(-2, -1)
-        weights = torch.softmax(logits if self.logit_scale == 1 else logits * self.logit_scale, dim=-1)
-        mixed = weights @ value
+        mixed = torch.softmax(self.scale_logits(query @ key.transpose(-2, -1)), dim=-1) @ value
         if self.heads > 1:
             mixed = mixed.transpose(1, 2).reshape(n, height * width, channels)
-        mixed = self.out(mixed).transpose(1, 2).reshape(x.shape)
-        return _residual_sum(x, mixed, input_scale=self.input_scale, scale=self.scale)
+        return self.merge(x, self.out(mixed).transpose(1, 2).reshape(x.shape))
 
     def _heads_of(self, tokens: Tensor) -> Tensor:
         """``[N, HW, C] -> [N, heads, HW, C / heads]``; one head needs no dimension of its own."""
@@ -173,8 +192,6 @@ class ResnetBlock(nn.Module):
         norm: MakeNorm,
     ) -> None:
         super().__init__()
-        self.scale = scale
-        self.input_scale = 1.0   # folding moves the scale here: see fold.py
         self.norm0 = norm(in_channels)
         self.resample = RESAMPLERS[resample](in_channels, fir=fir) if resample else None
         self.conv0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -183,6 +200,7 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         has_projection = resample is not None or in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if has_projection else None
+        self.merge = ResidualSum(scale)
         self.attention = attention
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -190,8 +208,7 @@ class ResnetBlock(nn.Module):
         if self.resample is not None:
             h = self.resample(h)
         h = self.norm1(self.conv0(h), shift=self.emb(emb))
-        h = self.conv1(F.silu(h))
-        h = _residual_sum(self._shortcut(x), h, input_scale=self.input_scale, scale=self.scale)
+        h = self.merge(self._shortcut(x), self.conv1(F.silu(h)))
         return h if self.attention is None else self.attention(h)
 
     def _shortcut(self, x: Tensor) -> Tensor:
@@ -203,12 +220,6 @@ class ResnetBlock(nn.Module):
         # commute with the padding at the borders, so it comes after.
         x = self.resample(F.conv2d(x, self.shortcut.weight))
         return x if self.shortcut.bias is None else x + self.shortcut.bias[:, None, None]
-
-
-def _residual_sum(x: Tensor, h: Tensor, *, input_scale: float, scale: float) -> Tensor:
-    """``(x * input_scale + h) * scale``; a factor of 1 costs no pass over the activations."""
-    total = (x if input_scale == 1 else x * input_scale) + h
-    return total if scale == 1 else total * scale
 
 
 RESAMPLERS: dict[Resampling, type[Downsample] | type[Upsample]] = {"down": Downsample, "up": Upsample}

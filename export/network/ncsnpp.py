@@ -231,7 +231,7 @@ class NCSNpp(nn.Module):
             The score ``grad_x log p_sigma(x)``, ``[N, C, H, W]``.
         """
         config = self.config
-        emb, sigma, nothing = self._embed(sigma)
+        emb, sigma = self._embed(sigma)
         if config.center_input:
             x = 2 * x - 1
 
@@ -272,20 +272,14 @@ class NCSNpp(nn.Module):
 
         out = pyramid if self.head is None else self.head(h)
         assert out is not None
-        return (out / sigma[:, None, None, None] if config.scale_by_sigma else out) + nothing[:, None, None, None]
+        return out / sigma[:, None, None, None] if config.scale_by_sigma else out
 
-    def _embed(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The activated embedding ``[N, 4 * base]``, the sigma that the output is divided by, and zeros ``[N]``.
-
-        The zeros come from the features and go into the output, because of OpenVINO under bfloat16: it keeps in float32
-        what reaches an output without a convolution or a matrix product between. In bfloat16 the phases, up to 10^3
-        radians, would be off by whole turns.
-        """
+    def _embed(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The activated embedding ``[N, 4 * base]``, and the sigma that the output is divided by."""
         position = sigma
         if self.noise_levels is not None:
             position, sigma = self.noise_levels(sigma)
-        features = self.embedding(position)
-        return F.silu(self.emb1(F.silu(self.emb0(features)))), sigma, 0 * features.sum(dim=1)
+        return F.silu(self.emb1(F.silu(self.emb0(self.embedding(position))))), sigma
 
 
 def _resample(module: nn.Module, h: Tensor, emb: Tensor) -> Tensor:

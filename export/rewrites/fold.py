@@ -21,10 +21,17 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from sde_onnx.export.network.layers import ResnetBlock, SelfAttention
+from sde_onnx.export.network.layers import ResidualSum, ResnetBlock, Scale, SelfAttention
 from sde_onnx.export.network.ncsnpp import NCSNpp
 
-__all__ = ["fold_constants"]
+__all__ = ["ScaledSum", "fold_constants"]
+
+
+class ScaledSum(ResidualSum):
+    """``x * scale + h``: a residual sum whose h has its scale already."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return x * self.scale + h
 
 
 def fold_constants(network: NCSNpp) -> NCSNpp:
@@ -40,28 +47,31 @@ def fold_constants(network: NCSNpp) -> NCSNpp:
 
 
 def _fold_block(block: ResnetBlock) -> None:
+    scale = block.merge.scale
     _move_bias(block.conv0, block.emb)
-    _multiply(block.conv1, block.scale)
+    _multiply(block.conv1, scale)
     if block.shortcut is None:
-        block.input_scale = block.scale
+        block.merge = ScaledSum(scale) if scale != 1 else ResidualSum(1)
     else:
-        _multiply(block.shortcut, block.scale)
+        _multiply(block.shortcut, scale)
         _move_bias(block.shortcut, block.conv1)
-    block.scale = 1.0
+        block.merge = ResidualSum(1)
 
 
 def _fold_attention(attention: SelfAttention) -> None:
-    _multiply(attention.out, attention.scale)
-    attention.input_scale, attention.scale = attention.scale, 1.0
-    _multiply(attention.query, attention.logit_scale)
-    attention.logit_scale = 1.0
+    query, key, value, out = attention.query, attention.key, attention.value, attention.out
+    scale, scale_logits = attention.merge.scale, attention.scale_logits
+    assert isinstance(scale_logits, Scale)
+    _multiply(out, scale)
+    attention.merge = ScaledSum(scale) if scale != 1 else ResidualSum(1)
+    _multiply(query, scale_logits.factor)
+    replaced = ["scale_logits"]
     if attention.heads == 1:   # of several heads each would need a matrix of its own
-        query, key, value, out = attention.query, attention.key, attention.value, attention.out
-        assert isinstance(key, nn.Linear)
-        assert isinstance(value, nn.Linear)
         _set(query, key.weight.T.double() @ query.weight.double(), key.weight.T.double() @ query.bias.double())
         _set(out, out.weight.double() @ value.weight.double(), out.weight.double() @ value.bias.double() + out.bias)
-        attention.key, attention.value = nn.Identity(), nn.Identity()
+        replaced += ["key", "value"]
+    for name in replaced:
+        setattr(attention, name, nn.Identity())
 
 
 def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:

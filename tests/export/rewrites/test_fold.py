@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from sde_onnx.export.network.layers import ResnetBlock, SelfAttention, group_norm
+from sde_onnx.export.network.layers import ResidualSum, ResnetBlock, SelfAttention, group_norm
 from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
-from sde_onnx.export.rewrites.fold import fold_constants
+from sde_onnx.export.rewrites.fold import ScaledSum, fold_constants
 
 from networks import relative_error
 from random_unets import randomize
@@ -47,11 +47,11 @@ def test_folding_leaves_no_multiplication_by_the_scale(network):
     blocks = [module for module in fold_constants(network).modules() if isinstance(module, ResnetBlock | SelfAttention)]
     assert len(blocks) > 5
     for block in blocks:
-        assert block.scale == 1
         has_weights = isinstance(block, ResnetBlock) and block.shortcut is not None
-        assert block.input_scale == (1 if has_weights else network.config.skip_scale)
+        assert (type(block.merge), block.merge.scale) == (
+            (ResidualSum, 1) if has_weights else (ScaledSum, network.config.skip_scale))
         if isinstance(block, SelfAttention):
-            assert block.logit_scale == 1
+            assert isinstance(block.scale_logits, torch.nn.Identity)
         elif has_weights:
             assert block.shortcut.bias is None
             assert block.conv0.bias is None
