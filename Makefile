@@ -13,8 +13,12 @@ sample: $(INSTALLED)    ## export the bundled checkpoint and sample 64 digits in
 model: $(INSTALLED)    ## export the bundled checkpoint into the package
 	$(BIN)/sde-onnx export examples/digits/checkpoint -o sde_onnx/models/digits.onnx --force
 
-test: $(INSTALLED)    ## run the test suite
-	$(BIN)/python -m pytest
+test: $(INSTALLED)    ## run the test suite, a worker a core
+	$(BIN)/python -m pytest -n auto
+
+quick: $(INSTALLED)    ## the tests of the runtime that take no seconds, for the inner loop
+	$(BIN)/python -m pytest -n auto -q -m "not thorough" tests/solvers tests/runtime tests/guidance tests/generate tests/cli \
+		tests/export/graph tests/export/rewrites/test_fold.py tests/test_*.py
 
 runtime:    ## sample in a new environment that has neither torch nor onnx
 	$(PYTHON) -m venv --clear build/runtime
@@ -23,8 +27,8 @@ runtime:    ## sample in a new environment that has neither torch nor onnx
 
 lint: $(INSTALLED)    ## check style and types
 	$(BIN)/ruff check .
-	rm -rf build/types && mkdir -p build/types/sde_onnx
-	ln -s $(CURDIR)/sde_onnx/* build/types/sde_onnx/ && ln -s $(CURDIR)/export build/types/sde_onnx/export
+	rm -rf build/types build/lib
+	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
 	$(BIN)/mypy
 
 bench: $(INSTALLED)    ## time network evaluations against PyTorch, side by side: digits and 32x32
@@ -44,6 +48,9 @@ gpu: $(INSTALLED)    ## all that only an NVIDIA GPU can show: tests, timings, wh
 quality: $(INSTALLED)    ## what solvers cost and lose on the bundled digits, hours; the README's table and plot
 	$(BIN)/python benchmarks/quality.py --output benchmarks/results/quality.json
 	$(BIN)/python benchmarks/report.py
+
+docs: $(INSTALLED)    ## write what the documentation takes from the code: the rooms, the solvers and their options
+	$(BIN)/python docs/generate.py
 
 cpp: $(INSTALLED)    ## build the C++ examples against the wheel's library and Debian's headers, and test them
 	(command -v cmake && command -v g++) > /dev/null || apt-get install -qq -y --no-install-recommends cmake g++ make
@@ -70,4 +77,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino]'
 	touch $(INSTALLED)
 
-.PHONY: help sample model test runtime lint bench bench-full gpu quality cpp web web-test
+.PHONY: help sample model test quick docs runtime lint bench bench-full gpu quality cpp web web-test

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+# Before torch and ONNX Runtime are imported: with several workers each has one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import sde_onnx
 from sde_onnx.export import export, from_diffusers
@@ -30,6 +36,24 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a file or folder once for all workers: ``shared(name, make)`` is its path, which ``make`` fills."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent   # of all workers
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        path, finished = root / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not finished.exists():
+                make(path)
+                finished.touch()
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """The recorded reference data, which lie beside the checkout and are never copied into it."""
     folder = Path(os.environ.get("SDE_ONNX_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -39,19 +63,16 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint16(tmp_path_factory) -> Path:
+def checkpoint16(shared) -> Path:
     """A 16x16 checkpoint of random weights, saved by diffusers in the modern layout."""
-    folder = tmp_path_factory.mktemp("checkpoint16")
-    save_pipeline(folder, random_unet(16, (32, 64), seed=1), sigma_max=50.0, snr=0.16)
-    return folder
+    return shared("checkpoint16", lambda folder: save_pipeline(folder, random_unet(16, (32, 64), seed=1),
+                                                               sigma_max=50.0, snr=0.16))
 
 
 @pytest.fixture(scope="session")
-def model_file(checkpoint16, tmp_path_factory) -> Path:
+def model_file(checkpoint16, shared) -> Path:
     """The 16x16 checkpoint, exported."""
-    path = tmp_path_factory.mktemp("model") / "random16.onnx"
-    export(from_diffusers(str(checkpoint16)), path)
-    return path
+    return shared("random16.onnx", lambda path: export(from_diffusers(str(checkpoint16)), path))
 
 
 @pytest.fixture(scope="session")
@@ -72,11 +93,10 @@ def digits_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def for_cuda(checkpoint16, tmp_path_factory) -> Path:
+def for_cuda(checkpoint16, shared) -> Path:
     """The 16x16 checkpoint, exported for CUDA in half precision."""
-    path = tmp_path_factory.mktemp("model") / "cuda16.onnx"
-    export(from_diffusers(str(checkpoint16)), path, target="cuda", precision="fp16")
-    return path
+    return shared("cuda16.onnx", lambda path: export(from_diffusers(str(checkpoint16)), path, target="cuda",
+                                                     precision="fp16"))
 
 
 @pytest.fixture

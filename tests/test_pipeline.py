@@ -51,6 +51,7 @@ def test_a_second_call_goes_on_with_the_generator_where_diffusers_does(pipe, ref
                                    atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_digits_after_100_steps_are_diffusers_digits(digits_checkpoint):
     difference = digits_difference(digits_checkpoint, steps=100)
     print(f"largest difference after 100 steps: {difference.max():.1e}")
@@ -126,6 +127,7 @@ def test_bad_arguments_are_refused(arguments, message, pipe):
         pipe(**arguments)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_is_exported_once(checkpoint16, tmp_path, monkeypatch, pipe):
     from sde_onnx.export import cache
 

@@ -226,6 +226,7 @@ def test_info_prints_the_metadata(model_file):
     assert values["schedule"]["sigma_max"] == 50.0
 
 
+@pytest.mark.thorough
 def test_export(checkpoint16, tmp_path):
     path = tmp_path / "m.onnx"
     result = run("export", checkpoint16, "-o", path, "--sigma-max", 40, "--sigma-min", 0.02, "--snr", 0.1)

@@ -173,7 +173,7 @@ def test_a_record_that_makes_no_sense_is_refused(damage, model_file, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
 @pytest.mark.parametrize(("images", "batch", "kind"), [
-    (100, 5, []),
+    pytest.param(100, 5, [], marks=pytest.mark.thorough),
     pytest.param(2000, 64, [], marks=pytest.mark.slow), pytest.param(2000, 64, ["--shards"], marks=pytest.mark.slow),
 ])
 def test_a_killed_run_resumes_to_exactly_the_same_images(images, batch, kind, tmp_path):

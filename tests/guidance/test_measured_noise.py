@@ -48,6 +48,7 @@ def test_the_network_is_told_more_only_where_there_is_more(rng):
     np.testing.assert_allclose(x + (sigma**2)[:, None, None, None] * result, denoised, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "heun"])
 def test_it_leaves_less_noise_on_digits(solver, digits):
     left = []

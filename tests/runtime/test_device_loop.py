@@ -25,19 +25,19 @@ SHAPE = (3, 16, 16)
 
 
 @pytest.fixture(scope="module")
-def files(checkpoint16, tmp_path_factory):
-    """The same network for any provider, and for CUDA with its kernels emulated."""
-    folder = tmp_path_factory.mktemp("loop")
-    checkpoint = from_diffusers(checkpoint16)
-    export(checkpoint, folder / "any.onnx")
-    export(checkpoint, folder / "cuda.onnx", target="cuda")
-    onnx.save(emulated(onnx.load(folder / "cuda.onnx")), folder / "emulated.onnx")
-    return folder
+def files(checkpoint16, shared):
+    """The network of model_file for CUDA, and the same with its kernels emulated."""
+    def make(folder):
+        folder.mkdir()
+        export(from_diffusers(checkpoint16), folder / "cuda.onnx", target="cuda")
+        onnx.save(emulated(onnx.load(folder / "cuda.onnx")), folder / "emulated.onnx")
+
+    return shared("loop", make)
 
 
 @pytest.fixture(scope="module")
-def host(files):
-    return sde_onnx.load(files / "any.onnx", "cpu")
+def host(model):
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from networks import relative_error, score_sde_network
 SCHEDULE = VeSchedule(0.05, 20.0)
 
 
+@pytest.mark.thorough
 def test_rk45_equals_score_sde(golden):
     """A recorded run of the original: its network, its latent, scipy's solver."""
     folder = golden / "score_sde" / "church_ncsnpp_continuous"
