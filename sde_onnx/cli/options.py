@@ -80,7 +80,7 @@ def _click_option(name: str, option: Option) -> Callable[[Callable[..., Any]], C
     defaults: dict[str, list[str]] = {}   # and the solvers that have them
     for solver, entry in SOLVERS.items():
         if name in entry.options:
-            defaults.setdefault(_shown(option, entry.options[name]), []).append(solver)
+            defaults.setdefault(option.shown(entry.options[name]), []).append(solver)
     owners = [solver for solver, entry in SOLVERS.items() if name in entry.options]
     usual, *others = sorted(defaults, key=lambda value: -len(defaults[value]))
     shown = "; ".join([usual, *(f"{value} of {', '.join(defaults[value])}" for value in others)])
@@ -97,12 +97,3 @@ def _click_type(option: Option) -> click.ParamType[Any]:
         return click.IntRange(min=0)
     assert isinstance(option, Number)
     return click.FloatRange(min=option.least, min_open=option.open)
-
-
-def _shown(option: Option, default: Any) -> str:
-    """A default for people."""
-    if isinstance(option, Switch):
-        return "no"
-    if default is None and isinstance(option, Number):
-        return str(option.unset)
-    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -27,6 +27,10 @@ class Option:
         """Returns the value in its own type; ``InputError`` if the option cannot have it."""
         raise NotImplementedError
 
+    def shown(self, value: Any) -> str:
+        """A value for people."""
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
 
 @dataclass(frozen=True)
 class Number(Option):
@@ -44,6 +48,9 @@ class Number(Option):
             wanted = f"above {self.least:g}" if self.open else f"of at least {self.least:g}"
             raise InputError(f"{name} is {value!r}, expected a number {wanted}")
         return float(value)
+
+    def shown(self, value: Any) -> str:
+        return str(self.unset) if value is None else super().shown(value)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,9 @@ class Switch(Option):
         if not isinstance(value, bool):
             raise InputError(f"{name} is {value!r}, expected true or false")
         return value
+
+    def shown(self, value: Any) -> str:
+        return "yes" if value is True else "no"
 
 
 OPTIONS: dict[str, Option] = {

@@ -1,0 +1,105 @@
+"""Writes what the documentation takes from the code: `make docs`; tests/test_docs.py holds it true.
+
+The rooms of docs/architecture.md are the first lines of the modules; docs/solvers.md is made from the tables of solvers
+and their options.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS
+from sde_onnx.solvers.options import OPTIONS, Choice, Count, Number, Option
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE, SOLVER_PAGE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "solvers.md"
+MARKS = "<!-- rooms -->", "<!-- /rooms -->"
+WIDTH = 30   # of the column of names
+
+
+def rooms() -> str:
+    """The tree of modules, each with the first line of its docstring."""
+    lines = ["```"]
+    for top in ("sde_onnx", "export"):
+        lines += _room(ROOT / top, 0)
+    return "\n".join([*lines, "```"])
+
+
+def _room(folder: Path, depth: int) -> list[str]:
+    files = sorted(folder.glob("*.py"))
+    lines = [_line(f"{folder.name}/", folder / "__init__.py", depth)]
+    lines += [_line(path.name, path, depth + 1) for path in files if path.name != "__init__.py"]
+    for inner in sorted(path.parent for path in folder.glob("*/__init__.py")):
+        lines += _room(inner, depth + 1)
+    return lines
+
+
+def _line(name: str, path: Path, depth: int) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return f"{'  ' * depth + name:{WIDTH}} {text.splitlines()[0].removesuffix('.')}"
+
+
+def architecture() -> str:
+    """docs/architecture.md with the rooms as they are."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    before, after = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
+    return f"{text[:before]}\n{rooms()}\n{text[after:]}"
+
+
+def solver_page() -> str:
+    """docs/solvers.md."""
+    return "\n".join([
+        "# Solvers and their options",
+        "",
+        "Made by `make docs` from `sde_onnx/solvers/catalogue.py` and `sde_onnx/solvers/options.py`.",
+        "What solvers cost and lose is in the README.",
+        "",
+        "| solver | | steps | options |",
+        "| --- | --- | --- | --- |",
+        *(f"| `{name}` | {solver.about} | {'adapted' if solver.steps is None else solver.steps} | "
+          f"{', '.join(f'`{OPTIONS[option].flag}`' for option in solver.options)} |"
+          for name, solver in SOLVERS.items()),
+        "",
+        "| quality | |",
+        "| --- | --- |",
+        *(f"| `{name}`{' (the default)' if name == DEFAULT_QUALITY else ''} | `{solver}`"
+          f"{'' if steps is None else f' `--steps {steps}`'}"
+          f"{''.join(f' `{OPTIONS[option].flag} {value}`' for option, value in options.items())} |"
+          for name, (solver, steps, options) in QUALITIES.items()),
+        "",
+        "| option | in Python | | values | default |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| `{option.flag}` | `{name}` | {option.help} | {_values(option)} | {_defaults(name)} |"
+          for name, option in OPTIONS.items()),
+        "",
+    ])
+
+
+def _values(option: Option) -> str:
+    if isinstance(option, Choice):
+        return ", ".join(f"`{choice}`" for choice in option.choices)
+    if isinstance(option, Count):
+        return "0, 1, 2, ..."
+    if isinstance(option, Number):
+        return f"a number {'above' if option.open else 'of at least'} {option.least:g}"
+    return "yes, no"
+
+
+def _defaults(name: str) -> str:
+    defaults: dict[str, list[str]] = {}
+    for solver, entry in SOLVERS.items():
+        if name in entry.options:
+            defaults.setdefault(OPTIONS[name].shown(entry.options[name]), []).append(f"`{solver}`")
+    if len(defaults) == 1:
+        return next(iter(defaults))
+    return "; ".join(f"{value} ({', '.join(solvers)})" for value, solvers in defaults.items())
+
+
+def main() -> None:
+    ARCHITECTURE.write_text(architecture(), encoding="utf-8")
+    SOLVER_PAGE.write_text(solver_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
