@@ -10,7 +10,7 @@ import ast
 from pathlib import Path
 
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS
-from sde_onnx.solvers.options import OPTIONS, Choice, Count, Number, Option
+from sde_onnx.solvers.options import OPTIONS, Choice, Number, Option
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE, SOLVER_PAGE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "solvers.md"
@@ -79,11 +79,7 @@ def solver_page() -> str:
 def _values(option: Option) -> str:
     if isinstance(option, Choice):
         return ", ".join(f"`{choice}`" for choice in option.choices)
-    if isinstance(option, Count):
-        return "0, 1, 2, ..."
-    if isinstance(option, Number):
-        return f"a number {'above' if option.open else 'of at least'} {option.least:g}"
-    return "yes, no"
+    return option.wanted if isinstance(option, Number) else "yes, no"
 
 
 def _defaults(name: str) -> str:

@@ -12,52 +12,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sde_onnx.errors import SdeOnnxError
-    from sde_onnx.generate.sample import sample, sample_batches
-    from sde_onnx.models import bundled_model
-    from sde_onnx.pipeline import ImagePipelineOutput, ScoreSdeVePipeline
-    from sde_onnx.runtime.metadata import ModelMetadata
-    from sde_onnx.runtime.score_model import ScoreModel, load, read_metadata
-    from sde_onnx.solvers.catalogue import Sampling, resolve
-    from sde_onnx.solvers.schedule import VeSchedule
+    from sde_onnx.errors import SdeOnnxError as SdeOnnxError
+    from sde_onnx.generate.sample import sample as sample
+    from sde_onnx.generate.sample import sample_batches as sample_batches
+    from sde_onnx.models import bundled_model as bundled_model
+    from sde_onnx.pipeline import ImagePipelineOutput as ImagePipelineOutput
+    from sde_onnx.pipeline import ScoreSdeVePipeline as ScoreSdeVePipeline
+    from sde_onnx.runtime.metadata import ModelMetadata as ModelMetadata
+    from sde_onnx.runtime.score_model import ScoreModel as ScoreModel
+    from sde_onnx.runtime.score_model import load as load
+    from sde_onnx.runtime.score_model import read_metadata as read_metadata
+    from sde_onnx.solvers.catalogue import Sampling as Sampling
+    from sde_onnx.solvers.catalogue import resolve as resolve
+    from sde_onnx.solvers.schedule import VeSchedule as VeSchedule
 
-__all__ = [
-    "ImagePipelineOutput",
-    "ModelMetadata",
-    "Sampling",
-    "ScoreModel",
-    "ScoreSdeVePipeline",
-    "SdeOnnxError",
-    "VeSchedule",
-    "bundled_model",
-    "load",
-    "read_metadata",
-    "resolve",
-    "sample",
-    "sample_batches",
-]
-
-_HOMES = {
-    "ImagePipelineOutput": "pipeline",
-    "ModelMetadata": "runtime.metadata",
-    "Sampling": "solvers.catalogue",
-    "ScoreModel": "runtime.score_model",
-    "ScoreSdeVePipeline": "pipeline",
-    "SdeOnnxError": "errors",
-    "VeSchedule": "solvers.schedule",
-    "bundled_model": "models",
-    "load": "runtime.score_model",
-    "read_metadata": "runtime.score_model",
-    "resolve": "solvers.catalogue",
-    "sample": "generate.sample",
-    "sample_batches": "generate.sample",
+_HOMES = {   # of the public names
+    "errors": ["SdeOnnxError"],
+    "generate.sample": ["sample", "sample_batches"],
+    "models": ["bundled_model"],
+    "pipeline": ["ImagePipelineOutput", "ScoreSdeVePipeline"],
+    "runtime.metadata": ["ModelMetadata"],
+    "runtime.score_model": ["ScoreModel", "load", "read_metadata"],
+    "solvers.catalogue": ["Sampling", "resolve"],
+    "solvers.schedule": ["VeSchedule"],
 }
+__all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'sde_onnx' has no attribute {name!r}")
-    return getattr(import_module(f"sde_onnx.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"sde_onnx.{home}"), name)
+    raise AttributeError(f"module 'sde_onnx' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -111,14 +111,14 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         session = open_session(os.fspath(sampler), chosen, options)
     except ORT_ERRORS as error:
         raise ModelFileError(f"{sampler} cannot be loaded: {str(error).splitlines()[0][:200]}") from None
-    kind = _kind(session, str(sampler))
+    about = _about(session, str(sampler))
     shape = expected["latent"].shape[1:]
-    output = {item.name: item.shape for item in session.get_outputs()}["x_mean" if kind == "evaluation" else "sample"]
+    output = {item.name: item.shape for item in session.get_outputs()}["x_mean" if about["kind"] == "evaluation" else "sample"]
     if tuple(output[1:]) != shape:
         raise InputError(f"{sampler} makes images {output[1:]}, {golden} holds {list(shape)}")
     try:
-        if kind == "evaluation":
-            image, x_error = _drive(session, expected)
+        if about["kind"] == "evaluation":
+            image, x_error = _drive(session, expected, about["steps"])
         else:
             image, x_error = session.run(["image"], {"seed": expected["seed"]})[0], None
     except ORT_ERRORS as error:
@@ -127,29 +127,29 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
     return Comparison(float((difference == 0).mean()), int(difference.max()), x_error)
 
 
-def _kind(session: ort.InferenceSession, name: str) -> str:
-    """What the file is, ``"sampler"`` or ``"evaluation"``."""
+def _about(session: ort.InferenceSession, name: str) -> dict[str, Any]:
+    """What the file says of itself."""
     text = session.get_modelmeta().custom_metadata_map.get(SAMPLER_KEY)
     if text is None:
         raise ModelFileError(f"{name} is no sampler: make one with `sde-onnx embed MODEL -o FILE`")
     try:
         about = json.loads(text)
-        kind, number = str(about["kind"]), int(about["format"])
+        number, _ = int(about["format"]), about["kind"]
     except (KeyError, TypeError, ValueError):
         raise ModelFileError(f"{name}: its metadata is damaged; make it again with `sde-onnx embed`") from None
     if number != SAMPLER_FORMAT:
         mend = "upgrade sde-onnx" if number > SAMPLER_FORMAT else "make it again with `sde-onnx embed`"
         raise ModelFileError(f"{name} has sampler format {number}, this sde-onnx reads format {SAMPLER_FORMAT}: {mend}")
-    return kind
+    return about   # type: ignore[no-any-return]  # it has keys
 
 
-def _drive(session: ort.InferenceSession, expected: dict[str, NDArray[Any]]) -> tuple[Any, float]:
+def _drive(session: ort.InferenceSession, expected: dict[str, NDArray[Any]], steps: int) -> tuple[Any, float]:
     """Drives an evaluation file as a host would; returns the image and the worst error of the golden states."""
     outputs = [item.name for item in session.get_outputs()]
     states = [name.removesuffix("_next") for name in outputs if name.endswith("_next")]
     feeds = dict.fromkeys(states, np.zeros_like(expected["latent"])) | {"seed": expected["seed"]}
     if "steps" in {item.name for item in session.get_inputs()}:
-        feeds["steps"] = np.array([_steps(session)])
+        feeds["steps"] = np.array([steps])
     errors, index, remaining = [], 0, 1
     while remaining > 0:
         results = dict(zip(outputs, session.run(outputs, feeds | {"index": np.array([index])}), strict=True))
@@ -159,8 +159,3 @@ def _drive(session: ort.InferenceSession, expected: dict[str, NDArray[Any]]) -> 
             errors.append(float(np.linalg.norm(feeds["x"] - expected[known]) / np.linalg.norm(expected[known])))
         index += 1
     return to_uint8(results["x_mean"]), max(errors)
-
-
-def _steps(session: ort.InferenceSession) -> int:
-    """How many steps a file makes if nobody says otherwise."""
-    return int(json.loads(session.get_modelmeta().custom_metadata_map[SAMPLER_KEY])["steps"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sde_onnx.cli.options import check_request, given, request_options, solver_options
+from sde_onnx.cli.options import given, request_options, solver_options
 
 __all__ = ["embed_command", "verify_command"]
 
@@ -61,7 +61,6 @@ def embed_command(
     from sde_onnx.runtime.score_model import load, read_metadata
     from sde_onnx.solvers.catalogue import resolve
 
-    check_request(quality, solver, steps)
     model = model or bundled_model()
     check_writable(output, force=force, inputs=[Path(model)])
     if golden is not None:

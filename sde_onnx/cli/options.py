@@ -11,9 +11,9 @@ import click
 
 from sde_onnx.errors import SlowPrecisionWarning
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS
-from sde_onnx.solvers.options import OPTIONS, Choice, Count, Number, Option, Switch
+from sde_onnx.solvers.options import OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["check_request", "given", "notes", "request_options", "runtime_options", "solver_options"]
+__all__ = ["given", "notes", "request_options", "runtime_options", "solver_options"]
 
 NOTES = (ResourceWarning, SlowPrecisionWarning)   # of these a user of the command line is told
 
@@ -58,12 +58,6 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def check_request(quality: str | None, solver: str | None, steps: int | None) -> None:
-    """Refuses what the command line says twice; ``click.UsageError``."""
-    if quality is not None and (solver is not None or steps is not None):
-        raise click.UsageError("--quality chooses the solver and its steps: leave out --solver and --steps")
-
-
 def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of all solvers to a command; whether they go with the chosen one, the solver says."""
     for name, option in reversed(OPTIONS.items()):
@@ -93,7 +87,6 @@ def _click_option(name: str, option: Option) -> Callable[[Callable[..., Any]], C
 def _click_type(option: Option) -> click.ParamType[Any]:
     if isinstance(option, Choice):
         return click.Choice(option.choices)
-    if isinstance(option, Count):
-        return click.IntRange(min=0)
     assert isinstance(option, Number)
-    return click.FloatRange(min=option.least, min_open=option.open)
+    kind = click.IntRange if option.whole else click.FloatRange
+    return kind(min=option.least, min_open=option.open)

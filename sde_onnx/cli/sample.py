@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from sde_onnx.cli.options import (
-    check_request,
     given,
     notes,
     request_options,
@@ -77,7 +76,6 @@ def sample_command(
     from sde_onnx.runtime.score_model import load
     from sde_onnx.solvers.catalogue import resolve
 
-    check_request(quality, solver, steps)
     model = model or bundled_model()
     outputs = plan_outputs(output, seeds, model=model, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
     with notes():

@@ -10,47 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
-from sde_onnx.solvers.plan import COLUMNS, Plan, non_finite, rows
-from sde_onnx.solvers.protocols import Array, NoiseSource
+from sde_onnx.solvers.plan import COLUMNS, Plan, Step, non_finite, rows
+from sde_onnx.solvers.protocols import NoiseSource
 
-__all__ = ["DeviceLoop", "DeviceStep"]
+__all__ = ["DeviceLoop"]
 
 LEAST_ROWS = 4096   # that a table has room for: a graph once captured reads it where it lies
 RUNS_TO_CAPTURE = 3
 STATE = ("x", "memory0", "memory1", "sigma", "row", "bad")   # a turn's outputs have these names with _next
-
-
-@dataclass(frozen=True)
-class DeviceStep:
-    """A :class:`sde_onnx.solvers.plan.Step` whose arrays are copied from the device when they are asked for.
-
-    They can be had until the next step.
-
-    Attributes:
-        read: returns ``x`` or ``x_mean`` by its name.
-    """
-
-    index: int
-    sigma: float
-    nfe: int
-    read: Callable[[str], Array] = field(repr=False, compare=False)
-
-    @property
-    def x(self) -> Array:
-        """See :class:`sde_onnx.solvers.plan.Step`."""
-        return self.read("x")
-
-    @property
-    def x_mean(self) -> Array:
-        """See :class:`sde_onnx.solvers.plan.Step`."""
-        return self.read("x_mean")
 
 
 class DeviceLoop:
@@ -98,7 +71,7 @@ class DeviceLoop:
             for turn in [0, 1] * RUNS_TO_CAPTURE:
                 session.run_with_iobinding(self.bindings[turn], self.options[turn])
 
-    def run(self, plan: Plan, noise: NoiseSource) -> Iterator[DeviceStep]:
+    def run(self, plan: Plan, noise: NoiseSource) -> Iterator[Step]:
         """Yields the steps of a plan.
 
         Args:
@@ -133,7 +106,7 @@ class DeviceLoop:
                 if turn == len(plan.evaluations) - 1:
                     self._check(plan, turn)
                 read = self._reader(plan, number, turn)
-                yield DeviceStep(evaluation.ends, plan.levels[evaluation.ends], turn + 1, read)
+                yield Step(evaluation.ends, plan.levels[evaluation.ends], turn + 1, read)
 
     def _claim(self, number: int, turn: int) -> None:
         """Refuses to go on, or to read, where the buffers hold something else by now."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from sde_onnx.errors import NonFiniteError
-from sde_onnx.solvers.plan import HostStep, check_finite, sigma_of_each
+from sde_onnx.solvers.plan import Step, check_finite, sigma_of_each
 from sde_onnx.solvers.protocols import Array, NoiseSource, Score
 from sde_onnx.solvers.schedule import VeSchedule
 
@@ -24,7 +24,7 @@ SHORTEST_STEP = 1e-7                            # of time; below, an error estim
 
 def adaptive_sde(
     score: Score, noise: NoiseSource, schedule: VeSchedule, *, rtol: float = 0.02, atol: float = 1 / 256
-) -> Iterator[HostStep]:
+) -> Iterator[Step]:
     """The reverse diffusion by the stochastic improved Euler method, each image in steps of its own length.
 
     A step is made twice, by Euler-Maruyama and by the mean of that with a second one from where it led; their
@@ -71,11 +71,11 @@ def adaptive_sde(
             raise NonFiniteError(f"adaptive-sde found no step at sigma {sigma.max():.4g} that keeps rtol {rtol:g} "
                                  f"and atol {atol:g}")
         nfe += 2
-        yield HostStep(index, float(sigma.max()), nfe, x, denoised)
+        yield Step(index, float(sigma.max()), nfe, {"x": x, "x_mean": denoised}.__getitem__)
         index += 1
     last = schedule.sigma_at(end)
     denoised = x + last**2 * score(x, sigma_of_each(x, last))
-    yield HostStep(index, float(last), nfe + 1, x, denoised)
+    yield Step(index, float(last), nfe + 1, {"x": x, "x_mean": denoised}.__getitem__)
 
 
 def _euler_step(
@@ -92,7 +92,7 @@ def _euler_step(
 
 def rk45(
     score: Score, noise: NoiseSource, schedule: VeSchedule, *, rtol: float = 1e-5, atol: float = 1e-5
-) -> Iterator[HostStep]:
+) -> Iterator[Step]:
     """The probability-flow ODE by Dormand and Prince's pair of orders 5 and 4, with steps as long as the error allows.
 
     From sigma_max to the schedule's last level, and there the denoised image as ``x_mean``: one evaluation more. Steps
@@ -125,11 +125,11 @@ def rk45(
         sigma, before = float(schedule.sigma_at(before)), t
         check_finite(x, index, index + 1, sigma)
         if t != end:
-            yield HostStep(index, sigma, evaluations, x, x)
+            yield Step(index, sigma, evaluations, {"x": x, "x_mean": x}.__getitem__)
             index += 1
     last = schedule.sigma_at(end)
     denoised = x + last**2 * score(x, sigma_of_each(x, last))
-    yield HostStep(index, sigma, evaluations + 1, x, denoised)
+    yield Step(index, sigma, evaluations + 1, {"x": x, "x_mean": denoised}.__getitem__)
 
 
 def integrate(

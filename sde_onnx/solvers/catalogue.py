@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -121,7 +121,7 @@ class Sampling:
         Raises:
             InputError: options that together mean nothing.
         """
-        return None if self.steps is None else self._function(*self._levels(self.steps), **self._arguments)
+        return None if self.steps is None else self._function(self.schedule, self.steps, **self._arguments)
 
     @property
     def evaluations(self) -> int | None:
@@ -137,10 +137,6 @@ class Sampling:
     def wrappers(self) -> tuple[str, ...]:
         """What stands around the score, by the names of :data:`sde_onnx.generate.sample.WRAPPERS`."""
         return ("measured-noise",) if self.options.get("measure_noise") else ()
-
-    def with_steps(self, steps: int) -> Sampling:
-        """The same with another number of steps, at least the solver's least."""
-        return replace(self, steps=steps)
 
     def run(self, score: Score, noise: NoiseSource) -> Iterator[Step]:
         """Yields the steps, run on the host; nothing is computed before the first is asked for.
@@ -179,15 +175,8 @@ class Sampling:
     @property
     def _arguments(self) -> dict[str, Any]:
         """Keyword arguments of the solver's function."""
-        elsewhere = ("measure_noise", "schedule", "rho")   # wrappers and noise levels
-        chosen = {name: value for name, value in self.options.items() if name not in elsewhere}
+        chosen = {name: value for name, value in self.options.items() if name != "measure_noise"}   # that is a wrapper
         return chosen | dict(SOLVERS[self.solver].fixed)
-
-    def _levels(self, steps: int) -> tuple[Any, ...]:
-        """The noise levels as the solver takes them: the schedule and a number of steps, or sigmas."""
-        if "schedule" not in self.options:
-            return self.schedule, steps
-        return (self.schedule.spaced(steps, spacing=self.options["schedule"], rho=self.options["rho"]),)
 
 
 def resolve(
@@ -213,7 +202,7 @@ def resolve(
         MissingExtraError: the solver needs a package that is not installed.
     """
     if quality is not None and (solver is not None or steps is not None):
-        raise InputError("a quality chooses the solver and its steps: leave out solver and steps")
+        raise InputError("a quality chooses the solver and its steps: leave those out")
     preset: Mapping[str, Any] = {}
     if quality is not None:
         if quality not in QUALITIES:

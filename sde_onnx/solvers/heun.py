@@ -19,6 +19,7 @@ from itertools import pairwise
 
 from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated, denoise
 from sde_onnx.solvers.protocols import Array
+from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["churned_levels", "euler_guess", "heun_step", "plan"]
 
@@ -52,8 +53,11 @@ def heun_step(
 
 
 def plan(
-    sigmas: Sequence[float],
+    ve: VeSchedule,
+    steps: int,
     *,
+    schedule: str = "karras",
+    rho: float = 7.0,
     churn: float = 0.0,
     churn_min: float = 0.0,
     churn_max: float | None = None,
@@ -62,13 +66,16 @@ def plan(
     """The plan of Heun's method.
 
     Args:
-        sigmas: noise levels, falling, the last 0.
+        ve: the model's noise levels.
+        steps: at least 2.
+        schedule, rho: see :meth:`sde_onnx.VeSchedule.spaced`.
         churn: how much noise, spread over all steps; the paper's S_churn, >= 0.
         churn_min, churn_max: the range of sigmas in which noise is put in, S_tmin and S_tmax; no end if ``None``.
         churn_noise: standard deviation of that noise; S_noise.
 
     Source: Karras et al. 2022, algorithms 1 and 2.
     """
+    sigmas = ve.spaced(steps, schedule, rho)
     levels = churned_levels(sigmas, churn, churn_min, math.inf if churn_max is None else churn_max, churn_noise)
     evaluations = []
     for index, (sigma, _, sigma_next) in enumerate(levels):

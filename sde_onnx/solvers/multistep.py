@@ -26,6 +26,7 @@ from itertools import pairwise
 
 from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated
 from sde_onnx.solvers.protocols import Array
+from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["multistep", "plan"]
 
@@ -60,15 +61,19 @@ def multistep(
     return x, denoised, (denoised, *memory)[: order - 1]
 
 
-def plan(sigmas: Sequence[float], *, order: int = 2, eta: float = 1.0) -> Plan:
+def plan(
+    ve: VeSchedule, steps: int, *, schedule: str = "karras", rho: float = 7.0, order: int = 2, eta: float = 1.0
+) -> Plan:
     """The plan of a solver of one evaluation a step.
 
     Args:
-        sigmas: noise levels, falling, the last 0.
+        ve: the model's noise levels.
+        steps: at least ``order``, and 2.
+        schedule, rho: see :meth:`sde_onnx.VeSchedule.spaced`.
         order: values of D that a step uses, 1 to 3.
         eta: 0 for the ODE, 1 for the reverse diffusion, or between or above.
     """
-    evaluations = []
+    sigmas, evaluations = ve.spaced(steps, schedule, rho), []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         known = tuple(sigmas[index - back] for back in range(min(order, index + 1)))
         update = partial(multistep, sigmas=known, sigma_next=sigma_next, order=order, eta=eta)

@@ -13,7 +13,7 @@ from typing import Any
 
 from sde_onnx.errors import InputError
 
-__all__ = ["OPTIONS", "Choice", "Count", "Number", "Option", "Switch"]
+__all__ = ["OPTIONS", "Choice", "Number", "Option", "Switch"]
 
 
 @dataclass(frozen=True)
@@ -34,33 +34,36 @@ class Option:
 
 @dataclass(frozen=True)
 class Number(Option):
-    """A finite number."""
+    """A finite number.
+
+    Attributes:
+        least: the smallest; with ``open`` itself refused.
+        whole: whether it is a whole number.
+        unset: what ``None`` means, for an option that may be left without a value.
+    """
 
     least: float = 0.0
-    open: bool = False        # the least itself is refused
-    unset: str | None = None   # what None means, for an option that may be left without a value
+    open: bool = False
+    whole: bool = False
+    unset: str | None = None
 
     def checked(self, name: str, value: Any) -> float | None:
         if value is None and self.unset is not None:
             return None
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < self.least or (self.open and value == self.least):
-            wanted = f"above {self.least:g}" if self.open else f"of at least {self.least:g}"
-            raise InputError(f"{name} is {value!r}, expected a number {wanted}")
-        return float(value)
+        kind = numbers.Integral if self.whole else numbers.Real
+        is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or value < self.least or (self.open and value == self.least):
+            raise InputError(f"{name} is {value!r}, expected {self.wanted}")
+        return int(value) if self.whole else float(value)
+
+    @property
+    def wanted(self) -> str:
+        """The range for people."""
+        limit = f"{'above' if self.open else 'of at least'} {self.least:g}"
+        return f"a whole number {limit}" if self.whole else f"a number {limit}"
 
     def shown(self, value: Any) -> str:
         return str(self.unset) if value is None else super().shown(value)
-
-
-@dataclass(frozen=True)
-class Count(Option):
-    """A whole number of 0 or more."""
-
-    def checked(self, name: str, value: Any) -> int:
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 0:
-            raise InputError(f"{name} is {value!r}, expected a whole number of 0 or more")
-        return int(value)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Switch(Option):
 
 OPTIONS: dict[str, Option] = {
     "snr": Number("--snr", "The corrector's signal-to-noise ratio.", open=True),
-    "n_corrector": Count("--corrector-steps", "Corrections a step."),
+    "n_corrector": Number("--corrector-steps", "Corrections a step.", whole=True),
     "predictor": Choice("--predictor", "The predictor.",
                         choices=("reverse_diffusion", "euler_maruyama", "ancestral", "none")),
     "corrector": Choice("--corrector", "The corrector: step sizes from norms, from sigma, or none.",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sde_onnx.errors import NonFiniteError
 from sde_onnx.solvers.protocols import Array, NoiseSource, Number, Score
 
-__all__ = ["COLUMNS", "MEMORY", "RESULTS", "ROWS_FORMAT", "TERMS", "Evaluation", "HostStep", "Langevin", "LangevinNorm",
+__all__ = ["COLUMNS", "MEMORY", "RESULTS", "ROWS_FORMAT", "TERMS", "Evaluation", "Langevin", "LangevinNorm",
            "Memory", "Plan", "Step", "Update", "Updated", "check_finite", "denoise", "langevin_scaled",
            "langevin_step_size", "non_finite", "rows", "run", "run_evaluations",
            "sigma_of_each"]
@@ -42,39 +42,31 @@ RESULTS = ("x", "x_mean", "memory0", "memory1")
 COLUMNS = (*((result, term) for result in RESULTS for term in TERMS), "snr", "batch_norm", "sigma", "draw")
 
 
-class Step(Protocol):
-    """The state after one step, from one noise level to the next."""
-
-    @property
-    def index(self) -> int:
-        """0 is the first step."""
-
-    @property
-    def sigma(self) -> float:
-        """Noise std that the step started from."""
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations so far, an image."""
-
-    @property
-    def x(self) -> Array:
-        """``[N, C, H, W]`` at the next noise level; with a churned solver with that level's noise put in already."""
-
-    @property
-    def x_mean(self) -> Array:
-        """The image as the step sees it, ``[N, C, H, W]``: the result, after the last step."""
-
-
 @dataclass(frozen=True)
-class HostStep:
-    """A :class:`Step` that holds its arrays."""
+class Step:
+    """The state after one step, from one noise level to the next.
+
+    Attributes:
+        index: 0 is the first step.
+        sigma: noise std that the step started from.
+        nfe: network evaluations so far, an image.
+        read: returns ``x`` or ``x_mean`` by its name; from a device, until the next step is asked for.
+    """
 
     index: int
     sigma: float
     nfe: int
-    x: Array = field(repr=False, compare=False)
-    x_mean: Array = field(repr=False, compare=False)
+    read: Callable[[str], Array] = field(repr=False, compare=False)
+
+    @property
+    def x(self) -> Array:
+        """``[N, C, H, W]`` at the next noise level; of a churned solver with that level's noise put in already."""
+        return self.read("x")
+
+    @property
+    def x_mean(self) -> Array:
+        """The image as the step sees it, ``[N, C, H, W]``: the result, after the last step."""
+        return self.read("x_mean")
 
 
 @dataclass(frozen=True)
@@ -129,14 +121,14 @@ class Plan:
     levels: tuple[float, ...]
 
 
-def run(plan: Plan, score: Score, noise: NoiseSource) -> Iterator[HostStep]:
+def run(plan: Plan, score: Score, noise: NoiseSource) -> Iterator[Step]:
     """Yields the steps of a plan. Nothing is computed before the first one is asked for.
 
     Arguments and errors: :func:`run_evaluations`.
     """
     for count, (evaluation, x, x_mean) in enumerate(run_evaluations(plan, score, noise), 1):
         if (index := evaluation.ends) is not None:
-            yield HostStep(index, plan.levels[index], count, x, x_mean)
+            yield Step(index, plan.levels[index], count, {"x": x, "x_mean": x_mean}.__getitem__)
 
 
 def run_evaluations(plan: Plan, score: Score, noise: NoiseSource) -> Iterator[tuple[Evaluation, Array, Array]]:

@@ -88,9 +88,9 @@ class VeSchedule:
         following = np.append(grid[-2::-1], np.float32(0))
         return map(NoiseLevel, sigma_cond, grid[::-1], following, repeat(np.float32(1 / steps)))
 
-    def spaced(self, steps: int, *, spacing: str, rho: float) -> list[float]:
-        """:meth:`geometric` or :meth:`karras` noise levels, by name; ``rho`` is of the latter."""
-        return self.karras(steps, rho=rho) if spacing == "karras" else self.geometric(steps)
+    def spaced(self, steps: int, schedule: str, rho: float) -> list[float]:
+        """Noise levels by the name of their schedule, ``"karras"`` (with ``rho``) or ``"geometric"``."""
+        return self.karras(steps, rho=rho) if schedule == "karras" else self.geometric(steps)
 
     def geometric(self, steps: int) -> list[float]:
         """Noise levels that fall evenly in log sigma, then 0: ``steps + 1`` numbers.

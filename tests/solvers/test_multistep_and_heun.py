@@ -37,7 +37,8 @@ def test_the_order_is_what_it_says(solver, options, order, flow):
     z, expected = flow   # float64: the order shows below float32's rounding
     errors = []
     for count in (250, 500, 1000):
-        *_, before_last, _ = run(solver.plan(WIDE.geometric(count + 1), **options), mixture_score, iter([z]).__next__)
+        plan = solver.plan(WIDE, count + 1, schedule="geometric", **options)
+        *_, before_last, _ = run(plan, mixture_score, iter([z]).__next__)
         errors.append(np.linalg.norm(before_last.x - expected))   # the last step denoises
     np.testing.assert_allclose(-np.diff(np.log2(errors)), order, atol=0.2)
 
@@ -49,7 +50,7 @@ def test_the_order_is_what_it_says(solver, options, order, flow):
 ])
 def test_gaussian_data_have_the_right_mean_and_variance(solver, options, rng):
     shape = (64, 1, 64, 64)
-    x = last(run(solver.plan(SCHEDULE.geometric(200), **options), gaussian_score, NumpyNoise(rng, shape))).x
+    x = last(run(solver.plan(SCHEDULE, 200, schedule="geometric", **options), gaussian_score, NumpyNoise(rng, shape))).x
     assert x.dtype == np.float32
     # The denoised image of the last step has the data's deviation, less what sigma_min blurs.
     std = STD**2 / (STD**2 + SCHEDULE.sigma_min**2) ** 0.5
@@ -78,7 +79,7 @@ def test_steps_are_those_of_diffusers(order, algorithm, eta, rng):
         skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2) ** 0.5
         x = scheduler.step((denoised - skip * x) / out, t, x, generator=generator).prev_sample
     noise = TorchNoise([torch.Generator().manual_seed(1)], shape)
-    result = last(run(multistep.plan(SCHEDULE.karras(count), order=order, eta=eta), gaussian_score, noise))
+    result = last(run(multistep.plan(SCHEDULE, count, order=order, eta=eta), gaussian_score, noise))
     np.testing.assert_allclose(result.x, x, atol=2e-4)
 
 
@@ -91,7 +92,7 @@ def test_evaluations_are_counted():
 
     for solver, expected in ((multistep, 10), (heun, 19)):
         asked.clear()
-        step = last(run(solver.plan(SCHEDULE.geometric(10)), score, NumpyNoise(np.random.default_rng(0), (1, 1, 2, 2))))
+        step = last(run(solver.plan(SCHEDULE, 10), score, NumpyNoise(np.random.default_rng(0), (1, 1, 2, 2))))
         assert step.nfe == len(asked) == expected
 
 
@@ -107,7 +108,7 @@ def test_schedules_fall_from_the_largest_sigma_to_zero():
 
 def test_in_the_middle_of_a_step_the_image_is_the_denoised_one(rng):
     noise = NumpyNoise(rng, (1, 1, 4, 4))
-    images = [x_mean for _, _, x_mean in run_evaluations(heun.plan(SCHEDULE.karras(6), churn=10.0), gaussian_score,
+    images = [x_mean for _, _, x_mean in run_evaluations(heun.plan(SCHEDULE, 6, churn=10.0), gaussian_score,
                                                          noise)]
     for guess, step in zip(images[:-1:2], images[1::2], strict=True):
         np.testing.assert_array_equal(guess, step)
