@@ -29,6 +29,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.utils import Extractor
 
 from sde_onnx.errors import InputError
 from sde_onnx.export.embedding.noise import key_words, normals
@@ -38,7 +39,6 @@ from sde_onnx.export.embedding.update import (
     Columns,
     folded,
     remembered,
-    remove_update,
     trace_evaluation,
 )
 from sde_onnx.export.graph.nodes import Nodes, inlined
@@ -91,8 +91,7 @@ def embed(
     if kind == "evaluation" and every is not None:
         raise InputError("every is for samplers: the host of an evaluation sees every one")
     metadata, held = read_metadata(model), _rows(sampling, max_steps, every)
-    network = onnx.load(os.fspath(model))
-    remove_update(network.graph)
+    network = Extractor(onnx.load(os.fspath(model))).extract_model(["x", "sigma"], ["score"])   # no loop for a device
     graph = _evaluation(held, metadata.image_shape, network.graph, asks=max_steps is not None)
     if kind == "sampler":
         default = None if max_steps is None else sampling.steps
@@ -113,24 +112,15 @@ def embed(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The plans that a file holds as numbers: one for each number of steps that may be asked for, one after another.
+    """The plans that a file holds as numbers: one for each number of steps that may be asked for, one after another."""
 
-    Attributes:
-        counts: the numbers of steps.
-        table, columns: of :func:`sde_onnx.export.embedding.update.folded`.
-        limits: where in the table each plan begins, and where the last one ends.
-        starts: of each plan, the deviations of its initial noise arrays, ``[plans, draws]``.
-        draws: of each row, the number of the noise array that it draws, or -1.
-        shown: of each row, whether its image is one of the frames.
-    """
-
-    counts: range
-    table: NDArray[np.float32]
+    counts: range                # the numbers of steps
+    table: NDArray[np.float32]   # this and columns: see folded
     columns: Columns
-    limits: NDArray[np.int64]
-    starts: NDArray[np.float32]
-    draws: NDArray[np.int32]
-    shown: NDArray[np.bool_]
+    limits: NDArray[np.int64]    # where in the table each plan begins, and where the last one ends
+    starts: NDArray[np.float32]  # of each plan, the deviations of its initial noise arrays, [plans, draws]
+    draws: NDArray[np.int32]     # of each row, the number of the noise array that it draws, or -1
+    shown: NDArray[np.bool_]     # of each row, whether its image is one of the frames
 
 
 def _rows(sampling: Sampling, max_steps: int | None, every: int | None) -> _Rows:
@@ -158,14 +148,7 @@ def _rows(sampling: Sampling, max_steps: int | None, every: int | None) -> _Rows
 
 
 def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphProto, asks: bool) -> onnx.GraphProto:
-    """An evaluation of a solver as a graph: see :mod:`sde_onnx.export.embedding.loop`.
-
-    Args:
-        held: the solver.
-        shape: of an image, ``(C, H, W)``.
-        network: ``x`` and ``sigma`` to ``score``.
-        asks: whether ``steps`` is an input.
-    """
+    """An evaluation as a graph, of images ``shape`` = ``(C, H, W)``; ``steps`` is an input of one that ``asks``."""
     before = Nodes("evaluation")
     keys = key_words(before, "seed")
     place, first_row, count = _plan(before, held, asks)
@@ -204,14 +187,7 @@ def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphPro
 
 def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, int], steps: int | None,
              frames: bool) -> onnx.GraphProto:
-    """The loop over an evaluation, which goes on while any remain.
-
-    Args:
-        evaluation: of :func:`_evaluation`.
-        held, shape: as there.
-        steps: the default of the input ``steps``, if there is one.
-        frames: whether there is an output of that name.
-    """
+    """The loop over an evaluation, which goes on while any remain; ``steps`` is the default of that input, if any."""
     outside, inside, after = Nodes("sampler"), Nodes("turn"), Nodes("frame")
     channels, height, width = shape
     images, pixels = ["N", *shape], ["N", height, width, channels]

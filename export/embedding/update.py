@@ -27,8 +27,7 @@ from sde_onnx.export.graph.nodes import inlined
 from sde_onnx.export.graph.tracing import trace
 from sde_onnx.solvers.plan import COLUMNS, MEMORY, RESULTS, TERMS, langevin_scaled, langevin_step_size, sigma_of_each
 
-__all__ = ["SCORE", "SCORE_DOMAIN", "Columns", "add_update", "folded", "remembered", "remove_update",
-           "trace_evaluation"]
+__all__ = ["SCORE", "SCORE_DOMAIN", "Columns", "add_update", "folded", "remembered", "trace_evaluation"]
 
 SCORE_DOMAIN, SCORE = "sde_onnx", "Score"   # of the node that stands for the network
 # Of each of COLUMNS: its number, if it is the same in every row, or else its place in the table.
@@ -190,20 +189,6 @@ def add_update(model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
     for name in NEXT:
         sizes: list[str | int | None] = ["N"] if name == "sigma_next" else [1] if name in NUMBERS else ["N", *shape]
         graph.output.append(helper.make_tensor_value_info(name, INT64 if name in NUMBERS else FLOAT, sizes))
-
-
-def remove_update(graph: onnx.GraphProto) -> None:
-    """Leaves a graph the network alone, ``x`` and ``sigma`` to ``score``, in place; one without an update as it is."""
-    kept = {
-        "node": [node for node in graph.node if not node.name.startswith(PREFIX)],
-        "initializer": [item for item in graph.initializer
-                        if not item.name.startswith(PREFIX) and item.name not in DEFAULTS],
-        "input": [item for item in graph.input if item.name not in DEFAULTS],
-        "output": [item for item in graph.output if item.name not in NEXT],
-    }
-    for name, items in kept.items():
-        del getattr(graph, name)[:]
-        getattr(graph, name).extend(items)
 
 
 def _traced_turn(shape: tuple[int, int, int]) -> onnx.GraphProto:

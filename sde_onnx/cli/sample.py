@@ -86,7 +86,8 @@ def sample_command(
         batch_size = choose_batch_size(score_model, len(seeds), batch_size or outputs.batch_size,
                                        images_depend=sampling.depends_on_batch)
     batches = batches_of(score_model, seeds, sampling, batch_size=batch_size)
-    outputs.begin({"model": sha256(score_model.path), "precision": score_model.precision, **sampling.to_json()},
+    outputs.begin({"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
+                   "steps": sampling.steps, **sampling.options},
                   batch_size=batch_size, depends_on_batch=sampling.depends_on_batch)
     resumed = nfe = 0
     start = time.monotonic()

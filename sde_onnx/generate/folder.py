@@ -88,7 +88,10 @@ class FolderRun:
             if depends_on_batch:
                 self._compare_value("seeds", found.get("seeds"), format_seeds(seeds))
                 self._compare_value("batch_size", found.get("batch_size"), batch_size)
-            asked |= self._seeds_of(found)
+            try:
+                asked |= set(parse_seeds(str(found.get("seeds"))))
+            except InputError as error:
+                raise OutputError(f"{path} is damaged ({error}): {INSTEAD}") from None
             for file in self._listed(UNFINISHED):
                 file.unlink()
         elif foreign := self._listed(OURS):
@@ -143,30 +146,15 @@ class FolderRun:
             except (OSError, ValueError, KeyError, BadZipFile) as error:
                 raise OutputError(f"{path} cannot be read as images and seeds ({error}): remove it") from None
 
-    def _seeds_of(self, found: Mapping[str, Any]) -> set[int]:
-        try:
-            return set(parse_seeds(str(found.get("seeds"))))
-        except InputError as error:
-            raise OutputError(f"{self.folder / RECORD} is damaged ({error}): {INSTEAD}") from None
-
     def _compare(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         if (number := found.get("format", 1)) != FORMAT:
             raise OutputError(f"{self.folder} holds a run of {RECORD} format {number}, this sde-onnx resumes format "
                               f"{FORMAT}: {INSTEAD}")
-        before, now = (_flat(values) for values in (found.get("settings"), settings))
-        for name in (*now, *(name for name in before if name not in now)):   # the solver before what follows from it
-            self._compare_value(name, before.get(name), now.get(name))
+        before = found.get("settings")
+        for name in settings:   # the solver before what follows from it
+            self._compare_value(name, before.get(name) if isinstance(before, dict) else None, settings[name])
 
     def _compare_value(self, name: str, before: object, now: object) -> None:
         if before != now:
             raise OutputError(f"{self.folder} holds images of another run: its {name} is {before!r}, here it is "
                               f"{now!r}. {INSTEAD[0].upper()}{INSTEAD[1:]}")
-
-
-def _flat(settings: object) -> dict[str, Any]:
-    """Settings with the options among them."""
-    if not isinstance(settings, dict):
-        return {}
-    options = settings.get("options")
-    return {name: value for name, value in settings.items() if name != "options"} | (
-        options if isinstance(options, dict) else {})

@@ -26,27 +26,16 @@ __all__ = ["DEFAULT_QUALITY", "MODEL", "QUALITIES", "SOLVERS", "ModelDefaults", 
 
 @dataclass(frozen=True)
 class Solver:
-    """A way to sample, under its name in SOLVERS.
+    """A way to sample, under its name in SOLVERS."""
 
-    Attributes:
-        about: one line for people.
-        function: MODULE.FUNCTION of this package. It writes the plan or, of an adaptive solver, runs.
-        options: that a caller may set, keys of OPTIONS, with their defaults; MODEL: the model's own.
-        steps: if not asked for; MODEL: the model's own number; ``None``: it adapts them.
-        least: steps that it needs.
-        fixed: further arguments, which make this solver what it is.
-        mixes_images: whether an image depends on its batch whatever the options.
-        requirement: raises a MissingExtraError where the solver cannot run.
-    """
-
-    about: str
-    function: str
-    options: Mapping[str, Any]
-    steps: int | str | None = 25
-    least: int = 2
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    mixes_images: bool = False
-    requirement: Callable[[], None] | None = None
+    about: str                     # one line for people
+    function: str                  # MODULE.FUNCTION of this package: writes the plan or, of an adaptive solver, runs
+    options: Mapping[str, Any]     # that a caller may set, keys of OPTIONS, with their defaults; MODEL: the model's own
+    steps: int | str | None = 25   # if not asked for; MODEL: the model's own number; None: it adapts them
+    least: int = 2                 # steps that it needs
+    fixed: Mapping[str, Any] = field(default_factory=dict)   # further arguments, which make this solver what it is
+    mixes_images: bool = False     # whether an image depends on its batch whatever the options
+    requirement: Callable[[], None] | None = None   # raises a MissingExtraError where the solver cannot run
 
 
 MODEL = "the model's"
@@ -100,19 +89,12 @@ class ModelDefaults(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """A request, resolved and checked: made by :func:`resolve`. It pickles.
+    """A request, resolved and checked: made by :func:`resolve`. It pickles."""
 
-    Attributes:
-        solver: a key of SOLVERS.
-        steps: from one noise level to the next; ``None`` of a solver that adapts them.
-        options: every option of the solver.
-        schedule: the model's noise levels.
-    """
-
-    solver: str
-    steps: int | None
-    options: Mapping[str, Any]
-    schedule: VeSchedule
+    solver: str                  # a key of SOLVERS
+    steps: int | None            # from one noise level to the next; None of a solver that adapts them
+    options: Mapping[str, Any]   # every option of the solver
+    schedule: VeSchedule         # the model's noise levels
 
     @cached_property
     def plan(self) -> Plan | None:

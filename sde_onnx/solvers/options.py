@@ -34,18 +34,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Number(Option):
-    """A finite number.
-
-    Attributes:
-        least: the smallest; with ``open`` itself refused.
-        whole: whether it is a whole number.
-        unset: what ``None`` means, for an option that may be left without a value.
-    """
+    """A finite number."""
 
     least: float = 0.0
-    open: bool = False
+    open: bool = False         # the least itself is refused
     whole: bool = False
-    unset: str | None = None
+    unset: str | None = None   # what None means, for an option that may be left without a value
 
     def checked(self, name: str, value: Any) -> float | None:
         if value is None and self.unset is not None:

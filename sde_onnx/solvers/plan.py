@@ -44,18 +44,12 @@ COLUMNS = (*((result, term) for result in RESULTS for term in TERMS), "snr", "ba
 
 @dataclass(frozen=True)
 class Step:
-    """The state after one step, from one noise level to the next.
+    """The state after one step, from one noise level to the next."""
 
-    Attributes:
-        index: 0 is the first step.
-        sigma: noise std that the step started from.
-        nfe: network evaluations so far, an image.
-        read: returns ``x`` or ``x_mean`` by its name; from a device, until the next step is asked for.
-    """
-
-    index: int
-    sigma: float
-    nfe: int
+    index: int     # 0 is the first step
+    sigma: float   # noise std that the step started from
+    nfe: int       # network evaluations so far, an image
+    # Returns x or x_mean by its name; from a device, until the next step is asked for.
     read: Callable[[str], Array] = field(repr=False, compare=False)
 
     @property
@@ -71,15 +65,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Langevin:
-    """What makes an evaluation a Langevin correction: its score and noise are scaled before the update.
+    """What makes an evaluation a Langevin correction: its score and noise are scaled before the update."""
 
-    Attributes:
-        snr: ratio of signal to noise, dimensionless, > 0.
-        norm: see :func:`langevin_step_size`.
-    """
-
-    snr: float
-    norm: LangevinNorm
+    snr: float           # ratio of signal to noise, dimensionless, > 0
+    norm: LangevinNorm   # see langevin_step_size
 
     def scaled(self, score: Array, z: Array) -> tuple[Array, Array]:
         """``eps score`` and ``sqrt(2 eps) z``."""
@@ -88,37 +77,25 @@ class Langevin:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One call of the network, and its update.
+    """One call of the network, and its update: a module's function bound by ``functools.partial``.
 
-    Attributes:
-        sigma: what the network is told.
-        update: a module's function bound by ``functools.partial``, so that it prints and pickles. Its ``x_mean`` is the
-            latest image, in the middle of a step too.
-        draws: whether it takes a noise array.
-        langevin: of a Langevin correction.
-        ends: the number of the step that ends here, from 0; ``None`` in the middle of one.
+    So it prints and pickles. Its ``x_mean`` is the latest image, in the middle of a step too.
     """
 
-    sigma: Number
+    sigma: Number                      # what the network is told
     update: Update
-    draws: bool = False
-    langevin: Langevin | None = None
-    ends: int | None = None
+    draws: bool = False                # whether it takes a noise array
+    langevin: Langevin | None = None   # of a Langevin correction
+    ends: int | None = None            # the number of the step that ends here, from 0; None in the middle of one
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A solver on given noise levels.
+    """A solver on given noise levels."""
 
-    Attributes:
-        start: the initial x is the sum of noise arrays times these deviations.
-        evaluations: in order.
-        levels: the noise level that each step starts from.
-    """
-
-    start: tuple[float, ...]
+    start: tuple[float, ...]              # the initial x is the sum of noise arrays times these deviations
     evaluations: tuple[Evaluation, ...]
-    levels: tuple[float, ...]
+    levels: tuple[float, ...]             # the noise level that each step starts from
 
 
 def run(plan: Plan, score: Score, noise: NoiseSource) -> Iterator[Step]:
