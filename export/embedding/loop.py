@@ -53,6 +53,7 @@ __all__ = ["KINDS", "embed"]
 
 KINDS = ("sampler", "evaluation")
 FLOAT, INT64, UINT8, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL
+Sizes = Sequence[str | int | None]
 NOWHERE = 2**62   # Gather takes small negative places, counted from the end, but none as large as this one
 
 
@@ -173,7 +174,7 @@ def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphPro
         within, weights = inlined(network, "network/", dict(zip(inner, (*node.input, *node.output), strict=True)))
         nodes += within
         constants += weights
-    images = ["N", *shape]
+    images: Sizes = ["N", *shape]
     states = ["x", *(f"memory{place}" for place in range(remembered(held.columns)))]
     return helper.make_graph(
         [*before.nodes, *nodes], "evaluation",
@@ -190,7 +191,8 @@ def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, in
     """The loop over an evaluation, which goes on while any remain; ``steps`` is the default of that input, if any."""
     outside, inside, after = Nodes("sampler"), Nodes("turn"), Nodes("frame")
     channels, height, width = shape
-    images, pixels = ["N", *shape], ["N", height, width, channels]
+    images: Sizes = ["N", *shape]
+    pixels: Sizes = ["N", height, width, channels]
     carried = [item.name for item in evaluation.output if item.name != "remaining"]
     states = [item for item in evaluation.input if item.name not in ("index", "seed", "steps")]
     inside.add("Reshape", "iteration", inside.constant(np.array([1])), output="index")
@@ -265,7 +267,7 @@ def _branch(name: str, nodes: Nodes, result: str) -> onnx.GraphProto:
     return helper.make_graph(nodes.nodes, name, [], [_value(FLOAT, output, None)], list(nodes.constants.values()))
 
 
-def _value(kind: int, name: str, shape: Sequence[str | int | None] | None) -> onnx.ValueInfoProto:
+def _value(kind: int, name: str, shape: Sizes | None) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 

@@ -88,5 +88,6 @@ def _click_type(option: Option) -> click.ParamType[Any]:
     if isinstance(option, Choice):
         return click.Choice(option.choices)
     assert isinstance(option, Number)
-    kind = click.IntRange if option.whole else click.FloatRange
-    return kind(min=option.least, min_open=option.open)
+    if option.whole:
+        return click.IntRange(min=int(option.least))
+    return click.FloatRange(min=option.least, min_open=option.open)
