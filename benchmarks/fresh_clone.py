@@ -24,6 +24,7 @@ COMMANDS = {
     "install": "make .venv/installed",
     "sample": "make sample",
     "test": "make test",
+    "quick": "make quick",
     "runtime": "make runtime",
     "lint": "make lint",
 }
