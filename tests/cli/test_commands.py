@@ -151,11 +151,10 @@ def test_the_default_does_not_depend_on_whether_it_is_typed(model_file, tmp_path
         np.testing.assert_array_equal(other, first)
 
 
-def test_a_quality_leaves_no_choice_of_solver_or_steps(model_file):
+def test_a_quality_leaves_no_choice_of_solver_or_steps(model_file, tmp_path):
     for option in (("--solver", "heun"), ("--steps", 5)):
-        result = run("sample", model_file, "--quality", "fast", *option)
-        assert result.exit_code == 1
-        assert "a quality chooses the solver and its steps: leave those out" in result.output
+        refuses("a quality chooses the solver and its steps: leave those out", "sample", model_file, "--quality", "fast",
+                *option, "-o", tmp_path / "s.png")
 
 
 def test_an_option_of_another_solver_is_refused(model_file, tmp_path):
