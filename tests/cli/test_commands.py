@@ -153,8 +153,8 @@ def test_the_default_does_not_depend_on_whether_it_is_typed(model_file, tmp_path
 
 def test_a_quality_leaves_no_choice_of_solver_or_steps(model_file, tmp_path):
     for option in (("--solver", "heun"), ("--steps", 5)):
-        refuses("a quality chooses the solver and its steps: leave those out", "sample", model_file, "--quality", "fast",
-                *option, "-o", tmp_path / "s.png")
+        refuses("a quality chooses the solver and its steps: leave those out", "sample", model_file, "--quality",
+                "fast", *option, "-o", tmp_path / "s.png")
 
 
 def test_an_option_of_another_solver_is_refused(model_file, tmp_path):
