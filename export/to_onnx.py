@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,12 +16,14 @@ import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
 
 from sde_onnx.errors import ConfigError, OutputError, ParityError
 from sde_onnx.export.checkpoints import Checkpoint
+from sde_onnx.export.checkpoints.module import from_module
 from sde_onnx.export.embedding.update import add_update
 from sde_onnx.export.graph.tracing import OPSET, trace
-from sde_onnx.export.network.ncsnpp import NCSNpp
+from sde_onnx.export.network.score_network import ConvertedNetwork, ScoreNetwork
 from sde_onnx.export.rewrites.concatenations import split_concatenations
 from sde_onnx.export.rewrites.emulation import emulated
 from sde_onnx.export.rewrites.exact_phases import keep_phases_exact
@@ -39,39 +43,47 @@ REVISION = 3
 # Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
 TARGETS = ("any", "cuda")
+# What torch's exporter raises; the cause of the last one says what it was.
+TRACING_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, KeyError, NotImplementedError)
 
 Float32Array = NDArray[np.float32]
-ScoreFunction = Callable[[Float32Array, Float32Array], Float32Array]
+ScoreFunction = Callable[..., Float32Array]   # of x, sigma and perhaps label, by name
 
 
 def export(
-    checkpoint: Checkpoint, path: str | os.PathLike[str], *, target: str = "any", precision: str = "fp32",
-    force: bool = False,
+    source: Checkpoint | nn.Module, path: str | os.PathLike[str], *, target: str = "any", precision: str = "fp32",
+    force: bool = False, **about: Any,
 ) -> ModelMetadata:
-    """Writes a checkpoint as a model file, after checking it against the network.
+    """Writes a checkpoint or a torch module as a model file, after checking it against the network.
 
     Args:
-        checkpoint: a trained model.
+        source: a trained model.
         path: the ``.onnx`` file.
         target: the execution provider that the graph is written for: ``"any"``, or ``"cuda"``, which no other runs.
         precision: of the inside, ``"fp32"``, or for cuda ``"fp16"``; inputs and outputs are float32 always.
         force: whether an existing file may be replaced.
+        about: of a torch module, at least ``schedule`` and ``image_shape``: see
+            :func:`sde_onnx.export.checkpoints.module.from_module`.
 
     Returns:
         The file's metadata, the parity measured among it (of a graph for CUDA, that of an emulation on the CPU).
 
     Raises:
-        ConfigError: a target or precision that there is not, or a network that has no form for it.
+        ConfigError: a target or precision that there is not, or a network that has no form for it; a module that
+            cannot be exported.
         OutputError: the file exists, cannot be written, or does not end in ``.onnx``.
         ParityError: the graph's scores differ by more than TOLERANCES; nothing is written.
     """
     path = Path(path)
     check_model_output(path, force=force)
-    config = checkpoint.network.config
-    model = build_model(checkpoint.network, target=target, precision=precision)
-    shape = (config.image_channels, config.image_size, config.image_size)
+    checkpoint = from_module(source, **about) if isinstance(source, nn.Module) else source
+    network = checkpoint.network
+    model = build_model(network, target=target, precision=precision)
+    if network.labels and target == "cuda":
+        raise ConfigError("a network with labels has no loop on a device yet: export it without --target cuda")
     runnable = emulated(model) if target == "cuda" else model
-    parity = measure_parity(_run_on_cpu(runnable), checkpoint.network, checkpoint.schedule, shape)
+    with _widest_layer(network) as widest:
+        parity = measure_parity(_run_on_cpu(runnable), network, checkpoint.schedule)
     worst = max(parity, key=lambda case: parity[case] if math.isfinite(parity[case]) else math.inf)
     if not parity[worst] <= TOLERANCES[precision]:
         raise ParityError(
@@ -82,11 +94,12 @@ def export(
         schedule=checkpoint.schedule,
         snr=checkpoint.snr,
         n_corrector=checkpoint.n_corrector,
-        image_shape=shape,
-        data_range=(0.0, 1.0),
-        architecture=config.to_json() | {
-            "parameters": sum(p.numel() for p in checkpoint.network.parameters()),
-            "discrete": config.noise_levels is not None,   # any other sigma is taken for the nearest that was trained
+        image_shape=network.image_shape,
+        data_range=checkpoint.data_range,
+        labels=network.labels,
+        label_optional=network.label_optional,
+        architecture=network.summary() | {
+            "parameters": sum(p.numel() for p in network.parameters()), "widest": max(widest, default=0),
         },
         precision=precision,
         target=target,
@@ -108,13 +121,25 @@ def check_model_output(path: Path, *, force: bool) -> None:
     check_writable(path, force=force)
 
 
-def build_model(network: NCSNpp, *, target: str = "any", precision: str = "fp32") -> onnx.ModelProto:
+@contextmanager
+def _widest_layer(network: nn.Module) -> Iterator[set[int]]:
+    """Collects how many values the results of the network's convolutions have for one image, by which memory goes."""
+    found: set[int] = set()
+    hooks = [module.register_forward_hook(lambda module, inputs, result: found.add(result[0].numel()))
+             for module in network.modules() if isinstance(module, nn.Conv2d)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def build_model(network: ScoreNetwork, *, target: str = "any", precision: str = "fp32") -> onnx.ModelProto:
     """Rewrites the network for inference and traces it into an ONNX model with a dynamic batch.
 
     Raises:
-        ConfigError: the weights do not fit into one protobuf of 2 GB, or see :func:`export`.
+        ConfigError: the weights do not fit into one protobuf of 2 GB, it cannot be traced, or see :func:`export`.
     """
-    config = network.config
     able = {"any": ("fp32",), "cuda": CUDA_PRECISIONS}
     if target not in TARGETS or precision not in able[target]:
         told = "; ".join(f"{name}: {', '.join(able[name])}" for name in TARGETS)
@@ -124,14 +149,19 @@ def build_model(network: NCSNpp, *, target: str = "any", precision: str = "fp32"
     network = fold_constants(network)
     mark_norms(network)
     # Two images and not one: a batch of one would be taken for a constant.
-    x = torch.rand(2, config.image_channels, config.image_size, config.image_size)
-    sigma = torch.tensor([0.1, 1.0])
+    arguments = {"x": torch.rand(2, *network.image_shape), "sigma": torch.tensor([0.1, 1.0])}
+    if network.labels:
+        arguments["label"] = torch.tensor([0, network.labels - 1])
     batch = torch.export.Dim("N")
-    model = trace(network, (x, sigma), inputs=["x", "sigma"], outputs=["score"],
-                  dynamic_shapes={"x": {0: batch}, "sigma": {0: batch}})
+    try:
+        model = trace(network, tuple(arguments.values()), inputs=list(arguments), outputs=["score"],
+                      dynamic_shapes={name: {0: batch} for name in arguments})
+    except TRACING_ERRORS as error:
+        raise ConfigError(f"{_class_of(network)} cannot be traced ({_reason(error)}): its forward must not branch on "
+                          "values, nor take the batch for a constant") from error
     if target == "cuda":
         write_for_cuda(model, precision)
-        add_update(model, (config.image_channels, config.image_size, config.image_size))
+        add_update(model, network.image_shape)
     else:
         write_norms(model)
         split_concatenations(model)
@@ -140,32 +170,47 @@ def build_model(network: NCSNpp, *, target: str = "any", precision: str = "fp32"
     return model
 
 
-def measure_parity(
-    score: ScoreFunction, network: NCSNpp, schedule: VeSchedule, shape: tuple[int, int, int]
-) -> dict[str, float]:
+def _class_of(network: ScoreNetwork) -> str:
+    return type(network.module if isinstance(network, ConvertedNetwork) else network).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """The line of torch's message that says what failed, which stands below its advice."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+
+
+def measure_parity(score: ScoreFunction, network: ScoreNetwork, schedule: VeSchedule) -> dict[str, float]:
     """Compares a score function with the network where sampling will use it.
 
     Args:
         score: what to judge, arrays in and out.
         network: the oracle.
         schedule: gives the smallest, the middle (in log) and the largest sigma.
-        shape: ``(C, H, W)``.
 
     Returns:
-        ``|a - b| / |b|`` by case, for each sigma at batch 1 and 3, on images of smooth colours plus sigma times noise.
+        ``|a - b| / |b|`` by case, for each sigma at batch 1 and 3, on images of smooth colours plus sigma times noise;
+        of the denoised images, where a network gives those.
     """
     generator = torch.Generator().manual_seed(0)
     middle = math.sqrt(schedule.sigma_min * schedule.sigma_max)
     parity = {}
     for sigma in (schedule.sigma_min, middle, schedule.sigma_max):
         for batch in (1, 3):
-            coarse = torch.rand(batch, shape[0], 4, 4, generator=generator)
-            images = F.interpolate(coarse, size=shape[1:], mode="bilinear")
+            coarse = torch.rand(batch, network.image_shape[0], 4, 4, generator=generator)
+            images = F.interpolate(coarse, size=network.image_shape[1:], mode="bilinear")
             x = images + sigma * torch.randn(images.shape, generator=generator)
-            sigmas = torch.full((batch,), sigma)
+            inputs = {"x": x, "sigma": torch.full((batch,), sigma)}
+            if network.labels:
+                inputs["label"] = torch.arange(batch) % network.labels
             with torch.no_grad():
-                expected = network(x, sigmas).numpy()
-            error = np.linalg.norm(score(x.numpy(), sigmas.numpy()) - expected) / np.linalg.norm(expected)
+                expected = network(*inputs.values()).numpy()
+            got = score(**{name: value.numpy() for name, value in inputs.items()})
+            if network.gives_images:   # and the score is their small difference from x, which rounding dominates
+                got, expected = (x.numpy() + sigma**2 * value for value in (got, expected))
+            error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
             parity[f"sigma {sigma:.4g} batch {batch}"] = float(error)
     return parity
 
@@ -174,4 +219,4 @@ def _run_on_cpu(model: onnx.ModelProto) -> ScoreFunction:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda x, sigma: session.run(["score"], {"x": x, "sigma": sigma})[0]
+    return lambda **inputs: session.run(["score"], inputs)[0]

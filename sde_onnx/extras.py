@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from sde_onnx.errors import MissingExtraError
 
-__all__ = ["require_export", "require_scipy"]
+__all__ = ["require_diffusers", "require_export", "require_scipy"]
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
 
@@ -19,6 +19,17 @@ def require_scipy() -> None:
     """
     if find_spec("scipy") is None:
         raise MissingExtraError("this solver needs scipy, not installed here: pip install 'sde-onnx[ode]'")
+
+
+def require_diffusers() -> None:
+    """Makes sure that a network of diffusers' own blocks can be read here.
+
+    Raises:
+        MissingExtraError: diffusers is not installed.
+    """
+    if find_spec("diffusers") is None:
+        raise MissingExtraError("this network has other blocks than NCSN++'s, which need diffusers, not installed "
+                                "here: pip install 'sde-onnx[diffusers]'")
 
 
 def require_export() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,14 +14,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_onnx.errors import CheckpointError
 from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
+from sde_onnx.export.network.score_network import ScoreNetwork
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["Checkpoint", "load_network", "option_count", "option_number", "read_pickle", "read_weights"]
+__all__ = ["UNREADABLE", "Checkpoint", "fill", "first_line", "load_network", "option_count", "option_number",
+           "read_pickle", "read_weights"]
 
 # What torch's and safetensors' readers raise on files that are cut off or hold something else.
 UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError,
@@ -32,12 +35,13 @@ SHOWN = 8   # names listed in a message before the rest is counted
 class Checkpoint:
     """A trained model, whatever it came from."""
 
-    network: NCSNpp        # in evaluation mode
+    network: ScoreNetwork  # in evaluation mode
     schedule: VeSchedule
     snr: float
     n_corrector: int
-    name: str              # of the folder, hub model or file
-    sha256: str            # of the file with the weights
+    name: str              # of the folder, hub model, file or class
+    sha256: str            # of the file with the weights, or of the weights
+    data_range: tuple[float, float] = (0.0, 1.0)   # of the images that it was trained on
 
     def __post_init__(self) -> None:
         for name, value in (("snr", self.snr), ("n_corrector", self.n_corrector)):
@@ -67,11 +71,12 @@ def read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise CheckpointError(f"{path} cannot be read, it may be truncated: {_first_line(error)}") from None
+        raise CheckpointError(f"{path} cannot be read, it may be truncated: {first_line(error)}") from None
     except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))   # torch's advice has many lines, and colours
+        what = f"it names {found[1]}" if found else first_line(error)
         raise CheckpointError(
-            f"{path} is damaged, or not a plain file of weights: unpickling it may run code, which is refused "
-            f"({_first_line(error)})"
+            f"{path} is damaged, or not a plain file of weights: unpickling it may run code, which is refused ({what})"
         ) from None
 
 
@@ -90,25 +95,29 @@ def load_network(
         CheckpointError: names missing or left over, a wrong shape, or a value that is not finite.
     """
     network = NCSNpp(config).eval()
-    wanted = {foreign_key(name): name for name in network.state_dict()}
+    fill(network, weights, foreign_key, source=source)
+    return network
+
+
+def fill(network: nn.Module, weights: dict[str, Tensor], foreign_key: Callable[[str], str], *, source: str) -> None:
+    """Gives a network the weights of a checkpoint, each exactly once. Arguments and errors: :func:`load_network`."""
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    wanted = {foreign_key(name): name for name in shapes}
     missing, unused = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
     if missing or unused:
         parts = [f"{len(names)} {what}: {_listing(names)}" for what, names in
                  (("missing", missing), ("not known", unused)) if names]
         raise CheckpointError(f"{source}: the weights do not fit the config; {'; '.join(parts)}")
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
     state = {}
     for key, name in wanted.items():
-        expected = shapes[name]
-        if weights[key].shape != expected:
+        if weights[key].shape != shapes[name]:
             raise CheckpointError(
-                f"{source}: {key} has shape {list(weights[key].shape)}, expected {list(expected)} by the config"
+                f"{source}: {key} has shape {list(weights[key].shape)}, expected {list(shapes[name])} by the config"
             )
         state[name] = weights[key].to(torch.float32)
         if not torch.isfinite(state[name]).all():
             raise CheckpointError(f"{source}: {key} holds NaN or infinity; the checkpoint is damaged")
     network.load_state_dict(state)
-    return network
 
 
 def option_number(options: Mapping[str, Any], name: str, default: float) -> float:
@@ -131,7 +140,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except UNREADABLE as error:
-        raise CheckpointError(f"{path} cannot be read, it may be truncated: {_first_line(error)}") from None
+        raise CheckpointError(f"{path} cannot be read, it may be truncated: {first_line(error)}") from None
 
 
 def _listing(names: Iterable[str]) -> str:
@@ -140,5 +149,5 @@ def _listing(names: Iterable[str]) -> str:
     return ", ".join(ordered[:SHOWN]) + more
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -17,7 +17,8 @@ from sde_onnx.export.checkpoints import (
     option_number,
     read_weights,
 )
-from sde_onnx.export.checkpoints.unet2d import modern_names, network_config, unet2d_key
+from sde_onnx.export.checkpoints.unet2d import is_ncsnpp, load_unet, modern_names, network_config, unet2d_key
+from sde_onnx.export.network.score_network import ScoreNetwork, check_score_network
 from sde_onnx.files import read_json, sha256
 from sde_onnx.solvers.schedule import VeSchedule
 
@@ -52,14 +53,21 @@ def from_diffusers(
         snr: instead of the scheduler's.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the network is not NCSN++, or the weights do not fit it.
+        CheckpointError: a file is missing or damaged, the network cannot be sampled, or the weights do not fit it.
+        MissingExtraError: the network has other blocks than NCSN++'s, and diffusers is not installed.
     """
     files = find_files(source)
     name = Path(source).resolve().name if os.path.isdir(source) else source
     weights = modern_names(read_weights(files.weights))
     with _naming(files.unet_config):
-        config = network_config(read_json(files.unet_config, CheckpointError))
-        network = load_network(config, weights, lambda key: unet2d_key(key, config), source=str(files.weights))
+        unet = read_json(files.unet_config, CheckpointError)
+        network: ScoreNetwork
+        if is_ncsnpp(unet):
+            config = network_config(unet)
+            network = load_network(config, weights, lambda key: unet2d_key(key, config), source=str(files.weights))
+        else:
+            network = load_unet(unet, weights, source=str(files.weights))
+            check_score_network(network)
     if files.scheduler_config is None and (sigma_max is None or snr is None):
         raise CheckpointError(f"{source} has no scheduler_config.json: give --sigma-max and --snr as trained with")
     scheduler = read_json(files.scheduler_config, CheckpointError) if files.scheduler_config else {}

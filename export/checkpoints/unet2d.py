@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from sde_onnx.errors import CheckpointError
-from sde_onnx.export.checkpoints import option_count, option_number
+from sde_onnx.export.checkpoints import fill, first_line, option_count, option_number
+from sde_onnx.export.network.diffusers_unet import DiffusersUnet
 from sde_onnx.export.network.ncsnpp import NCSNppConfig
+from sde_onnx.extras import require_diffusers
 
-__all__ = ["modern_names", "network_config", "unet2d_key"]
+__all__ = ["is_ncsnpp", "load_unet", "modern_names", "network_config", "unet2d_key"]
 
 UNET_CLASS = "UNet2DModel"
 
@@ -39,6 +41,45 @@ RESNET_NAMES = {"norm0": "norm1", "conv0": "conv1", "emb": "time_emb_proj", "nor
 ATTENTION_NAMES = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
 PLAIN_NAMES = {"emb0": "time_embedding.linear_1", "emb1": "time_embedding.linear_2", "conv_in": "conv_in",
                "embedding.frequencies": "time_proj.weight"}
+
+
+def is_ncsnpp(unet: Mapping[str, Any]) -> bool:
+    """Whether a UNet2DModel config is that of an NCSN++, which has a class of ours."""
+    down, up = unet.get("down_block_types", ()), unet.get("up_block_types", ())
+    return (
+        all(unet.get(option, default) in supported for option, (supported, default) in FIXED_OPTIONS.items())
+        and set(down) <= set(DOWN_BLOCKS) and set(up) <= set(UP_BLOCKS)
+        and [DOWN_BLOCKS[name] for name in down] == [UP_BLOCKS[name] for name in reversed(up)]
+        and isinstance(unet.get("sample_size"), int)
+    )
+
+
+def load_unet(config: Mapping[str, Any], weights: dict[str, Tensor], *, source: str) -> DiffusersUnet:
+    """Builds diffusers' own module, of any blocks, and gives it the weights.
+
+    Args:
+        config: of a UNet2DModel.
+        weights: by diffusers' names of today.
+        source: what to call the checkpoint in messages.
+
+    Raises:
+        CheckpointError: diffusers makes no network of the config, the weights do not fit it, or the pipeline cannot
+            sample it.
+        MissingExtraError: diffusers is not installed.
+    """
+    require_diffusers()
+    from diffusers import UNet2DModel
+
+    if (kind := config.get("_class_name", UNET_CLASS)) != UNET_CLASS:
+        raise CheckpointError(f"the network is a {kind}, expected a {UNET_CLASS}")
+    try:
+        options = {name: value for name, value in config.items() if not name.startswith("_")}
+        unet: Any = UNet2DModel(**options)   # type: ignore[no-untyped-call]  # diffusers has no types
+    except (ArithmeticError, AttributeError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: diffusers makes no {UNET_CLASS} of its config: {first_line(error)}") from None
+    network = DiffusersUnet(unet.eval())   # which refuses what the pipeline cannot sample
+    fill(unet, weights, lambda name: name, source=source)
+    return network
 
 
 def network_config(unet: Mapping[str, Any]) -> NCSNppConfig:

@@ -32,6 +32,7 @@ from sde_onnx.export.network.layers import (
     SelfAttention,
     group_norm,
 )
+from sde_onnx.export.network.score_network import ScoreNetwork
 
 __all__ = ["NCSNpp", "NCSNppConfig"]
 
@@ -48,7 +49,8 @@ class NCSNppConfig:
     attn_resolutions: tuple[int, ...] = ()                 # sizes at which blocks end with self-attention
     attn_head_channels: int | None = None                  # None: one head
     embedding: Literal["fourier", "positional"] = "fourier"
-    noise_levels: tuple[float, float, int] | None = None   # sigma_min, sigma_max, number; positional only
+    noise_levels: tuple[float, float, int] | None = None   # sigma_min, sigma_max, number: a discrete network's
+    labels: int = 0                                        # classes; 0: not conditional
     resblock: Literal["biggan", "ddpm"] = "biggan"         # resampling inside blocks, or between them
     resample_with_conv: bool = True                        # ddpm only: resampling ends in a convolution
     fir: bool = True                                       # resampling with [1, 3, 3, 1], or naive
@@ -80,8 +82,8 @@ class NCSNppConfig:
             raise ConfigError(f"image_channels is {self.image_channels}, expected 1 to 4")
         if self.num_res_blocks < 1:
             raise ConfigError(f"num_res_blocks is {self.num_res_blocks}, expected at least 1")
-        if (self.embedding == "positional") != (self.noise_levels is not None):
-            raise ConfigError("noise_levels goes with embedding 'positional', and only with it")
+        if self.embedding != "positional" and self.noise_levels is not None:
+            raise ConfigError("noise_levels goes with embedding 'positional'")
         if unknown := set(self.attn_resolutions) - set(self.sizes):
             raise ConfigError(f"attn_resolutions {sorted(unknown)} are not among the sizes {list(self.sizes)}")
         attention_widths = {self.channels[-1], *(self.channels[self.sizes.index(s)] for s in self.attn_resolutions)}
@@ -134,7 +136,7 @@ class _Maker:
         return NormActConv(channels, out_channels, norm=self.norm)
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(ScoreNetwork):
     """The score network. Modules are named by role and resolution: ``decoder.16x16_block0``.
 
     Args:
@@ -144,11 +146,14 @@ class NCSNpp(nn.Module):
     def __init__(self, config: NCSNppConfig) -> None:
         super().__init__()
         self.config = config
+        self.image_shape = (config.image_channels, config.image_size, config.image_size)
         base = config.base_channels or config.channels[0]
         make = _Maker(config, emb_channels=4 * base)
 
         self.noise_levels = NoiseLevels(*config.noise_levels) if config.noise_levels else None
         self.embedding = FourierEmbedding(base) if config.embedding == "fourier" else PositionalEmbedding(base)
+        self.labels = config.labels
+        self.label_emb = nn.Linear(config.labels, self.embedding.channels) if config.labels else None
         self.emb0 = nn.Linear(self.embedding.channels, make.emb_channels)
         self.emb1 = nn.Linear(make.emb_channels, make.emb_channels)
         self.conv_in = nn.Conv2d(config.image_channels, base, 3, padding=1)
@@ -230,10 +235,28 @@ class NCSNpp(nn.Module):
         Returns:
             The score ``grad_x log p_sigma(x)``, ``[N, C, H, W]``.
         """
+        position = sigma
+        if self.noise_levels is not None:
+            position, sigma = self.noise_levels(sigma)
+        out = self.features(2 * x - 1 if self.config.center_input else x, position)
+        return out / sigma[:, None, None, None] if self.config.scale_by_sigma else out
+
+    def features(self, x: Tensor, position: Tensor, label: Tensor | None = None) -> Tensor:
+        """The network without what stands before and after it.
+
+        Args:
+            x: its input, ``[N, C, H, W]``.
+            position: what the embedding takes: sigma (Fourier), or a number (positional), ``[N]``.
+            label: int64 ``[N]``, from 0 on; -1 is no class. Of a conditional network alone.
+
+        Returns:
+            Its output, ``[N, C, H, W]``.
+        """
         config = self.config
-        emb, sigma = self._embed(sigma)
-        if config.center_input:
-            x = 2 * x - 1
+        emb = self.embedding(position)
+        if self.label_emb is not None and label is not None:
+            emb = emb + self.label_emb((label[:, None] == torch.arange(config.labels)).to(emb.dtype))
+        emb = F.silu(self.emb1(F.silu(self.emb0(emb))))
 
         h = self.conv_in(x)
         skips = [h]
@@ -272,14 +295,11 @@ class NCSNpp(nn.Module):
 
         out = pyramid if self.head is None else self.head(h)
         assert out is not None
-        return out / sigma[:, None, None, None] if config.scale_by_sigma else out
+        return out
 
-    def _embed(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The activated embedding ``[N, 4 * base]``, and the sigma that the output is divided by."""
-        position = sigma
-        if self.noise_levels is not None:
-            position, sigma = self.noise_levels(sigma)
-        return F.silu(self.emb1(F.silu(self.emb0(self.embedding(position))))), sigma
+    def summary(self) -> dict[str, object]:
+        # A discrete network takes any other sigma for the nearest that was trained.
+        return self.config.to_json() | {"discrete": self.noise_levels is not None}
 
 
 def _resample(module: nn.Module, h: Tensor, emb: Tensor) -> Tensor:

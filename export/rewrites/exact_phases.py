@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from sde_onnx.export.graph.nodes import Nodes, replace_nodes
+from sde_onnx.export.graph.nodes import Nodes, replace_nodes, shapes_of
 
 __all__ = ["keep_phases_exact"]
 
@@ -19,10 +19,14 @@ WAVES = ("Sin", "Cos")
 
 def keep_phases_exact(model: onnx.ModelProto) -> None:
     """Lets the sines and cosines of a traced network reach its output ``score`` ``[N, C, H, W]``, in place."""
-    graph = model.graph
-    nodes = Nodes("phases")
+    graph, nodes = model.graph, Nodes("phases")
+    shapes = shapes_of(graph)
+    waves = [node.output[0] for node in graph.node
+             if node.op_type in WAVES and len(shapes.get(node.output[0], ())) == 2]   # features of each image
+    if not waves:
+        return
     axis, zero = nodes.constant(np.array([1])), nodes.constant(np.float32(0))
-    sums = [nodes.add("ReduceSum", node.output[0], axis) for node in graph.node if node.op_type in WAVES]
+    sums = [nodes.add("ReduceSum", wave, axis) for wave in waves]
     nothing = nodes.reshape(nodes.add("Mul", nodes.add("Sum", *sums), zero), -1, 1, 1, 1)
     inner = "score/without phases"
     for node in graph.node:

@@ -45,23 +45,26 @@ LONGEST_SUM = 1 << 11           # values; longer ones are means of means, and im
 class MarkedNorm(GroupNorm):
     """A group norm that is traced as one node. It shares its weights with the norm that it stands for."""
 
-    def __init__(self, norm: GroupNorm) -> None:
+    def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__(norm.num_groups, norm.num_channels, eps=norm.eps)
-        self.weight, self.bias = norm.weight, norm.bias
+        if norm.affine:   # else gains of 1 and biases of 0 do
+            self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        inputs = (x, self.weight, self.bias) if shift is None else (x, self.weight, self.bias, shift)
-        return torch.onnx.ops.symbolic(
+        image = x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)   # tokens [N, C, L] are a column of pixels
+        inputs = (image, self.weight, self.bias) if shift is None else (image, self.weight, self.bias, shift)
+        normalized: Tensor = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{OPERATOR}", inputs, {"num_groups": self.num_groups, "epsilon": self.eps}, dtype=x.dtype,
-            shape=x.shape, version=1,
+            shape=image.shape, version=1,
         )
+        return normalized.reshape(x.shape)
 
 
 def mark_norms(network: nn.Module) -> None:
     """Makes every group norm of the network, in place, one that is traced as one node."""
     for module in list(network.modules()):
         for name, norm in module.named_children():
-            if type(norm) is GroupNorm:
+            if isinstance(norm, nn.GroupNorm) and type(norm) in (GroupNorm, nn.GroupNorm):
                 setattr(module, name, MarkedNorm(norm))
 
 

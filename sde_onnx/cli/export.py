@@ -13,7 +13,8 @@ __all__ = ["export_command"]
 @click.argument("source", metavar="SRC")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .onnx file.")
 @click.option("--config", metavar="NAME|FILE",
-              help="Of an original .pth: the name of its config, or the config as .json or .py.")
+              help="Of an original .pth: the name of its config, or the config as .json or .py. Of a .pt of EDM's "
+                   "weights: EDMPrecond, VEPrecond, or a .json.")
 @click.option("--sigma-min", type=float, show_default="the checkpoint's", help="Smallest noise std.")
 @click.option("--sigma-max", type=float, show_default="the checkpoint's",
               help="Largest noise std, where the checkpoint names another than it was trained with.")
@@ -29,17 +30,18 @@ def export_command(
 ) -> None:
     """Export a checkpoint to one ONNX file, checked against the network.
 
-    SRC is a diffusers ScoreSdeVePipeline folder (either layout, or its unet folder alone), the id of a hub model, or a
-    checkpoint of score_sde_pytorch, which needs --config.
+    SRC is a diffusers ScoreSdeVePipeline folder (either layout, or its unet folder alone), the id of a hub model, a
+    .pth of score_sde_pytorch, which needs --config, or a .pkl of EDM (or a .pt of its weights, with --config).
 
     \b
     Example: sde-onnx export google/ncsnpp-celebahq-256 -o celebahq.onnx --sigma-max 348
              sde-onnx export checkpoint_24.pth --config cifar10_ncsnpp_continuous -o cifar10.onnx
+             sde-onnx export network-snapshot-200000.pkl -o edm.onnx
     """
     from sde_onnx.extras import require_export
 
     require_export()
-    from sde_onnx.export import export, from_diffusers, from_score_sde
+    from sde_onnx.export import export, from_diffusers, from_edm, from_score_sde
     from sde_onnx.export.checkpoints.presets import PRESETS
     from sde_onnx.export.to_onnx import check_model_output
 
@@ -48,10 +50,13 @@ def export_command(
         raise click.UsageError("--precision fp16 needs --target cuda")
     if config is None and source.endswith(".pth"):
         raise click.UsageError(f"{source} needs --config: a .json or .py file, or one of {', '.join(PRESETS)}")
-    if config is None:
-        checkpoint = from_diffusers(source, sigma_min=sigma_min, sigma_max=sigma_max, snr=snr)
+    changes = {"sigma_min": sigma_min, "sigma_max": sigma_max, "snr": snr}
+    if source.endswith((".pkl", ".pt")):
+        checkpoint = from_edm(source, config, **changes)
+    elif config is None:
+        checkpoint = from_diffusers(source, **changes)
     else:
-        checkpoint = from_score_sde(source, config, sigma_min=sigma_min, sigma_max=sigma_max, snr=snr)
+        checkpoint = from_score_sde(source, config, **changes)
     metadata = export(checkpoint, output, target=target, precision=precision, force=force)
     how = ", emulated on the CPU" if target == "cuda" else ""
     for case, error in metadata.parity.items():

@@ -56,8 +56,10 @@ def _quota() -> float:
 def image_memory(metadata: ModelMetadata) -> int:
     """Bytes that the activations of one image take, at most: by the values of the network's widest layer."""
     _, height, width = metadata.image_shape
-    channels: list[int] = metadata.architecture["channels"]
-    widest = max(count * (height >> level) * (width >> level) for level, count in enumerate(channels))
+    # Files of before name the channels of each level alone.
+    channels: list[int] = metadata.architecture.get("channels", [])
+    levels = (count * (height >> level) * (width >> level) for level, count in enumerate(channels))
+    widest: int = metadata.architecture.get("widest") or max(levels, default=height * width)
     return widest * BYTES_A_VALUE
 
 

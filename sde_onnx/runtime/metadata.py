@@ -16,13 +16,13 @@ __all__ = ["FORMAT", "KEY", "ROWS_KEY", "SAMPLER_FORMAT", "SAMPLER_KEY", "ModelM
 KEY = "sde_onnx"
 SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
 ROWS_KEY = "sde_onnx_rows"         # of files with a loop for a device, beside KEY: the format of a plan's rows
-FORMAT = 1
+FORMAT = 2
 SAMPLER_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """The metadata of a model file, format 1."""
+    """The metadata of a model file, formats 1 and 2."""
 
     schedule: VeSchedule
     snr: float                       # the Langevin corrector's signal-to-noise ratio
@@ -35,10 +35,14 @@ class ModelMetadata:
     source: Mapping[str, str]        # name and sha256 of the checkpoint
     parity: Mapping[str, float] = field(default_factory=dict)  # relative error at export, by case
     versions: Mapping[str, str] = field(default_factory=dict)  # sde_onnx, torch, opset
+    labels: int = 0                  # classes that the input `label` chooses from; 0: there is no such input
+    label_optional: bool = False     # whether a label may be left out
 
     def __post_init__(self) -> None:
         for name, value in self.solver_options.items():
             OPTIONS[name].checked(name, value)
+        if type(self.labels) is not int or self.labels < 0:
+            raise ConfigError(f"labels is {self.labels!r}, expected a whole number of 0 or more")
         if len(self.image_shape) != 3 or not all(type(size) is int and size > 0 for size in self.image_shape):
             raise ConfigError(f"image_shape is {self.image_shape}, expected three whole numbers above 0")
         objects = (self.architecture, self.source, self.parity, self.versions)
@@ -52,7 +56,7 @@ class ModelMetadata:
 
     def to_json(self) -> str:
         """The metadata as the JSON text that the file holds."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
+        return json.dumps({"format": FORMAT if self.labels else 1, **asdict(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, *, name: str) -> ModelMetadata:
@@ -77,7 +81,8 @@ class ModelMetadata:
                 f"{name} has metadata format {number}, this sde-onnx reads up to {FORMAT}: upgrade sde-onnx"
             )
         try:
-            known = {item.name: values[item.name] for item in fields(cls)}
+            since_labels = {"labels": 0, "label_optional": False}   # format 2; files without labels are of format 1
+            known = {item.name: (since_labels | values)[item.name] for item in fields(cls)}
             known["schedule"] = VeSchedule(**known["schedule"])
             known["image_shape"] = tuple(known["image_shape"])
             known["data_range"] = tuple(known["data_range"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from sde_onnx.errors import InputError, ModelFileError, ProviderError, SlowPrecisionWarning
@@ -27,7 +28,8 @@ __all__ = ["ON_A_GPU", "ScoreModel", "load", "read_metadata"]
 
 Array = Any   # of numpy, or a torch tensor
 ON_A_GPU = ("cuda", "tensorrt")   # providers whose memory is not this machine's
-INPUTS, OUTPUTS = ("x", "sigma"), ("score",)
+INPUTS, LABEL, OUTPUTS = ("x", "sigma"), "label", ("score",)
+NO_LABEL = -1   # of a network whose label is optional
 BATCH = "N"   # name of the free dimension
 
 
@@ -57,23 +59,25 @@ class ScoreModel:
         self.under = load_under
         self._open_for = open_for
 
-    def __call__(self, x: Array, sigma: Array) -> Array:
+    def __call__(self, x: Array, sigma: Array, label: Array | int | None = None) -> Array:
         """Returns the score.
 
         Args:
             x: noisy images in data units, ``[N, C, H, W]`` float32: a numpy array, or a torch tensor on the CPU or,
                 under cuda, on the GPU, which is read and answered where it lies.
             sigma: noise standard deviation, ``[N]`` float32, > 0 (which is not checked of tensors), beside x.
+            label: of a model with labels: a class for each image, ``[N]`` of whole numbers on the host, or one for all.
 
         Returns:
             ``[N, C, H, W]`` float32, as x is.
 
         Raises:
-            InputError: a wrong shape or dtype, a sigma that is not above 0, or tensors on another device.
+            InputError: a wrong shape or dtype, a sigma that is not above 0, tensors on another device, or a label that
+                is missing, out of range, or where there is none.
             ProviderError: the provider failed while running.
         """
         if is_tensor(x):
-            return self._of_tensors(x, sigma)
+            return self._of_tensors(x, sigma, label)
         expected = self.metadata.image_shape
         is_float = isinstance(x, np.ndarray) and x.dtype == np.float32
         if not is_float or x.ndim != 4 or len(x) == 0 or x.shape[1:] != expected:
@@ -84,10 +88,31 @@ class ScoreModel:
             raise InputError(f"sigma is {_describe(sigma)}, expected float32 [{len(x)}]: one for each image of x")
         if not (sigma > 0).all():
             raise InputError(f"sigma holds {sigma.min():g}, expected noise standard deviations above 0")
+        inputs = {"x": x, "sigma": sigma} | self._labels(label, len(x))
         with self._failures_of(len(x)):
-            return self._open_for(len(x)).run(OUTPUTS, {"x": x, "sigma": sigma})[0]
+            return self._open_for(len(x)).run(OUTPUTS, inputs)[0]
 
-    def _of_tensors(self, x: Any, sigma: Any) -> Any:
+    def _labels(self, label: Array | int | None, images: int) -> dict[str, NDArray[np.int64]]:
+        """The input ``label``, if the file has one."""
+        count = self.metadata.labels
+        if count == 0:
+            if label is not None:
+                raise InputError(f"{self.path.name} has no labels, got {label!r}: leave them out")
+            return {}
+        if label is None:
+            if not self.metadata.label_optional:
+                raise InputError(f"{self.path.name} needs a label for each image, 0 to {count - 1}")
+            label = NO_LABEL
+        labels = np.asarray(label)
+        if labels.dtype.kind not in "iu" or labels.shape not in ((), (images,)):
+            raise InputError(f"label is {_describe(labels)}, expected whole numbers [{images}], one for each image")
+        least = NO_LABEL if self.metadata.label_optional else 0
+        if labels.size and not least <= labels.min() <= labels.max() < count:
+            wrong = labels.min() if labels.min() < least else labels.max()
+            raise InputError(f"label {wrong} is out of range: {self.path.name} has 0 to {count - 1}")
+        return {LABEL: np.ascontiguousarray(np.broadcast_to(labels, (images,)), np.int64)}
+
+    def _of_tensors(self, x: Any, sigma: Any, label: Any) -> Any:
         """The score of torch tensors, without a copy."""
         torch = sys.modules["torch"]   # whoever made the tensors has imported it; the runtime never does
         shape, devices = self.metadata.image_shape, ("cpu", "cuda") if self.provider in ON_A_GPU else ("cpu",)
@@ -106,6 +131,8 @@ class ScoreModel:
             given = {"x": x.detach().contiguous(), "sigma": sigma.detach().contiguous()}
             for name, value in given.items():
                 binding.bind_input(name, *place, tuple(value.shape), value.data_ptr())
+            for name, numbers in self._labels(label, len(x)).items():
+                binding.bind_cpu_input(name, numbers)
             binding.bind_output("score", *place, tuple(score.shape), score.data_ptr())
             if x.device.type == "cuda":   # ONNX Runtime has a stream of its own, and ends a run with it empty
                 torch.cuda.current_stream(x.device).synchronize()
@@ -207,8 +234,9 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         ) from None
     metadata = _metadata(path, session.get_modelmeta().custom_metadata_map)
     names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
-    if (names[0], names[1][:1]) != (INPUTS, OUTPUTS):   # a graph for a loop has more to tell
-        raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {INPUTS} to {OUTPUTS}: export it again")
+    expected = (*INPUTS, LABEL) if metadata.labels else INPUTS
+    if (names[0], names[1][:1]) != (expected, OUTPUTS):   # a graph for a loop has more to tell
+        raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {expected} to {OUTPUTS}: export it again")
     if (shape := tuple(session.get_inputs()[0].shape[1:])) != metadata.image_shape:
         raise ModelFileError(f"{path} takes images {shape}, its metadata say {metadata.image_shape}: export it again")
     return metadata

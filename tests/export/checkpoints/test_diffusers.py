@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sde_onnx.errors import CheckpointError, SdeOnnxError
+from sde_onnx.errors import CheckpointError, MissingExtraError, SdeOnnxError
 from sde_onnx.export import from_diffusers
 from sde_onnx.export.checkpoints.unet2d import network_config
 from sde_onnx.files import sha256
@@ -79,22 +79,24 @@ def test_a_missing_file_is_named(missing, message, folder):
         from_diffusers(str(folder))
 
 
-@pytest.mark.parametrize(("option", "value"), [
-    ("down_block_types", ["DownBlock2D", "AttnSkipDownBlock2D"]),
-    ("up_block_types", ["SkipUpBlock2D", "AttnUpBlock2D"]),
-    ("up_block_types", ["SkipUpBlock2D", "SkipUpBlock2D"]),
-    ("num_class_embeds", 10),
-    ("class_embed_type", "timestep"),
-    ("time_embedding_type", "positional"),
-    ("resnet_time_scale_shift", "scale_shift"),
-    ("act_fn", "relu"),
-    ("add_attention", False),
-    ("sample_size", [16, 32]),
-    ("in_channels", 4),
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "option time_embedding_type = 'learned'"),
+    ({"num_class_embeds": 10}, "1 missing: class_embedding.weight"),
+    ({"down_block_types": ["NoBlock", "AttnSkipDownBlock2D"]}, "diffusers makes no UNet2DModel of its config: NoBlock"),
+    ({"in_channels": 4}, "takes 4 channels of size 16 and gives 3"),
+    ({"act_fn": "wave"}, "diffusers makes no UNet2DModel of its config: .*wave"),
 ])
-def test_an_unsupported_network_is_refused_by_its_option(option, value, folder):
-    edit_json(folder / "unet" / "config.json", **{option: value})
-    with pytest.raises(CheckpointError, match=f"option {option}"):
+def test_a_network_that_cannot_be_is_refused_in_one_line(changes, message, folder):
+    edit_json(folder / "unet" / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        from_diffusers(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_diffusers_other_blocks_name_what_installs_it(folder, monkeypatch):
+    edit_json(folder / "unet" / "config.json", down_block_types=["DownBlock2D", "AttnDownBlock2D"])
+    monkeypatch.setattr("sde_onnx.extras.find_spec", lambda name: None if name == "diffusers" else name)
+    with pytest.raises(MissingExtraError, match=r"pip install 'sde-onnx\[diffusers\]'"):
         from_diffusers(str(folder))
 
 
