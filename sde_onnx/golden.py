@@ -4,6 +4,7 @@ A golden file (``.npz``) holds what the host's loop gives for a few seeds:
 
     format      int64
     seed        int64 [N], in two's complement
+    label       int64 [N], of a model with labels
     latent      float32 [N, C, H, W], the start
     x_first, x_last    x after the first and after the last evaluation
     sample      float32 [N, C, H, W] in [0, 1];  image  uint8 [N, H, W, C]
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -67,17 +69,20 @@ def write_golden(model: ScoreModel, path: Path, sampling: Sampling) -> None:
     """
     if sampling.plan is None:
         raise InputError(f"{sampling.solver} has no plan, of which golden values are")
+    labels = np.arange(len(GOLDEN_SEEDS)) % model.metadata.labels if model.metadata.labels else None
     parts = []
     size = choose_batch_size(model, len(GOLDEN_SEEDS), None)
     for first in range(0, len(GOLDEN_SEEDS), size):
         noise = PortableNoise(GOLDEN_SEEDS[first : first + size], model.metadata.image_shape)
-        states = [(x, x_mean) for _, x, x_mean in run_evaluations(sampling.plan, model, noise)]
+        score = model if labels is None else partial(model, label=labels[first : first + size])
+        states = [(x, x_mean) for _, x, x_mean in run_evaluations(sampling.plan, score, noise)]
         parts.append((states[0][0], *states[-1]))
     x_first, x_last, x_mean = (np.concatenate(states) for states in zip(*parts, strict=True))
     noise = PortableNoise(GOLDEN_SEEDS, model.metadata.image_shape)
     latent = sum(np.float32(deviation) * noise() for deviation in sampling.plan.start)
+    named = {} if labels is None else {"label": labels}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, format=np.int64(GOLDEN_FORMAT), seed=np.array(GOLDEN_SEEDS, np.uint64).view(np.int64),
+        np.savez(file, **named, format=np.int64(GOLDEN_FORMAT), seed=np.array(GOLDEN_SEEDS, np.uint64).view(np.int64),
                  latent=latent, x_first=x_first, x_last=x_last, sample=np.clip(x_mean, 0, 1), image=to_uint8(x_mean))
 
 
@@ -99,6 +104,7 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         with np.load(golden) as held:
             number = int(held["format"]) if "format" in held else 1
             expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
+            inputs = {name: held[name] for name in ("seed", "label") if name in held}
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
         raise OutputError(f"{golden} cannot be read as golden values: {error}") from None
     if number != GOLDEN_FORMAT:
@@ -118,9 +124,9 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         raise InputError(f"{sampler} makes images {made}, {golden} holds {list(shape)}")
     try:
         if about["kind"] == "evaluation":
-            image, x_error = _drive(session, expected, about["steps"])
+            image, x_error = _drive(session, expected, inputs, about["steps"])
         else:
-            image, x_error = session.run(["image"], {"seed": expected["seed"]})[0], None
+            image, x_error = session.run(["image"], inputs)[0], None
     except ORT_ERRORS as error:
         raise ProviderError(f"{chosen} failed on {sampler}: {str(error).splitlines()[0][:200]}") from error
     difference = np.abs(image.astype(int) - expected["image"])
@@ -143,11 +149,13 @@ def _about(session: ort.InferenceSession, name: str) -> dict[str, Any]:
     return about   # type: ignore[no-any-return]  # it has keys
 
 
-def _drive(session: ort.InferenceSession, expected: dict[str, NDArray[Any]], steps: int) -> tuple[Any, float]:
+def _drive(
+    session: ort.InferenceSession, expected: dict[str, NDArray[Any]], inputs: dict[str, NDArray[Any]], steps: int
+) -> tuple[Any, float]:
     """Drives an evaluation file as a host would; returns the image and the worst error of the golden states."""
     outputs = [item.name for item in session.get_outputs()]
     states = [name.removesuffix("_next") for name in outputs if name.endswith("_next")]
-    feeds = dict.fromkeys(states, np.zeros_like(expected["latent"])) | {"seed": expected["seed"]}
+    feeds = dict.fromkeys(states, np.zeros_like(expected["latent"])) | inputs
     if "steps" in {item.name for item in session.get_inputs()}:
         feeds["steps"] = np.array([steps])
     errors, index, remaining = [], 0, 1

@@ -3,7 +3,8 @@
     sampler       seed int64 [N] -> image uint8 [N, H, W, C], sample float32 [N, C, H, W]; frames if asked for
     evaluation    x, memory..., index int64, seed -> x, memory..., x_mean, remaining int64
 
-Either may also have an input ``steps`` int64: how many, up to a maximum for which the file holds rows.
+Of a model with labels either also has an input ``label`` int64 [N]. Either may have an input ``steps`` int64: how many,
+up to a maximum for which the file holds rows.
 
 An evaluation is traced from the functions that the host's loop calls, with one node in place of the network; then the
 network's nodes take that node's place, and the portable noise is written before it. The sampler is an ONNX ``Loop``
@@ -92,7 +93,8 @@ def embed(
     if kind == "evaluation" and every is not None:
         raise InputError("every is for samplers: the host of an evaluation sees every one")
     metadata, held = read_metadata(model), _rows(sampling, max_steps, every)
-    network = Extractor(onnx.load(os.fspath(model))).extract_model(["x", "sigma"], ["score"])   # no loop for a device
+    inputs = ["x", "sigma", *(["label"] if metadata.labels else [])]
+    network = Extractor(onnx.load(os.fspath(model))).extract_model(inputs, ["score"])   # no loop for a device
     graph = _evaluation(held, metadata.image_shape, network.graph, asks=max_steps is not None)
     if kind == "sampler":
         default = None if max_steps is None else sampling.steps
@@ -170,8 +172,8 @@ def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphPro
         if (node.domain, node.op_type) != (SCORE_DOMAIN, SCORE):
             nodes.append(node)
             continue
-        inner = [item.name for item in (*network.input, *network.output)]
-        within, weights = inlined(network, "network/", dict(zip(inner, (*node.input, *node.output), strict=True)))
+        names = {"x": node.input[0], "sigma": node.input[1], "label": "label", "score": node.output[0]}
+        within, weights = inlined(network, "network/", names)
         nodes += within
         constants += weights
     images: Sizes = ["N", *shape]
@@ -179,6 +181,7 @@ def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphPro
     return helper.make_graph(
         [*before.nodes, *nodes], "evaluation",
         [*(_value(FLOAT, name, images) for name in states), _value(INT64, "index", [1]), _value(INT64, "seed", ["N"]),
+         *(_value(INT64, "label", ["N"]) for item in network.input if item.name == "label"),
          *([_value(INT64, "steps", [1])] if asks else [])],
         [*(_value(FLOAT, name, images) for name in (*(f"{name}_next" for name in states), "x_mean")),
          _value(INT64, "remaining", [1])],
@@ -194,7 +197,8 @@ def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, in
     images: Sizes = ["N", *shape]
     pixels: Sizes = ["N", height, width, channels]
     carried = [item.name for item in evaluation.output if item.name != "remaining"]
-    states = [item for item in evaluation.input if item.name not in ("index", "seed", "steps")]
+    labelled = [item for item in evaluation.input if item.name == "label"]
+    states = [item for item in evaluation.input if item.name not in ("index", "seed", "label", "steps")]
     inside.add("Reshape", "iteration", inside.constant(np.array([1])), output="index")
     more = after.add("Greater", "remaining", after.constant(np.array([0])))
     after.add("Reshape", more, after.constant(np.array([], np.int64)), output="goes_on")
@@ -219,7 +223,7 @@ def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, in
     if frames:
         outside.add("Compress", "all_frames", outside.reshape("all_shown", -1), axis=0, output="frames")
         outputs.append(_value(UINT8, "frames", ["frames", *pixels]))
-    inputs, constants = [_value(INT64, "seed", ["N"])], list(outside.constants.values())
+    inputs, constants = [_value(INT64, "seed", ["N"]), *labelled], list(outside.constants.values())
     if steps is not None:   # a constant that is also an input is its default
         inputs.append(_value(INT64, "steps", [1]))
         constants.append(numpy_helper.from_array(np.array([steps]), "steps"))

@@ -28,10 +28,16 @@ def _seeds(context: click.Context, parameter: click.Parameter, text: str) -> lis
         raise click.BadParameter(str(error)) from None
 
 
+def _labels(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
+    return None if text is None else _seeds(context, parameter, text)   # they are written alike
+
+
 @click.command("sample")
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
 @click.option("--seeds", callback=_seeds, default="0-15", metavar="LIST",
               help="An image for each: 7, 0-63, 0-3,8.")
+@click.option("--label", "labels", callback=_labels, metavar="LIST",
+              help="Of a model with labels: 3, or 0-9, which seeds take in turn (seed 13 the 4th of ten).")
 @request_options
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time.")
@@ -47,6 +53,7 @@ def _seeds(context: click.Context, parameter: click.Parameter, text: str) -> lis
 def sample_command(
     model: Path | None,
     seeds: list[int],
+    labels: list[int] | None,
     quality: str | None,
     solver: str | None,
     steps: int | None,
@@ -85,9 +92,9 @@ def sample_command(
     with notes():
         batch_size = choose_batch_size(score_model, len(seeds), batch_size or outputs.batch_size,
                                        images_depend=sampling.depends_on_batch)
-    batches = batches_of(score_model, seeds, sampling, batch_size=batch_size)
+    batches = batches_of(score_model, seeds, sampling, labels=labels, batch_size=batch_size)
     outputs.begin({"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
-                   "steps": sampling.steps, **sampling.options},
+                   "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels)},
                   batch_size=batch_size, depends_on_batch=sampling.depends_on_batch)
     resumed = nfe = 0
     start = time.monotonic()

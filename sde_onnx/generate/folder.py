@@ -151,8 +151,9 @@ class FolderRun:
             raise OutputError(f"{self.folder} holds a run of {RECORD} format {number}, this sde-onnx resumes format "
                               f"{FORMAT}: {INSTEAD}")
         before = found.get("settings")
-        for name in settings:   # the solver before what follows from it
-            self._compare_value(name, before.get(name) if isinstance(before, dict) else None, settings[name])
+        before = before if isinstance(before, dict) else {}
+        for name in (*settings, *(set(before) - set(settings))):   # the solver before what follows from it
+            self._compare_value(name, before.get(name), settings.get(name))
 
     def _compare_value(self, name: str, before: object, now: object) -> None:
         if before != now:

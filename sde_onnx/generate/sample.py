@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ from sde_onnx.solvers.noise import PortableNoise, check_seeds
 from sde_onnx.solvers.plan import Plan, Step
 from sde_onnx.solvers.protocols import NoiseSource, Score
 
-__all__ = ["WRAPPERS", "Batch", "batches_of", "choose_batch_size", "default_batch_size", "sample", "sample_batches",
+__all__ = ["WRAPPERS", "Batch", "batches_of", "choose_batch_size", "default_batch_size", "label_of", "sample",
+           "sample_batches",
            "steps_of"]
 
 # Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
 VALUES_A_BATCH = 1 << 19
+Labels = int | Sequence[int] | None
 # What a request can put around the score, by the names of Sampling.wrappers.
 WRAPPERS: dict[str, Callable[[Score], Score]] = {"measured-noise": tell_measured_noise}
 
@@ -45,6 +48,7 @@ def sample(
     *,
     solver: str | None = None,
     quality: str | None = None,
+    labels: Labels = None,
     batch_size: int | None = None,
     progress: bool = False,
     **options: Any,
@@ -59,6 +63,7 @@ def sample(
         solver: a key of :data:`sde_onnx.solvers.catalogue.SOLVERS`; ``"pc"`` is the paper's.
         quality: in place of both, a key of :data:`sde_onnx.solvers.catalogue.QUALITIES`; ``"balanced"`` if none of the
             three is given.
+        labels: of a model that has them: one for all images, or several, which seeds take in turn: :func:`label_of`.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
         progress: show a progress bar on standard error if it is a terminal.
@@ -73,7 +78,7 @@ def sample(
         NonFiniteError: NaN or infinity appeared.
     """
     sampling = resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
-    batches = batches_of(model, seeds, sampling, batch_size=batch_size)
+    batches = batches_of(model, seeds, sampling, labels=labels, batch_size=batch_size)
     images = []
     with tqdm(total=len(seeds) * (sampling.steps or 0) or None, unit="step", disable=None if progress else True) as bar:
         for batch in batches:
@@ -90,6 +95,7 @@ def sample_batches(
     *,
     solver: str | None = None,
     quality: str | None = None,
+    labels: Labels = None,
     batch_size: int | None = None,
     **options: Any,
 ) -> Iterator[Batch]:
@@ -98,34 +104,47 @@ def sample_batches(
     Arguments and errors are those of :func:`sample`; they are checked before the first batch.
     """
     sampling = resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
-    return batches_of(model, seeds, sampling, batch_size=batch_size)
+    return batches_of(model, seeds, sampling, labels=labels, batch_size=batch_size)
 
 
 def batches_of(
-    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, batch_size: int | None = None
+    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, labels: Labels = None, batch_size: int | None = None
 ) -> Iterator[Batch]:
     """Returns the batches of a resolved request.
 
     Args:
         model: a loaded model file, for which the request was resolved.
-        seeds, batch_size: see :func:`sample`.
+        seeds, labels, batch_size: see :func:`sample`.
         sampling: how.
 
     Raises:
-        InputError: a seed or a batch size that cannot be.
+        InputError: a seed, a label or a batch size that cannot be.
     """
     check_seeds(seeds)
+    model.labels_for(label_of(seeds, labels), len(seeds))   # refuses what the model does not have
     size = choose_batch_size(model, len(seeds), batch_size, images_depend=sampling.depends_on_batch)
     threads = 1 if model.loop_for is None else available_cores() or 1   # where a GPU does the rest, the cores are free
 
     def start(chunk: Sequence[int]) -> Batch:
         noise = PortableNoise(chunk, model.metadata.image_shape, threads=threads)
-        return Batch(list(chunk), steps_of(model, noise, len(chunk), sampling))
+        return Batch(list(chunk), steps_of(model, noise, len(chunk), sampling, label=label_of(chunk, labels)))
 
     return map(start, (seeds[first : first + size] for first in range(0, len(seeds), size)))
 
 
-def steps_of(model: ScoreModel, noise: NoiseSource, images: int, sampling: Sampling) -> Iterator[Step]:
+def label_of(seeds: Sequence[int], labels: Labels) -> NDArray[np.int64] | None:
+    """The label of each seed, ``[N]``: of several labels number ``seed % len(labels)``, whatever stands beside it."""
+    if labels is None:
+        return None
+    several = np.atleast_1d(np.asarray(labels))
+    if several.ndim != 1 or several.size == 0 or several.dtype.kind not in "iu":
+        raise InputError(f"labels is {labels!r}, expected a whole number or a list of them")
+    return np.array([several[seed % len(several)] for seed in seeds], np.int64)
+
+
+def steps_of(
+    model: ScoreModel, noise: NoiseSource, images: int, sampling: Sampling, *, label: NDArray[np.int64] | None = None
+) -> Iterator[Step]:
     """The steps of a request: in the loop on the device, where the file has one and the solver a plan, or on the host.
 
     Args:
@@ -133,13 +152,14 @@ def steps_of(model: ScoreModel, noise: NoiseSource, images: int, sampling: Sampl
         noise: returns the next standard normal array ``[N, C, H, W]`` at each call.
         images: N.
         sampling: how.
+        label: of each image, of a model that has labels.
 
     Raises:
         NonFiniteError: NaN or infinity appeared. Nothing is computed before the first step is asked for.
     """
     if model.loop_for is not None and sampling.plan is not None and not sampling.wrappers:
         return _on_the_device(model.loop_for, sampling.plan, noise, images)
-    score: Score = model
+    score: Score = model if label is None else partial(model, label=label)
     for name in sampling.wrappers:
         score = WRAPPERS[name](score)
     return sampling.run(score, noise)

@@ -88,12 +88,12 @@ class ScoreModel:
             raise InputError(f"sigma is {_describe(sigma)}, expected float32 [{len(x)}]: one for each image of x")
         if not (sigma > 0).all():
             raise InputError(f"sigma holds {sigma.min():g}, expected noise standard deviations above 0")
-        inputs = {"x": x, "sigma": sigma} | self._labels(label, len(x))
+        inputs = {"x": x, "sigma": sigma} | self.labels_for(label, len(x))
         with self._failures_of(len(x)):
             return self._open_for(len(x)).run(OUTPUTS, inputs)[0]
 
-    def _labels(self, label: Array | int | None, images: int) -> dict[str, NDArray[np.int64]]:
-        """The input ``label``, if the file has one."""
+    def labels_for(self, label: Array | int | None, images: int) -> dict[str, NDArray[np.int64]]:
+        """The input ``label`` of so many images, if the file has one; ``InputError`` if it cannot be."""
         count = self.metadata.labels
         if count == 0:
             if label is not None:
@@ -131,7 +131,7 @@ class ScoreModel:
             given = {"x": x.detach().contiguous(), "sigma": sigma.detach().contiguous()}
             for name, value in given.items():
                 binding.bind_input(name, *place, tuple(value.shape), value.data_ptr())
-            for name, numbers in self._labels(label, len(x)).items():
+            for name, numbers in self.labels_for(label, len(x)).items():
                 binding.bind_cpu_input(name, numbers)
             binding.bind_output("score", *place, tuple(score.shape), score.data_ptr())
             if x.device.type == "cuda":   # ONNX Runtime has a stream of its own, and ends a run with it empty

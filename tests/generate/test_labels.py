@@ -1,0 +1,85 @@
+"""Models with labels: sampled, resumed, embedded."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import sde_onnx
+from sde_onnx.cli import main
+from sde_onnx.errors import InputError
+from sde_onnx.export import export, from_edm
+from sde_onnx.generate.sample import label_of
+
+
+@pytest.fixture(scope="module")
+def path(golden, shared):
+    """EDM's recorded network of ten labels, 16x16; a label may be left out."""
+    return shared("cifar10_cond_ve.onnx",
+                  lambda path: export(from_edm(golden / "edm" / "cifar10_cond_ve" / "network.pkl"), path))
+
+
+@pytest.fixture(scope="module")
+def labelled(path):
+    return sde_onnx.load(path, "cpu")
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_seed_takes_its_label_whatever_stands_beside_it():
+    assert label_of(range(8, 13), range(10)).tolist() == [8, 9, 0, 1, 2]
+    assert label_of([12], range(10)).tolist() == [2]
+    assert label_of([2**64 - 1, 5], 3).tolist() == [3, 3]
+    assert label_of([1], None) is None
+    for labels in ([], [[1]], 0.5, "3"):
+        with pytest.raises(InputError, match="labels is .*, expected a whole number or a list of them"):
+            label_of([1], labels)
+
+
+def test_labels_reach_the_network(labelled):
+    images = {label: sde_onnx.sample(labelled, [4], 8, labels=label) for label in (None, 2, 7)}
+    assert not np.allclose(images[2], images[7], atol=1e-3)
+    assert not np.allclose(images[2], images[None], atol=1e-3)
+    together = sde_onnx.sample(labelled, [2, 7], 8, labels=range(10))
+    np.testing.assert_allclose(together[0], sde_onnx.sample(labelled, [2], 8, labels=2)[0], atol=1e-3)
+    for labels, message in (([0, 10], "label 10 is out of range"), (-2, "label -2 is out of range")):
+        with pytest.raises(InputError, match=message):
+            sde_onnx.sample(labelled, [0, 1], 8, labels=labels)
+
+
+def test_a_model_without_labels_refuses_them(digits):
+    with pytest.raises(InputError, match="has no labels"):
+        sde_onnx.sample_batches(digits, [0], 8, labels=3)
+
+
+def test_the_command_and_its_folders(path, labelled, tmp_path):
+    out = tmp_path / "out"
+    first = run("sample", path, "--seeds", "0-3", "--label", "0-9", "--steps", 4, "--provider", "cpu", "-o", out)
+    assert first.exit_code == 0, first.output
+    assert json.loads((out / "run.json").read_text())["settings"]["labels"] == "0-9"
+    other = run("sample", path, "--seeds", "0-3", "--label", "3", "--steps", 4, "--provider", "cpu", "-o", out)
+    assert other.exit_code == 1
+    assert "its labels is '0-9', here it is '3'" in other.output
+    without = run("sample", path, "--seeds", "0-3", "--steps", 4, "--provider", "cpu", "-o", out)
+    assert "its labels is '0-9', here it is None" in without.output
+    saved = run("sample", path, "--seeds", "1-2", "--label", "0-9", "--steps", 4, "--provider", "cpu", "-o",
+                tmp_path / "s.npz")
+    assert saved.exit_code == 0, saved.output
+    np.testing.assert_allclose(np.load(tmp_path / "s.npz")["images"],
+                               sde_onnx.sample(labelled, [1, 2], 4, labels=range(10)), atol=1e-3)
+    for label, message in (("10", "label 10 is out of range"), ("x", "neither a seed nor a range")):
+        result = run("sample", path, "--label", label, "--provider", "cpu", "-o", tmp_path / "x.png")
+        assert result.exit_code != 0
+        assert message in result.output
+
+
+@pytest.mark.parametrize("kind", ["sampler", "evaluation"])
+def test_an_embedded_sampler_takes_labels(kind, path, tmp_path):
+    made = run("embed", path, "-o", tmp_path / "s.onnx", "--steps", 5, "--kind", kind, "--golden", tmp_path / "g.npz")
+    assert made.exit_code == 0, made.output
+    assert "label" in np.load(tmp_path / "g.npz")
+    result = run("verify", tmp_path / "s.onnx", tmp_path / "g.npz")
+    assert result.exit_code == 0, result.output
