@@ -80,10 +80,12 @@ def write_golden(model: ScoreModel, path: Path, sampling: Sampling) -> None:
     x_first, x_last, x_mean = (np.concatenate(states) for states in zip(*parts, strict=True))
     noise = PortableNoise(GOLDEN_SEEDS, model.metadata.image_shape)
     latent = sum(np.float32(deviation) * noise() for deviation in sampling.plan.start)
-    named = {} if labels is None else {"label": labels}
+    values: dict[str, Any] = {} if labels is None else {"label": labels}
+    values |= {"format": np.int64(GOLDEN_FORMAT), "seed": np.array(GOLDEN_SEEDS, np.uint64).view(np.int64),
+               "latent": latent, "x_first": x_first, "x_last": x_last, "sample": np.clip(x_mean, 0, 1),
+               "image": to_uint8(x_mean)}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **named, format=np.int64(GOLDEN_FORMAT), seed=np.array(GOLDEN_SEEDS, np.uint64).view(np.int64),
-                 latent=latent, x_first=x_first, x_last=x_last, sample=np.clip(x_mean, 0, 1), image=to_uint8(x_mean))
+        np.savez(file, **values)
 
 
 def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], provider: str = "cpu") -> Comparison:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ScoreSdeVePipeline as Reference
+from diffusers import ScoreSdeVeScheduler, UNet2DModel
 
 import sde_onnx
 from sde_onnx.errors import CheckpointError, InputError, MissingExtraError, ProviderError
@@ -109,8 +110,11 @@ def test_the_output_is_what_callers_of_diffusers_expect(pipe, reference):
 def test_a_pipeline_can_be_moved(model_file):
     pipe = sde_onnx.ScoreSdeVePipeline.from_pretrained(model_file)
     assert pipe.to(torch.device("cpu")).model.provider == "cpu"
+    assert pipe.to(torch.float32).to("cpu", torch.float32).to(dtype=torch.float32) is pipe
     with pytest.raises(InputError, match="device is 'mps', expected"):
         pipe.to("mps")
+    with pytest.raises(InputError, match="dtype is torch.float16, expected float32: export a file of that precision"):
+        pipe.to(torch.float16)
     if "cuda" not in usable_providers():
         with pytest.raises(ProviderError, match="cuda cannot run here"):
             pipe.to("cuda:0")
@@ -157,3 +161,116 @@ def test_no_checkpoint_and_no_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("sde_onnx.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sde-onnx\[export\]'"):
         sde_onnx.ScoreSdeVePipeline.from_pretrained(tmp_path)
+
+
+def small_unet():
+    """The network of diffusers' own fast test of this pipeline."""
+    torch.manual_seed(0)
+    return UNet2DModel(block_out_channels=(32, 64), layers_per_block=2, sample_size=32, in_channels=3, out_channels=3,
+                       down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                       up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A cache of its own for exported networks."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.thorough
+def test_diffusers_own_fast_test(kept):
+    """tests/pipelines/score_sde_ve/test_score_sde_ve.py of diffusers: the same calls, the slice that it expects."""
+    sde_ve = sde_onnx.ScoreSdeVePipeline(unet=small_unet(), scheduler=ScoreSdeVeScheduler(), cache_dir=kept)
+    sde_ve.to("cpu")
+    sde_ve.set_progress_bar_config(disable=None)
+    image = sde_ve(num_inference_steps=2, output_type="numpy", generator=torch.manual_seed(0)).images
+    image_from_tuple = sde_ve(num_inference_steps=2, output_type="numpy", generator=torch.manual_seed(0),
+                              return_dict=False)[0]
+    assert image.shape == (1, 32, 32, 3)
+    expected_slice = np.array([0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    assert np.abs(image[0, -3:, -3:, -1].flatten() - expected_slice).max() < 1e-2
+    assert np.abs(image_from_tuple[0, -3:, -3:, -1].flatten() - expected_slice).max() < 1e-2
+    reference = Reference(unet=small_unet(), scheduler=ScoreSdeVeScheduler())
+    reference.set_progress_bar_config(disable=True)
+    expected = reference(num_inference_steps=2, output_type="np", generator=torch.manual_seed(0)).images
+    np.testing.assert_allclose(image, expected, atol=1e-3)
+
+
+@pytest.mark.thorough
+def test_a_users_script_changes_its_import_alone(kept, tmp_path):
+    """Train a step, look at samples, save, load again, look again."""
+    unet, scheduler = small_unet(), ScoreSdeVeScheduler(sigma_max=20.0)
+    optimizer = torch.optim.Adam(unet.parameters(), 1e-4)
+    images, sigma = torch.rand(2, 3, 32, 32), torch.tensor([0.1, 3.0])
+    each, z = sigma[:, None, None, None], torch.randn(2, 3, 32, 32)
+    loss = ((each * unet(images + each * z, sigma).sample + z) ** 2).mean()
+    loss.backward()
+    optimizer.step()
+    results = {}
+    for name, pipeline_class, options in (("theirs", Reference, {}),
+                                          ("ours", sde_onnx.ScoreSdeVePipeline, {"cache_dir": kept})):
+        pipe = pipeline_class(unet=unet, scheduler=scheduler, **options)
+        pipe.set_progress_bar_config(disable=True)
+        assert unet.training == (name == "ours" or unet.training)
+        first = pipe(batch_size=2, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
+        pipe.save_pretrained(tmp_path / name)
+        again = pipeline_class.from_pretrained(tmp_path / name, **options)
+        again.set_progress_bar_config(disable=True)
+        again = again.to(torch.device("cpu"))
+        second = again(batch_size=2, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
+        np.testing.assert_allclose(second, first, atol=1e-4)
+        assert pipe.unet.config.sample_size == again.unet.config.sample_size == 32
+        assert pipe.scheduler.config.sigma_max == again.scheduler.config.sigma_max == 20.0
+        assert set(pipe.components) == {"unet", "scheduler"}
+        assert str(pipe.device) == "cpu"
+        assert pipe.dtype == torch.float32
+        pictures = pipe.numpy_to_pil(first)
+        assert pictures[0].size == (32, 32)
+        results[name] = first
+    np.testing.assert_allclose(results["ours"], results["theirs"], atol=1e-3)
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == sorted(
+        path.name for path in (tmp_path / "theirs").iterdir())
+    assert len(list(kept.glob("*.onnx"))) <= 3   # each network once, however often it was asked for
+
+
+def test_the_network_answers_as_diffusers_does(pipe, reference):
+    x, sigma = torch.rand(2, 3, 16, 16), torch.tensor([0.1, 3.0])
+    with torch.no_grad():
+        expected = reference.unet(x, sigma).sample
+        same = reference.unet(x, 3.0).sample
+    torch.testing.assert_close(pipe.unet(x, sigma).sample, expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(pipe.unet(x, sigma, return_dict=False)[0], expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(pipe.unet(x, 3.0).sample, same, rtol=1e-4, atol=1e-3)
+    assert (pipe.unet.config.in_channels, pipe.unet.config["sample_size"]) == (3, 16)
+    assert pipe.unet.dtype == torch.float32
+    assert set(pipe.config) == set(reference.config) - {"_name_or_path"}
+
+
+def test_tensors_and_unknown_keywords_as_there(pipe):
+    tensor = pipe(2, 3, generator=5, output_type="pt", eta=0.3).images
+    array = pipe(2, 3, generator=5, output_type="np").images
+    assert tensor.shape == (2, 3, 16, 16)
+    np.testing.assert_array_equal(tensor.numpy().transpose(0, 2, 3, 1), array)
+
+
+def test_a_model_file_is_saved_and_found_again(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    again = sde_onnx.ScoreSdeVePipeline.from_pretrained(tmp_path / "saved", provider="cpu")
+    again.set_progress_bar_config(disable=True)
+    np.testing.assert_array_equal(again(1, 2, 7, "np").images, pipe(1, 2, 7, "np").images)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"torch_dtype": torch.float16}, "dtype is torch.float16, expected float32"),
+    ({"device_map": "auto"}, "from_pretrained takes no device_map"),
+    ({"use_safetensors": False}, "has no diffusion_pytorch_model.bin: the weights are missing"),
+    ({"variant": "fp16"}, "neither diffusion_pytorch_model.fp16.safetensors nor diffusion_pytorch_model.fp16.bin"),
+])
+def test_keywords_of_from_pretrained_mean_what_they_mean_in_diffusers(options, message, checkpoint16):
+    with pytest.raises(sde_onnx.SdeOnnxError, match=message):
+        sde_onnx.ScoreSdeVePipeline.from_pretrained(checkpoint16, provider="cpu", **options)
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(InputError, match="unet is str and scheduler NoneType, expected a loaded model, or diffusers'"):
+        sde_onnx.ScoreSdeVePipeline("m.onnx")

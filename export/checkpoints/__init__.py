@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
 import re
@@ -22,8 +23,8 @@ from sde_onnx.export.network.score_network import ScoreNetwork
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["UNREADABLE", "Checkpoint", "fill", "first_line", "load_network", "option_count", "option_number",
-           "read_pickle", "read_weights"]
+__all__ = ["UNREADABLE", "Checkpoint", "digest_of", "fill", "first_line", "load_network", "option_count",
+           "option_number", "read_pickle", "read_weights"]
 
 # What torch's and safetensors' readers raise on files that are cut off or hold something else.
 UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError,
@@ -118,6 +119,15 @@ def fill(network: nn.Module, weights: dict[str, Tensor], foreign_key: Callable[[
         if not torch.isfinite(state[name]).all():
             raise CheckpointError(f"{source}: {key} holds NaN or infinity; the checkpoint is damaged")
     network.load_state_dict(state)
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """A SHA-256 of named tensors, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in weights.items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def option_number(options: Mapping[str, Any], name: str, default: float) -> float:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from torch import nn
 
-from sde_onnx.export.checkpoints import Checkpoint
+from sde_onnx.export.checkpoints import Checkpoint, digest_of
 from sde_onnx.export.network.score_network import ConvertedNetwork, Predicts, check_score_network
 from sde_onnx.solvers.schedule import VeSchedule
 
@@ -44,10 +42,6 @@ def from_module(
     """
     network = ConvertedNetwork(module, image_shape, predicts=predicts, data_range=data_range)
     check_score_network(network)
-    digest = hashlib.sha256()
-    for key, value in module.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return Checkpoint(network=network, schedule=schedule, snr=snr, n_corrector=n_corrector,
-                      name=name or type(module).__name__, sha256=digest.hexdigest(),
+                      name=name or type(module).__name__, sha256=digest_of(module.state_dict()),
                       data_range=(float(data_range[0]), float(data_range[1])))
