@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 import sde_onnx
 from sde_onnx.files import replacing, sha256
-from sde_onnx.generate.sample import batches_of
 from sde_onnx.images import to_uint8
 
 from environment import ROOT
@@ -60,7 +59,8 @@ def cached_samples(
         if not chunk.exists():
             model = model or sde_onnx.load(path, provider, precision=precision)
             last = []
-            for batch in batches_of(model, range(start, start + CHUNK), sampling, batch_size=BATCH):
+            for batch in sde_onnx.sample_batches(model, range(start, start + CHUNK), sampling=sampling,
+                                                 batch_size=BATCH):
                 *_, step = batch.steps
                 last.append(step)
             with replacing(chunk) as temporary, temporary.open("wb") as file:

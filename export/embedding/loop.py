@@ -92,7 +92,9 @@ def embed(
         raise InputError(f"kind is {kind!r}, expected one of: {', '.join(KINDS)}")
     if kind == "evaluation" and every is not None:
         raise InputError("every is for samplers: the host of an evaluation sees every one")
-    metadata, held = read_metadata(model), _rows(sampling, max_steps, every)
+    metadata = read_metadata(model)
+    sampling.check_model(metadata)
+    held = _rows(sampling, max_steps, every)
     inputs = ["x", "sigma", *(["label"] if metadata.labels else [])]
     network = Extractor(onnx.load(os.fspath(model))).extract_model(inputs, ["score"])   # no loop for a device
     graph = _evaluation(held, metadata.image_shape, network.graph, asks=max_steps is not None)

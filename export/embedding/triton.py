@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from sde_onnx.errors import InputError, OutputError
@@ -51,13 +52,15 @@ def write_repository(
     return config
 
 
-def check_repository(folder: str | os.PathLike[str], *, name: str, force: bool = False) -> tuple[Path, Path]:
-    """The paths of a model's config and graph in a repository, refused if one exists: before the work begins."""
+def check_repository(
+    folder: str | os.PathLike[str], *, name: str, force: bool = False, inputs: Iterable[Path] = ()
+) -> tuple[Path, Path]:
+    """The paths of a model's config and graph in a repository, refused if one exists or is an input."""
     model = Path(folder) / name
     paths = model / "config.pbtxt", model / "1" / "model.onnx"
     for path in paths:
         if path.exists():
-            check_writable(path, force=force)
+            check_writable(path, force=force, inputs=inputs)
     return paths
 
 

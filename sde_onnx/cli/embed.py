@@ -70,13 +70,14 @@ def embed_command(
     if triton is not None:
         if kind != "sampler":
             raise click.UsageError("--triton serves a sampler: leave out --kind evaluation")
-        check_repository(triton, name=output.stem, force=force)
+        check_repository(triton, name=output.stem, force=force, inputs=[Path(model), output])
     metadata = read_metadata(model)
     sampling = resolve(metadata, quality=quality, solver=solver, steps=steps, options=given(options))
+    golden_model = None if golden is None else load(model, "cpu")   # refused, if it is, before the work
     embed(model, output, sampling, max_steps=max_steps, kind=kind, every=every, force=force)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {kind} of {sampling}, nfe {sampling.evaluations}")
-    if golden is not None:
-        write_golden(load(model, "cpu"), golden, sampling)
+    if golden is not None and golden_model is not None:
+        write_golden(golden_model, golden, sampling)
         click.echo(golden)
     if triton is not None:
         click.echo(write_repository(output, triton, metadata, name=output.stem, force=force,

@@ -4,20 +4,58 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from sde_onnx.runtime.metadata import ModelMetadata
 
 __all__ = ["info_command"]
 
 
 @click.command("info")
 @click.argument("model", metavar="FILE", type=click.Path(path_type=Path))
-def info_command(model: Path) -> None:
-    """Print what a model file says of itself, as JSON.
+@click.option("--json", "as_json", is_flag=True, help="Everything that the file says of itself, as JSON.")
+def info_command(model: Path, as_json: bool) -> None:
+    """Say what a model file is, and what sampling it will do.
 
     \b
     Example: sde-onnx info celebahq.onnx
     """
     from sde_onnx.runtime.score_model import read_metadata
 
-    click.echo(json.dumps(json.loads(read_metadata(model).to_json()), indent=2))
+    metadata = read_metadata(model)
+    if as_json:
+        click.echo(json.dumps(json.loads(metadata.to_json()), indent=2))
+        return
+    for name, text in _lines(model, metadata):
+        click.echo(f"{name:11}{text}")
+
+
+def _lines(model: Path, metadata: ModelMetadata) -> list[tuple[str, str]]:
+    from sde_onnx.solvers.catalogue import QUALITIES, resolve
+
+    channels, height, width = metadata.image_shape
+    schedule, architecture = metadata.schedule, metadata.architecture
+    colours = {1: "gray", 2: "gray and alpha", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
+    parameters = architecture.get("parameters")
+    network = [str(architecture.get("class", "NCSN++")),
+               *([] if parameters is None else [f"{parameters / 1e6:.1f} million parameters"]),
+               *(["discrete noise levels"] if architecture.get("discrete") else [])]
+    labels = f"0 to {metadata.labels - 1}" + ", or none" * metadata.label_optional if metadata.labels else "none"
+    where = "any provider" if metadata.target == "any" else f"{metadata.target} alone"
+    worst = max(metadata.parity.values(), default=None)
+    samplings = [(name, resolve(metadata, quality=name)) for name in QUALITIES]
+    return [
+        ("file", f"{model.name}, {model.stat().st_size / 1e6:.1f} MB, {metadata.precision}, for {where}"),
+        ("source", f"{metadata.source.get('name')}, sha256 {str(metadata.source.get('sha256'))[:12]}..."),
+        ("network", ", ".join(network)),
+        ("images", f"{width}x{height}, {colours}"),
+        ("labels", labels),
+        ("sigma", f"{schedule.sigma_min:g} to {schedule.sigma_max:g}, for data in [0, 1]"),
+        ("error", "not measured" if worst is None else f"{worst:.1e} relative to the network, at export"),
+        *((name, f"--quality {name}: {sampling}, {sampling.evaluations} evaluations an image")
+          for name, sampling in samplings),
+        ("versions", ", ".join(f"{name} {number}" for name, number in metadata.versions.items())),
+    ]

@@ -39,7 +39,7 @@ class SampleOutput:
 
     @property
     def batch_size(self) -> int | None:
-        """That of the run that the folder holds: batches cut in another way would not be found again."""
+        """That of the run that the folder holds: batches that are cut as before are bit for bit the same."""
         return self.run.batch_size if self.run else None
 
     def begin(self, settings: Mapping[str, Any], *, batch_size: int, depends_on_batch: bool) -> None:

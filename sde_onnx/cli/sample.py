@@ -78,7 +78,7 @@ def sample_command(
 
     from sde_onnx.cli.outputs import plan_outputs
     from sde_onnx.files import sha256
-    from sde_onnx.generate.sample import batches_of, choose_batch_size
+    from sde_onnx.generate.sample import default_batch_size, sample_batches
     from sde_onnx.models import bundled_model
     from sde_onnx.runtime.score_model import load
     from sde_onnx.solvers.catalogue import resolve
@@ -89,10 +89,9 @@ def sample_command(
         score_model = load(model, provider, precision=precision, threads=threads)
     sampling = resolve(score_model.metadata, quality=quality, solver=solver, steps=steps, options=given(options))
     count = sampling.steps or 0
+    batch_size = batch_size or outputs.batch_size or default_batch_size(score_model.metadata.image_shape)
     with notes():
-        batch_size = choose_batch_size(score_model, len(seeds), batch_size or outputs.batch_size,
-                                       images_depend=sampling.depends_on_batch)
-    batches = batches_of(score_model, seeds, sampling, labels=labels, batch_size=batch_size)
+        batches = sample_batches(score_model, seeds, sampling=sampling, labels=labels, batch_size=batch_size)
     outputs.begin({"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
                    "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels)},
                   batch_size=batch_size, depends_on_batch=sampling.depends_on_batch)

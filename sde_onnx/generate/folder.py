@@ -1,4 +1,4 @@
-"""A folder of samples: written image by image, resumed where it stopped, and of one way to sample alone.
+"""A folder of samples: written image by image, resumed where it stopped, all of them sampled in one way.
 
 ``run.json`` says what the images depend on: the model, its precision, the resolved request. It is there before the
 first of them. Every file is written whole or not at all, so what is there is finished, and a run goes on with the seeds
@@ -79,7 +79,7 @@ class FolderRun:
         """
         settings = json.loads(json.dumps({**settings, "files": "npz" if self.shards else "png"}))
         if self.force:
-            for file in self._listed(OURS):
+            for file in (*self._listed(OURS), *self._listed(UNFINISHED)):
                 file.unlink()
         path, asked = self.folder / RECORD, set(seeds)
         if path.exists():
@@ -89,7 +89,7 @@ class FolderRun:
                 self._compare_value("seeds", found.get("seeds"), format_seeds(seeds))
                 self._compare_value("batch_size", found.get("batch_size"), batch_size)
             try:
-                asked |= set(parse_seeds(str(found.get("seeds"))))
+                asked |= set(parse_seeds(str(found.get("seeds")), most=None))
             except InputError as error:
                 raise OutputError(f"{path} is damaged ({error}): {INSTEAD}") from None
             for file in self._listed(UNFINISHED):

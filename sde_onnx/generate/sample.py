@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sde_onnx.errors import InputError
 from sde_onnx.guidance.measured_noise import tell_measured_noise
-from sde_onnx.runtime.device_loop import DeviceLoop
+from sde_onnx.runtime.device_loop import DeviceLoop, room_for
 from sde_onnx.runtime.machine import available_cores, available_memory, image_memory
 from sde_onnx.runtime.score_model import ON_A_GPU, ScoreModel
 from sde_onnx.solvers.catalogue import Sampling, resolve
@@ -22,7 +22,7 @@ from sde_onnx.solvers.noise import PortableNoise, check_seeds
 from sde_onnx.solvers.plan import Plan, Step
 from sde_onnx.solvers.protocols import NoiseSource, Score
 
-__all__ = ["WRAPPERS", "Batch", "batches_of", "choose_batch_size", "default_batch_size", "label_of", "sample",
+__all__ = ["WRAPPERS", "Batch", "choose_batch_size", "default_batch_size", "label_of", "sample",
            "sample_batches",
            "steps_of"]
 
@@ -48,6 +48,7 @@ def sample(
     *,
     solver: str | None = None,
     quality: str | None = None,
+    sampling: Sampling | None = None,
     labels: Labels = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -63,6 +64,7 @@ def sample(
         solver: a key of :data:`sde_onnx.solvers.catalogue.SOLVERS`; ``"pc"`` is the paper's.
         quality: in place of both, a key of :data:`sde_onnx.solvers.catalogue.QUALITIES`; ``"balanced"`` if none of the
             three is given.
+        sampling: in place of all of these, of :func:`sde_onnx.resolve`.
         labels: of a model that has them: one for all images, or several, which seeds take in turn: :func:`label_of`.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
@@ -77,8 +79,8 @@ def sample(
         MissingExtraError: the solver needs a package that is not installed.
         NonFiniteError: NaN or infinity appeared.
     """
-    sampling = resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
-    batches = batches_of(model, seeds, sampling, labels=labels, batch_size=batch_size)
+    sampling = sampling or resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
+    batches = sample_batches(model, seeds, sampling=sampling, labels=labels, batch_size=batch_size)
     images = []
     with tqdm(total=len(seeds) * (sampling.steps or 0) or None, unit="step", disable=None if progress else True) as bar:
         for batch in batches:
@@ -95,6 +97,7 @@ def sample_batches(
     *,
     solver: str | None = None,
     quality: str | None = None,
+    sampling: Sampling | None = None,
     labels: Labels = None,
     batch_size: int | None = None,
     **options: Any,
@@ -103,23 +106,8 @@ def sample_batches(
 
     Arguments and errors are those of :func:`sample`; they are checked before the first batch.
     """
-    sampling = resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
-    return batches_of(model, seeds, sampling, labels=labels, batch_size=batch_size)
-
-
-def batches_of(
-    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, labels: Labels = None, batch_size: int | None = None
-) -> Iterator[Batch]:
-    """Returns the batches of a resolved request.
-
-    Args:
-        model: a loaded model file, for which the request was resolved.
-        seeds, labels, batch_size: see :func:`sample`.
-        sampling: how.
-
-    Raises:
-        InputError: a seed, a label or a batch size that cannot be.
-    """
+    sampling = sampling or resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
+    sampling.check_model(model.metadata)
     check_seeds(seeds)
     model.labels_for(label_of(seeds, labels), len(seeds))   # refuses what the model does not have
     size = choose_batch_size(model, len(seeds), batch_size, images_depend=sampling.depends_on_batch)
@@ -169,8 +157,7 @@ def _on_the_device(
     loop_for: Callable[[int, int], DeviceLoop], plan: Plan, noise: NoiseSource, images: int
 ) -> Iterator[Step]:
     """The steps of a loop that is opened when the first of them is asked for."""
-    room = 1 << (len(plan.evaluations) - 1).bit_length()   # few sizes, so that a captured graph serves again
-    yield from loop_for(images, room).run(plan, noise)
+    yield from loop_for(images, room_for(len(plan.evaluations))).run(plan, noise)
 
 
 def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, images_depend: bool = False) -> int:
@@ -196,8 +183,7 @@ def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, imag
     fits = max(1, free // need)
     said = f"{size} images at a time need about {size * need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     if images_depend:
-        raise InputError(f"{said}, and an image depends on its batch here, so that a smaller batch gives other images: "
-                         "sample fewer")
+        raise InputError(f"{said}, and a smaller batch gives other images here: ask for one with --batch-size")
     warnings.warn(f"{said}: {fits} at a time", ResourceWarning, stacklevel=3)
     return fits
 

@@ -16,14 +16,19 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
-from sde_onnx.solvers.plan import COLUMNS, Plan, Step, non_finite, rows
+from sde_onnx.solvers.plan import COLUMNS, Plan, Step, latent, non_finite, rows
 from sde_onnx.solvers.protocols import NoiseSource
 
-__all__ = ["DeviceLoop"]
+__all__ = ["DeviceLoop", "room_for"]
 
 LEAST_ROWS = 4096   # that a table has room for: a graph once captured reads it where it lies
 RUNS_TO_CAPTURE = 3
 STATE = ("x", "memory0", "memory1", "sigma", "row", "bad")   # a turn's outputs have these names with _next
+
+
+def room_for(evaluations: int) -> int:
+    """Rows of a table for so many evaluations: few sizes, so that a captured graph, which reads it, serves again."""
+    return max(LEAST_ROWS, 1 << evaluations.bit_length())   # the last turn reads the row after its own
 
 
 class DeviceLoop:
@@ -33,13 +38,13 @@ class DeviceLoop:
         session: of a file with an update, for this batch size.
         device: ONNX Runtime's name of the device, ``"cuda"`` or ``"cpu"``.
         shape: ``(N, C, H, W)``.
-        evaluations: that the table must hold.
+        capacity: rows that the table holds, of :func:`room_for`.
     """
 
-    def __init__(self, session: ort.InferenceSession, device: str, shape: tuple[int, ...], evaluations: int) -> None:
+    def __init__(self, session: ort.InferenceSession, device: str, shape: tuple[int, ...], capacity: int) -> None:
         self.session = session
         self.shape = shape
-        self.capacity = max(LEAST_ROWS, evaluations + 1)   # the last turn reads the row after its own
+        self.capacity = capacity
         self.now = (0, 0)   # number of the run, and of its turn, that the buffers hold
         single, number = (shape, np.float32), ((1,), np.int64)
         forms = {"x": single, "memory0": single, "memory1": single, "sigma": (shape[:1], np.float32), "row": number,
@@ -84,9 +89,7 @@ class DeviceLoop:
         """
         number = self.now[0] + 1
         self.now = number, 0
-        x = np.zeros(self.shape, np.float32)
-        for deviation in plan.start:
-            x += np.float32(deviation) * noise()
+        x = np.ascontiguousarray(latent(plan, noise), np.float32)
         self._begin(rows(plan), x, float(plan.evaluations[0].sigma))
 
         def fill(turn: int) -> None:

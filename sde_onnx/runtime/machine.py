@@ -14,7 +14,7 @@ CPUS = Path("/sys/devices/system/cpu")
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 # Bytes that an evaluation needs for each value of the widest layer. Measured under the CPU provider, as the growth of
-# the resident set with the batch: 120 to 190 for digits, 32x32 and 256x256 (tests/test_memory.py repeats the first).
+# the resident set with the batch: 120 to 190 for digits, 32x32 and 256x256, the first by tests/runtime/test_machine.py.
 BYTES_A_VALUE = 200
 
 

@@ -40,7 +40,7 @@ PRECISIONS = {"cuda": CUDA_PRECISIONS, "tensorrt": TENSORRT_PRECISIONS, "openvin
               "cpu": ("fp32",)}
 
 # An ONNX model (opset 20) of one 1x1 convolution of x [1, 1, 1, 1] with the weight 2: a provider without its
-# convolution library must fail here, not in the middle of a run. tests/test_providers.py decodes it.
+# convolution library must fail here, not in the middle of a run. tests/runtime/test_providers.py decodes it.
 PROBE_MODEL = bytes.fromhex(
     "08093a670a0f0a01780a01771201792204436f6e76120570726f62652a13080108010801080110012204000000404201775a"
     "1b0a017812160a14080112100a0208010a0208010a0208010a020801621b0a017912160a14080112100a0208010a0208010a"

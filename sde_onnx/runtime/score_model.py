@@ -42,7 +42,7 @@ class ScoreModel:
         provider: the execution provider that runs it, a key of :data:`sde_onnx.runtime.providers.PROVIDERS`.
         precision: what the network computes in, one of the provider's or the file's.
         open_for: returns ONNX Runtime's session for a number of images: one that knows it is faster than one for any.
-        loop_for: returns the loop on the device for a number of images and of evaluations, if the file has one.
+        loop_for: returns the loop on the device for a number of images and of rows, if the file has one.
         load_under: loads the same file under another provider, everything else as it was asked for.
     """
 
@@ -169,7 +169,7 @@ def load(
             ``"tf32"``, under openvino ``"bf16"``, under tensorrt ``"fp16"``. Scores are float32 always.
         threads: CPU threads of an evaluation, >= 1; the physical cores that this process may use if not given.
         session_options: makes ONNX Runtime's own options, called for each session: one is opened for each batch size,
-            which is written into them. cuda and cpu only.
+            which is written into them. Not for openvino.
 
     Raises:
         InputError: an unknown provider or precision, or one that does not go with the other; threads below 1.
@@ -185,25 +185,27 @@ def load(
     asked = precision
     chosen, precision = _provider_for(path, metadata, provider, precision)
     if session_options is not None and chosen == "openvino":
-        raise InputError("session_options go with provider cuda or cpu; openvino takes precision and threads")
+        raise InputError("session_options go with every provider but openvino, which takes precision and threads")
     if session_options is not None and not callable(session_options):
         raise InputError(f"session_options is {type(session_options).__name__}, expected a function that makes them: a "
                          "session is opened for each batch size")
     if chosen == "openvino" and (reason := openvino.why_slow(precision)) is not None:
         warnings.warn(reason, SlowPrecisionWarning, stacklevel=2)
 
-    @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
-    def open_for(batch: int) -> ort.InferenceSession:
+    def options_for(batch: int) -> ort.SessionOptions:
         options = (session_options or _options)()
         options.add_free_dimension_override_by_name(BATCH, batch)
-        return open_session(os.fspath(path), chosen, options, precision=precision, threads=threads)
+        return options
+
+    @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
+    def open_for(batch: int) -> ort.InferenceSession:
+        return open_session(os.fspath(path), chosen, options_for(batch), precision=precision, threads=threads)
 
     @functools.lru_cache(maxsize=2)
-    def loop_for(batch: int, evaluations: int) -> DeviceLoop:
-        options = _options()
-        options.add_free_dimension_override_by_name(BATCH, batch)
-        session = open_session(os.fspath(path), chosen, options, precision=precision, capture=True)
-        return DeviceLoop(session, chosen, (batch, *metadata.image_shape), evaluations)
+    def loop_for(batch: int, capacity: int) -> DeviceLoop:
+        session = open_session(os.fspath(path), chosen, options_for(batch), precision=precision, threads=threads,
+                               capture=True)
+        return DeviceLoop(session, chosen, (batch, *metadata.image_shape), capacity)
 
     def load_under(other: str) -> ScoreModel:
         return load(path, other, precision=asked, threads=threads, session_options=session_options)
@@ -279,8 +281,9 @@ def _metadata(path: Path, properties: Mapping[str, str]) -> ModelMetadata:
         raise ModelFileError(f"{path} is a sampler that `sde-onnx embed` made: give the model file that it was made of")
     metadata = ModelMetadata.from_json(text, name=str(path))
     if metadata.target == "cuda" and (rows := properties.get(ROWS_KEY, "1")) != str(ROWS_FORMAT):
+        mend = "export it again" if rows in map(str, range(ROWS_FORMAT)) else "upgrade sde-onnx"
         raise ModelFileError(f"{path} holds a loop for rows of format {rows}, this sde-onnx writes format "
-                             f"{ROWS_FORMAT}: export it again")
+                             f"{ROWS_FORMAT}: {mend}")
     return metadata
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from sde_onnx.errors import NonFiniteError
-from sde_onnx.solvers.plan import Step, check_finite, sigma_of_each
+from sde_onnx.solvers.plan import Step, check_finite, denoised, sigma_of_each
 from sde_onnx.solvers.protocols import Array, NoiseSource, Score
 from sde_onnx.solvers.schedule import VeSchedule
 
@@ -61,7 +61,7 @@ def adaptive_sde(
             allowed = np.maximum(atol, rtol * np.maximum(np.abs(first), np.abs(accepted_euler)))
             error = np.sqrt((((both - first) / allowed) ** 2).mean(axis=(1, 2, 3), dtype=np.float64))
         kept = error <= 1
-        denoised = x + _images(sigma**2) * gradient
+        image = denoised(x, gradient, _images(sigma))
         x, accepted_euler = (np.where(_images(kept), new, old) for new, old in ((both, x), (first, accepted_euler)))
         t = np.where(kept, t - h, t)
         # An image that is done has an error of 0 and stays there, its steps being cut to 0.
@@ -71,11 +71,11 @@ def adaptive_sde(
             raise NonFiniteError(f"adaptive-sde found no step at sigma {sigma.max():.4g} that keeps rtol {rtol:g} "
                                  f"and atol {atol:g}")
         nfe += 2
-        yield Step(index, float(sigma.max()), nfe, {"x": x, "x_mean": denoised}.__getitem__)
+        yield Step(index, float(sigma.max()), nfe, {"x": x, "x_mean": image}.__getitem__)
         index += 1
     last = schedule.sigma_at(end)
-    denoised = x + last**2 * score(x, sigma_of_each(x, last))
-    yield Step(index, float(last), nfe + 1, {"x": x, "x_mean": denoised}.__getitem__)
+    image = denoised(x, score(x, sigma_of_each(x, last)), last)
+    yield Step(index, float(last), nfe + 1, {"x": x, "x_mean": image}.__getitem__)
 
 
 def _euler_step(
@@ -120,20 +120,22 @@ def rk45(
         towards: Array = -rate * sigma**2 * score(x, sigma_of_each(x, sigma))
         return towards
 
-    latent, before, sigma = noise() * schedule.sigma_max, start, schedule.sigma_max
-    for t, x, evaluations in integrate(slope, latent, start, end, rtol=rtol, atol=atol):
+    before, sigma = start, schedule.sigma_max
+    for t, x, evaluations in integrate(slope, noise() * schedule.sigma_max, start, end, rtol=rtol, atol=atol,
+                                       name=lambda t: f"sigma {schedule.sigma_at(t):.4g}"):
         sigma, before = float(schedule.sigma_at(before)), t
         check_finite(x, index, index + 1, sigma)
         if t != end:
             yield Step(index, sigma, evaluations, {"x": x, "x_mean": x}.__getitem__)
             index += 1
     last = schedule.sigma_at(end)
-    denoised = x + last**2 * score(x, sigma_of_each(x, last))
-    yield Step(index, sigma, evaluations + 1, {"x": x, "x_mean": denoised}.__getitem__)
+    image = denoised(x, score(x, sigma_of_each(x, last)), last)
+    yield Step(index, sigma, evaluations + 1, {"x": x, "x_mean": image}.__getitem__)
 
 
 def integrate(
-    slope: Callable[[float, Array], Array], x: Array, start: float, end: float, *, rtol: float, atol: float
+    slope: Callable[[float, Array], Array], x: Array, start: float, end: float, *, rtol: float, atol: float,
+    name: Callable[[float], str] = "time {:.4g}".format,
 ) -> Iterator[tuple[float, Array, int]]:
     """Solves ``dx / dt = slope(t, x)`` with steps as long as the error allows, chosen for the whole array.
 
@@ -142,6 +144,7 @@ def integrate(
         x: the value at ``start``.
         start, end: times; either may be the larger.
         rtol, atol: relative and absolute tolerance of a step, > 0.
+        name: what messages call a time.
 
     Yields:
         After each step its time, x there (float32) and the slopes asked for so far.
@@ -164,8 +167,7 @@ def integrate(
         with np.errstate(all="ignore"):
             solver.step()
         if solver.status == "failed":
-            raise NonFiniteError(f"RK45 found no step at time {solver.t:.4g} that keeps rtol {rtol:g} and atol "
-                                 f"{atol:g}")
+            raise NonFiniteError(f"RK45 found no step at {name(solver.t)} that keeps rtol {rtol:g} and atol {atol:g}")
         yield solver.t, solver.y.reshape(shape).astype(np.float32), solver.nfev
 
 

@@ -120,6 +120,11 @@ class Sampling:
         """What stands around the score, by the names of :data:`sde_onnx.generate.sample.WRAPPERS`."""
         return ("measured-noise",) if self.options.get("measure_noise") else ()
 
+    def check_model(self, model: ModelDefaults) -> None:
+        """Refuses a model of other noise levels than the request was resolved for; ``InputError``."""
+        if model.schedule != self.schedule:
+            raise InputError(f"the request was resolved for a model of {self.schedule}, this one has {model.schedule}")
+
     def run(self, score: Score, noise: NoiseSource) -> Iterator[Step]:
         """Yields the steps, run on the host; nothing is computed before the first is asked for.
 
@@ -144,7 +149,7 @@ class Sampling:
     def __str__(self) -> str:
         """For people: what differs from the solver's own defaults is named."""
         own = SOLVERS[self.solver].options
-        named = "".join(f" {name} {value}" for name, value in self.options.items() if value != own[name] != MODEL)
+        named = "".join(f" {name} {value}" for name, value in self.options.items() if value != own[name])
         return f"{self.solver}{named}, {self.steps or 'adaptive'} steps"
 
     @property
@@ -184,7 +189,7 @@ def resolve(
         MissingExtraError: the solver needs a package that is not installed.
     """
     if quality is not None and (solver is not None or steps is not None):
-        raise InputError("a quality chooses the solver and its steps: leave those out")
+        raise InputError("a quality chooses the solver and its steps: leave out solver and steps")
     preset: Mapping[str, Any] = {}
     if quality is not None:
         if quality not in QUALITIES:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
-from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated, denoise
+from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated, denoise, denoised
 from sde_onnx.solvers.protocols import Array
 from sde_onnx.solvers.schedule import VeSchedule
 
@@ -29,7 +29,7 @@ def euler_guess(x: Array, score: Array, z: Array | None, memory: Memory, *, sigm
 
     Source: Karras et al. 2022, algorithm 1, lines 4 and 5.
     """
-    return x + (sigma_next - sigma) * _slope(score, sigma), x + sigma**2 * score, (x, score)
+    return x + (sigma_next - sigma) * _slope(score, sigma), denoised(x, score, sigma), (x, score)
 
 
 def heun_step(
@@ -49,7 +49,7 @@ def heun_step(
     """
     x, first = memory
     stepped = x + (sigma_next - sigma) * (_slope(first, sigma) + _slope(score, sigma_next)) / 2
-    return (stepped if z is None else stepped + deviation * z), x + sigma**2 * first, ()
+    return (stepped if z is None else stepped + deviation * z), denoised(x, first, sigma), ()
 
 
 def plan(

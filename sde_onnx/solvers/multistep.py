@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
-from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated
+from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated, denoised
 from sde_onnx.solvers.protocols import Array
 from sde_onnx.solvers.schedule import VeSchedule
 
@@ -50,19 +50,19 @@ def multistep(
     Source: Lu et al. 2022, algorithm 2 and appendices B and C.
     """
     sigma = sigmas[0]
-    denoised = x + sigma**2 * score
+    image = denoised(x, score, sigma)
     if sigma_next == 0:
-        x = denoised
+        x = image
     else:
         lambdas = [-math.log(level) for level in sigmas]
-        x = _integral(x, list(zip(lambdas, (denoised, *memory), strict=False)), -math.log(sigma_next), eta)
+        x = _integral(x, list(zip(lambdas, (image, *memory), strict=False)), -math.log(sigma_next), eta)
         if z is not None:
             x = x + sigma_next * math.sqrt(-math.expm1(-2 * eta * math.log(sigma / sigma_next))) * z
-    return x, denoised, (denoised, *memory)[: order - 1]
+    return x, image, (image, *memory)[: order - 1]
 
 
 def plan(
-    ve: VeSchedule, steps: int, *, schedule: str = "karras", rho: float = 7.0, order: int = 2, eta: float = 1.0
+    ve: VeSchedule, steps: int, *, schedule: str = "karras", rho: float = 7.0, order: int, eta: float
 ) -> Plan:
     """The plan of a solver of one evaluation a step.
 
@@ -83,10 +83,10 @@ def plan(
 
 def _integral(x: Array, history: Sequence[tuple[float, Array]], target: float, eta: float) -> Array:
     """x at lambda ``target``, without its noise, from lambda and D of the last levels, the newest first."""
-    now, denoised = history[0]
+    now, newest = history[0]
     h = target - now
     a = (1 + eta) * h
-    x = math.exp(-a) * x - math.expm1(-a) * denoised
+    x = math.exp(-a) * x - math.expm1(-a) * newest
     p = 1 + math.expm1(-a) / a
     if len(history) == 2:
         x = x + p * _slope(history[0], history[1]) * h

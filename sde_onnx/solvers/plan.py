@@ -23,10 +23,32 @@ from numpy.typing import NDArray
 from sde_onnx.errors import NonFiniteError
 from sde_onnx.solvers.protocols import Array, NoiseSource, Number, Score
 
-__all__ = ["COLUMNS", "MEMORY", "RESULTS", "ROWS_FORMAT", "TERMS", "Evaluation", "Langevin", "LangevinNorm",
-           "Memory", "Plan", "Step", "Update", "Updated", "check_finite", "denoise", "langevin_scaled",
-           "langevin_step_size", "non_finite", "rows", "run", "run_evaluations",
-           "sigma_of_each"]
+__all__ = [
+    "COLUMNS",
+    "MEMORY",
+    "RESULTS",
+    "ROWS_FORMAT",
+    "TERMS",
+    "Evaluation",
+    "Langevin",
+    "LangevinNorm",
+    "Memory",
+    "Plan",
+    "Step",
+    "Update",
+    "Updated",
+    "check_finite",
+    "denoise",
+    "denoised",
+    "langevin_scaled",
+    "langevin_step_size",
+    "latent",
+    "non_finite",
+    "rows",
+    "run",
+    "run_evaluations",
+    "sigma_of_each",
+]
 
 LangevinNorm = Literal["image", "batch"]
 Memory = tuple[Array, ...]
@@ -119,9 +141,7 @@ def run_evaluations(plan: Plan, score: Score, noise: NoiseSource) -> Iterator[tu
     Raises:
         NonFiniteError: x stopped being finite; names the step and its sigma.
     """
-    x = noise() * plan.start[0]
-    for deviation in plan.start[1:]:
-        x = x + deviation * noise()
+    x = latent(plan, noise)
     memory: Memory = ()
     step = 0
     for evaluation in plan.evaluations:
@@ -134,6 +154,14 @@ def run_evaluations(plan: Plan, score: Score, noise: NoiseSource) -> Iterator[tu
         check_finite(x, step, len(plan.levels), plan.levels[step])
         step += evaluation.ends is not None
         yield evaluation, x, x_mean
+
+
+def latent(plan: Plan, noise: NoiseSource) -> Array:
+    """The initial x of a plan."""
+    x = noise() * plan.start[0]
+    for deviation in plan.start[1:]:
+        x = x + deviation * noise()
+    return x
 
 
 def rows(plan: Plan) -> NDArray[np.float32]:
@@ -152,13 +180,19 @@ def rows(plan: Plan) -> NDArray[np.float32]:
     return table
 
 
-def denoise(x: Array, score: Array, z: Array | None, memory: Memory, *, sigma: float) -> Updated:
-    """The step to noise level 0: the denoised image, ``x + sigma^2 s``.
+def denoised(x: Array, score: Array, sigma: Any) -> Array:
+    """The denoised image D, ``x + sigma^2 s``, of x with noise std ``sigma``, a number or ``[N, 1, 1, 1]``.
 
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; Tweedie's formula.
     """
-    denoised = x + sigma**2 * score
-    return denoised, denoised, memory
+    image: Array = x + sigma**2 * score
+    return image
+
+
+def denoise(x: Array, score: Array, z: Array | None, memory: Memory, *, sigma: float) -> Updated:
+    """The step to noise level 0: the denoised image."""
+    image = denoised(x, score, sigma)
+    return image, image, ()
 
 
 def langevin_step_size(score: Array, noise: Array, *, snr: Any, norm: LangevinNorm = "image") -> Any:

@@ -38,7 +38,7 @@ def correction(x: Array, score: Array, z: Array | None, memory: Memory) -> Updat
     """
     assert z is not None   # a correction always draws
     corrected = x + score + z
-    return corrected, corrected, memory
+    return corrected, corrected, ()
 
 
 def annealed_correction(x: Array, score: Array, z: Array, memory: Memory, *, step_size: Number) -> Updated:
@@ -56,14 +56,14 @@ def prediction(x: Array, score: Array, z: Array | None, memory: Memory, *, varia
         x: ``[N, C, H, W]``.
         score: the score at x.
         z: standard normal; ``None`` in a deterministic step.
-        memory: what is remembered, which passes unread.
+        memory: unread, as nothing is remembered.
         variance: what the score is multiplied by.
         std: what the noise is multiplied by.
 
     Source: Song et al. 2021, equation 46 and algorithm 2.
     """
     x_mean = x + variance * score
-    return (x_mean if z is None else x_mean + std * z), x_mean, memory
+    return (x_mean if z is None else x_mean + std * z), x_mean, ()
 
 
 def _reverse_diffusion(level: NoiseLevel, schedule: VeSchedule) -> tuple[Number, Number]:

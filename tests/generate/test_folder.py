@@ -127,7 +127,7 @@ def test_where_images_depend_on_their_batch_other_batches_are_another_run(depend
     first = run(model_file, tmp_path / "out", "--seeds", "0-1", *dependent)
     assert first.exit_code == 0, first.output
     for arguments, message in ((("--seeds", "0-2"), "its seeds is '0-1', here it is '0-2'"),
-                               (("--seeds", "0-1", "--batch-size", 1), "its batch_size is 2, here it is 1")):
+                               (("--seeds", "0-1", "--batch-size", 1), "its batch_size is 64, here it is 1")):
         assert message in run(model_file, tmp_path / "out", *arguments, *dependent).output
     assert "2 of 2 images were there already" in run(model_file, tmp_path / "out", "--seeds", "0-1", *dependent).output
 

@@ -14,7 +14,7 @@ from sde_onnx.errors import InputError, ModelFileError, NonFiniteError
 from sde_onnx.export import export, from_diffusers
 from sde_onnx.export.rewrites.emulation import emulated
 from sde_onnx.images import to_uint8
-from sde_onnx.runtime import score_model as session
+from sde_onnx.runtime import score_model
 from sde_onnx.runtime.device_loop import DeviceLoop
 from sde_onnx.runtime.metadata import ROWS_KEY
 from sde_onnx.solvers.noise import PortableNoise
@@ -52,7 +52,7 @@ def loop(files):
 @pytest.fixture
 def device_model(files, monkeypatch):
     """What :func:`sde_onnx.load` gives of a file for CUDA, where the CPU stands in for it."""
-    monkeypatch.setattr(session, "choose_provider", lambda name, precision="fp32": "cpu")
+    monkeypatch.setattr(score_model, "choose_provider", lambda name, precision="fp32": "cpu")
     return sde_onnx.load(files / "emulated.onnx")
 
 
@@ -157,11 +157,12 @@ def test_a_step_is_a_value(host, loop):
 
 def test_a_file_of_other_rows_is_refused(files, tmp_path):
     for number, told in (("1", "rows of format 1"), (None, "rows of format 1"), ("9", "rows of format 9")):
+        mend = "upgrade sde-onnx" if number == "9" else "export it again"
         model = onnx.load(files / "cuda.onnx")
         properties = {item.key: item.value for item in model.metadata_props} | {ROWS_KEY: number}
         onnx.helper.set_model_props(model, {key: value for key, value in properties.items() if value is not None})
         onnx.save(model, tmp_path / "m.onnx")
-        with pytest.raises(ModelFileError, match=f"{told}, this sde-onnx writes format 2: export it again"):
+        with pytest.raises(ModelFileError, match=f"{told}, this sde-onnx writes format 2: {mend}"):
             sde_onnx.read_metadata(tmp_path / "m.onnx")
 
 

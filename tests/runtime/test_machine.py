@@ -52,7 +52,7 @@ def test_what_fits_says_nothing(model):
 
 
 def test_a_batch_whose_images_depend_on_it_is_not_split(little, model):
-    with pytest.raises(InputError, match="a smaller batch gives other images"):
+    with pytest.raises(InputError, match="a smaller batch gives other images here: ask for one with --batch-size"):
         sde_onnx.sample_batches(model, range(5), steps=1, solver="pc", langevin_norm="batch")
 
 

@@ -151,6 +151,20 @@ def test_the_number_of_steps_can_be_an_input(solver, steps, least, digits, tmp_p
             session.run(None, feeds | {"seed": seeds})
 
 
+@pytest.mark.parametrize(("solver", "arrays"), [("pc", 0), ("ancestral", 0), ("sde-dpmpp-2m", 1), ("sde-dpmpp-3m", 2),
+                                                ("heun", 2)])
+def test_nothing_is_carried_that_is_not_remembered(solver, arrays, tmp_path):
+    embed_digits(tmp_path / "e.onnx", solver=solver, steps=5, kind="evaluation")
+    names = [item.name for item in open_session(tmp_path / "e.onnx").get_inputs()]
+    assert names == ["x", *(f"memory{place}" for place in range(arrays)), "index", "seed"]
+
+
+def test_a_request_for_another_model_is_refused(model_file, tmp_path):
+    other = sde_onnx.resolve(sde_onnx.read_metadata(sde_onnx.bundled_model()))
+    with pytest.raises(InputError, match="the request was resolved for a model of .*sigma_max=20.0"):
+        embed(model_file, tmp_path / "s.onnx", other)
+
+
 def test_rows_for_many_numbers_of_steps_stay_small(tmp_path):
     for name, most in (("one", None), ("many", 200)):
         embed_digits(tmp_path / f"{name}.onnx", solver="pc", steps=200, max_steps=most)

@@ -114,7 +114,7 @@ def test_discrete_networks_take_the_nearest_level(rng):
     ({"image_size": 18}, "cannot be halved"),
     ({"image_channels": 5}, "expected 1 to 4"),
     ({"num_res_blocks": 0}, "at least 1"),
-    ({"embedding": "positional"}, "noise_levels"),
+    ({"noise_levels": (0.01, 50.0, 100)}, "noise_levels goes with embedding 'positional'"),
     ({"attn_resolutions": (7,)}, r"\[7\] are not among the sizes"),
     ({"attn_head_channels": 24}, "do not divide"),
     ({"norm_groups_at": {"middle0.norm0": 5}}, "cannot be a group norm of 5 groups"),
