@@ -29,7 +29,7 @@ from subjects import diffusers_compiled, diffusers_eager, ours, plain_export
 from timing import Measurement, Subject, compare, ratio
 
 REFERENCE = "diffusers eager fp32"
-NETWORK_NAMES = ("digits", "32", "256", "1024")
+NETWORK_NAMES = ("digits", "32", "256", "1024", "plain32", "plain64")
 COMPILE_LIMIT = 600.0     # seconds; a compiler that takes longer is stopped, and the result says so
 APART = ("1024",)         # eight processes side by side pass 24 GiB there, and a plain export takes 10 of them
 LARGER_BATCHES = ("digits", "32")   # networks that are timed at more than one image: patience, at 256x256 memory too
@@ -100,7 +100,8 @@ def _make_plain_export(name: str, folder: Path, batch: int) -> None:
         unet = UNet2DModel.from_pretrained(checkpoint / "unet", low_cpu_mem_usage=False).eval()
     else:
         network = NETWORKS[name]
-        unet = random_unet(network.size, network.channels, layers=network.layers, attention=network.attention)
+        unet = random_unet(network.size, network.channels, layers=network.layers, attention=network.attention,
+                           kind=network.kind)
         save_pipeline(checkpoint, unet, sigma_max=network.sigma_max, snr=0.075)
     x, sigma = torch.rand(batch, 3, *2 * [unet.config.sample_size]), torch.ones(batch)
     with warnings.catch_warnings(), torch.no_grad():

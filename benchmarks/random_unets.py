@@ -21,11 +21,15 @@ class Network:
     layers: int
     attention: int       # the level with attention
     sigma_max: float
+    kind: str = "Skip"   # of the blocks: NCSN++'s, or "" for diffusers' plain ones
 
 
 NETWORKS = {
     "32": Network(32, (128, 256, 256, 256), layers=4, attention=1, sigma_max=50.0),   # as CIFAR-10's
     "256": Network(256, (128, 128, 256, 256, 256, 256, 256), layers=2, attention=4, sigma_max=348.0),   # as the hub's
+    # diffusers' plain blocks, as people train them: 29 million parameters and 26.
+    "plain32": Network(32, (128, 256, 256), layers=2, attention=1, sigma_max=50.0, kind=""),
+    "plain64": Network(64, (64, 128, 256, 256), layers=2, attention=3, sigma_max=90.0, kind=""),
     "1024": Network(1024, (16, 32, 64, 128, 256, 512, 512, 512), layers=1, attention=6, sigma_max=1348.0),
 }
 
@@ -45,9 +49,11 @@ def randomize(network: torch.nn.Module, seed: int) -> None:
 
 
 def random_unet(size: int, channels: tuple[int, ...], *, seed: int = 0, attention: int = 1, layers: int = 1,
-                **options: Any) -> UNet2DModel:
-    """An NCSN++ as the hub's are configured, with attention at one level."""
-    kinds = ["AttnSkip" if level == attention else "Skip" for level in range(len(channels))]
+                kind: str = "Skip", **options: Any) -> UNet2DModel:
+    """An NCSN++ as the hub's are configured, or diffusers' plain blocks, with attention at one level."""
+    kinds = [f"Attn{kind}" if level == attention else kind for level in range(len(channels))]
+    if not kind:
+        options = {"time_embedding_type": "positional", "attention_head_dim": 8, "norm_num_groups": 32} | options
     unet = UNet2DModel(**{
         "sample_size": size,
         "block_out_channels": channels,
