@@ -1,7 +1,7 @@
 // The same with a loop of its own: a progress line, and Ctrl-C, after which the pictures are as far as they have come.
 //
 //     sde-onnx embed -o evaluation.onnx --kind evaluation
-//     evaluate [--steps 25] evaluation.onnx out/ 0 1 2    steps: of a file made with --max-steps
+//     evaluate [--steps 25] [--label 3] evaluation.onnx out/ 0 1 2    steps: of a file made with --max-steps
 #include <algorithm>
 #include <cmath>
 #include <csignal>
@@ -25,15 +25,16 @@ std::vector<uint8_t> to_pixels(const float* x, const std::vector<int64_t>& shape
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const auto asked = take_steps(argc, argv);
+  const auto asked = take_option("--steps", argc, argv), label = take_option("--label", argc, argv);
   if (argc < 4) {
-    std::cerr << "usage: evaluate [--steps N] EVALUATION.onnx PREFIX SEED...\n";
+    std::cerr << "usage: evaluate [--steps N] [--label N] EVALUATION.onnx PREFIX SEED...\n";
     return 2;
   }
   auto seeds = parse_seeds(argc - 3, argv + 3);
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "evaluate");
   auto session = open_session(env, argv[1]);
   auto steps = number_of_steps(session, "evaluation", asked);
+  auto labels = labels_for(session, label, seeds.size());
 
   Ort::AllocatorWithDefaultOptions allocator;
   std::vector<std::string> names;   // x, what the solver remembers, index, seed, perhaps steps; then what comes out
@@ -60,7 +61,9 @@ int main(int argc, char** argv) try {
   for (; remaining > 0 && !interrupted; ++index) {
     values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &index, 1, &one, 1));
     values.push_back(Ort::Value::CreateTensor<int64_t>(memory, seeds.data(), seeds.size(), &count, 1));
-    if (inputs > states + 2) values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &steps, 1, &one, 1));
+    if (!labels.empty())
+      values.push_back(Ort::Value::CreateTensor<int64_t>(memory, labels.data(), labels.size(), &count, 1));
+    if (inputs > states + 2 + !labels.empty()) values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &steps, 1, &one, 1));
     values = session.Run(Ort::RunOptions{}, pointers.data(), values.data(), values.size(), pointers.data() + inputs,
                          states + 2);
     remaining = *values.back().GetTensorData<int64_t>();

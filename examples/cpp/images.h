@@ -40,13 +40,32 @@ inline std::string write_picture(const std::string& prefix, int64_t seed, const 
   return path;
 }
 
-// `--steps N` at the front of the command line, taken off it; an empty string if it is not there.
-inline std::string take_steps(int& count, char**& words) {
-  if (count < 3 || std::string(words[1]) != "--steps") return "";
-  const std::string steps = words[2];
+// `NAME VALUE` at the front of the command line, taken off it; an empty string if it is not there.
+inline std::string take_option(const std::string& name, int& count, char**& words) {
+  if (count < 3 || words[1] != name) return "";
+  const std::string value = words[2];
   count -= 2;
   words += 2;
-  return steps;
+  return value;
+}
+
+// The label of every image, of a file that has such an input; one value for each seed, or none.
+inline std::vector<int64_t> labels_for(const Ort::Session& session, const std::string& asked, std::size_t images) {
+  Ort::AllocatorWithDefaultOptions allocator;
+  bool has_labels = false;
+  for (std::size_t i = 0; i < session.GetInputCount(); ++i)
+    has_labels |= std::string(session.GetInputNameAllocated(i, allocator).get()) == "label";
+  auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("sde_onnx", allocator);
+  const std::string json = text ? text.get() : "";
+  const auto place = json.find("\"labels\": ");
+  const int64_t classes = has_labels && place != std::string::npos ? std::stoll(json.substr(place + 10)) : 0;
+  if (!has_labels && asked.empty()) return {};
+  if (!has_labels) throw std::runtime_error("the file has no labels: leave --label out");
+  if (asked.empty() && json.find("\"label_optional\": true") != std::string::npos)
+    return std::vector<int64_t>(images, -1);
+  for (int64_t label = 0; label < classes; ++label)
+    if (asked == std::to_string(label)) return std::vector<int64_t>(images, label);
+  throw std::runtime_error("label is '" + asked + "', expected 0 to " + std::to_string(classes - 1));
 }
 
 // How many steps to make: as asked, or what the file's metadata says, as JSON under `sde_onnx_sampler`; the file must be

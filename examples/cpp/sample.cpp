@@ -1,30 +1,37 @@
 // Seeds in, pictures out, from a file that `sde-onnx embed` made:
 //
-//     sample [--steps 25] sampler.onnx out/ 0 1 2         steps: of a file made with --max-steps
+//     sample [--steps 25] [--label 3] sampler.onnx out/ 0 1 2         steps: of a file made with --max-steps
 #include <iostream>
 
 #include "images.h"
 
 int main(int argc, char** argv) try {
-  const auto asked = take_steps(argc, argv);
+  const auto asked = take_option("--steps", argc, argv), label = take_option("--label", argc, argv);
   if (argc < 4) {
-    std::cerr << "usage: sample [--steps N] SAMPLER.onnx PREFIX SEED...\n";
+    std::cerr << "usage: sample [--steps N] [--label N] SAMPLER.onnx PREFIX SEED...\n";
     return 2;
   }
   auto seeds = parse_seeds(argc - 3, argv + 3);
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "sample");
   auto session = open_session(env, argv[1]);
   auto steps = number_of_steps(session, "sampler", asked);
+  auto labels = labels_for(session, label, seeds.size());
 
   const int64_t count = static_cast<int64_t>(seeds.size()), one = 1;
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   std::vector<Ort::Value> inputs;
   inputs.push_back(Ort::Value::CreateTensor<int64_t>(memory, seeds.data(), seeds.size(), &count, 1));
-  if (session.GetOverridableInitializerCount() > 0)   // steps can be asked for
+  std::vector<const char*> input_names{"seed"};
+  if (!labels.empty()) {
+    inputs.push_back(Ort::Value::CreateTensor<int64_t>(memory, labels.data(), labels.size(), &count, 1));
+    input_names.push_back("label");
+  }
+  if (session.GetOverridableInitializerCount() > 0) {   // steps can be asked for
     inputs.push_back(Ort::Value::CreateTensor<int64_t>(memory, &steps, 1, &one, 1));
-  const char* const input_names[] = {"seed", "steps"};
+    input_names.push_back("steps");
+  }
   const char* const output_names[] = {"image"};
-  const auto results = session.Run(Ort::RunOptions{}, input_names, inputs.data(), inputs.size(), output_names, 1);
+  const auto results = session.Run(Ort::RunOptions{}, input_names.data(), inputs.data(), inputs.size(), output_names, 1);
 
   const auto size = results[0].GetTensorTypeAndShapeInfo().GetShape();   // [N, H, W, C]
   const auto* pixels = results[0].GetTensorData<uint8_t>();

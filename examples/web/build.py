@@ -38,8 +38,8 @@ def main() -> None:
         sampling = sde_onnx.resolve(metadata, solver=solver, steps=steps)
         embed(sde_onnx.bundled_model(), folder / file, sampling, max_steps=max_steps, kind="evaluation", force=True)
         about = {item.key: item.value for item in onnx.load(folder / file).metadata_props}[SAMPLER_KEY]
-        choices.append({"file": file} | {key: json.loads(about)[key]
-                                         for key in ("solver", "min_steps", "steps", "max_steps")})
+        steps = {key: json.loads(about)[key] for key in ("solver", "min_steps", "steps", "max_steps")}
+        choices.append({"file": file, "labels": metadata.labels, "label_optional": metadata.label_optional} | steps)
     (folder / "samplers.json").write_text(json.dumps(choices, indent=1) + "\n")
 
 

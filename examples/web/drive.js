@@ -1,6 +1,6 @@
-// Fills in the page's form in headless Chromium, once for every three arguments, and prints what the page shows.
+// Fills in the page's form in headless Chromium, once for every four arguments, and prints what the page shows.
 //
-//     node drive.js URL SEEDS FILE STEPS [SEEDS FILE STEPS ...]      FILE as in samplers.json; the page's own STEPS if ""
+//     node drive.js URL SEEDS FILE STEPS LABEL [...]      FILE as in samplers.json; the page's own STEPS if ""; LABEL if any
 import { chromium } from "playwright-core";
 
 const [url, ...fields] = process.argv.slice(2);
@@ -17,13 +17,14 @@ try {
   await page.waitForFunction(() => document.querySelectorAll("option").length > 0 ||
                                    document.querySelector("#message.error"));
   const shown = [];
-  for (let index = 0; index < fields.length; index += 3) {
-    const [seeds, file, steps] = fields.slice(index, index + 3);
+  for (let index = 0; index < fields.length; index += 4) {
+    const [seeds, file, steps, label] = fields.slice(index, index + 4);
     await page.fill("#seeds", seeds);
     const value = await page.locator("option").evaluateAll(
       (options, file) => options.map((option) => option.value).find((value) => JSON.parse(value).file === file), file);
     await page.selectOption("#sampler", value);
     if (steps) await page.fill("#steps", steps);
+    if (label) await page.fill("#label", label);
     await page.click("#start");
     await page.waitForFunction(() => !document.querySelector("#start").disabled, null, { timeout: 300_000 });
     shown.push(await page.evaluate(() => {

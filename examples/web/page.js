@@ -1,4 +1,4 @@
-import { Sampler, parseSeeds, parseSteps, toPixels } from "./sampler.js";
+import { Sampler, parseLabel, parseSeeds, parseSteps, toPixels } from "./sampler.js";
 
 const element = (id) => document.getElementById(id);
 const [form, canvas, progress, message] = [document.forms[0], element("canvas"), element("progress"), element("message")];
@@ -19,15 +19,16 @@ function draw(pictures, width, height) {
 }
 
 /** Samples, drawing every evaluation; resolves with the last pictures. */
-export async function sample(seedText, stepsText, choice) {
+export async function sample(seedText, stepsText, labelText, choice) {
   const [seeds, steps] = [parseSeeds(seedText), parseSteps(stepsText, choice)];
+  const label = parseLabel(labelText, choice);
   if (!samplers.has(choice.file)) {
     say("loading");
     samplers.set(choice.file, await Sampler.load(choice.file));
   }
   const begin = performance.now();
   let pictures;
-  for await (const { index, remaining, x_mean } of samplers.get(choice.file).run(seeds, steps)) {
+  for await (const { index, remaining, x_mean } of samplers.get(choice.file).run(seeds, steps, label)) {
     pictures = toPixels(x_mean);
     draw(pictures, x_mean.dims[3], x_mean.dims[2]);
     const elapsed = performance.now() - begin;
@@ -42,8 +43,9 @@ export async function sample(seedText, stepsText, choice) {
 
 const chosen = () => JSON.parse(element("sampler").value);
 
-function proposeSteps() {
+function propose() {
   element("steps").value = chosen().steps;
+  element("labels").hidden = !chosen().labels;
 }
 
 async function start(event) {
@@ -51,7 +53,7 @@ async function start(event) {
   const button = element("start");
   button.disabled = true;
   try {
-    await sample(element("seeds").value, element("steps").value, chosen());
+    await sample(element("seeds").value, element("steps").value, element("label").value, chosen());
   } catch (error) {
     say(error.message, true);
   } finally {
@@ -62,8 +64,8 @@ async function start(event) {
 try {
   for (const choice of await (await fetch("samplers.json")).json())
     element("sampler").add(new Option(choice.solver, JSON.stringify(choice)));
-  proposeSteps();
-  element("sampler").addEventListener("change", proposeSteps);
+  propose();
+  element("sampler").addEventListener("change", propose);
   form.addEventListener("submit", start);
   element("start").disabled = false;
 } catch (error) {

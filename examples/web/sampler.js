@@ -27,6 +27,14 @@ export function parseSteps(text, { min_steps, max_steps }) {
   return steps;
 }
 
+/** A class, refused unless the file has it; -1, none, where the file has no labels or one may be left out. */
+export function parseLabel(text, { labels = 0, label_optional = false }) {
+  if (!labels || (label_optional && !text.trim())) return -1;
+  const label = /^\d+$/.test(text.trim()) ? Number(text) : NaN;
+  if (!(label < labels)) throw new Error(`label is "${text.trim()}", expected a whole number from 0 to ${labels - 1}`);
+  return label;
+}
+
 export class Sampler {
   /** Loads an evaluation file. */
   static async load(url) {
@@ -51,15 +59,19 @@ export class Sampler {
     this.session = session;
   }
 
-  /** The state after every evaluation: { index, remaining, x_mean: { data, dims: [N, C, H, W] } }. */
-  async *run(seeds, steps) {
+  /**
+   * The state after every evaluation: { index, remaining, x_mean: { data, dims: [N, C, H, W] } }.
+   * Of a file with labels `label` is that of all images; -1 is none, where a label may be left out.
+   */
+  async *run(seeds, steps, label = -1) {
     const [, ...shape] = this.session.inputMetadata.find((input) => input.name === "x").shape;
-    const states = this.session.inputNames.filter((name) => !["index", "seed", "steps"].includes(name));
+    const states = this.session.inputNames.filter((name) => !["index", "seed", "label", "steps"].includes(name));
     const dims = [seeds.length, ...shape];
     const start = new Float32Array(dims.reduce((product, size) => product * size));   // the first evaluation makes its own
     let feeds = Object.fromEntries(states.map((name) => [name, new ort.Tensor("float32", start, dims)]));
     const integers = (...values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [values.length]);
     const fixed = { seed: integers(...seeds), steps: integers(steps) };
+    if (this.session.inputNames.includes("label")) fixed.label = integers(...seeds.map(() => label));
     for (let index = 0, remaining = 1; remaining > 0; index++) {
       const results = await this.session.run({ ...feeds, ...fixed, index: integers(index) });
       feeds = Object.fromEntries(states.map((name) => [name, results[`${name}_next`]]));

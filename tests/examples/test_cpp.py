@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import sde_onnx
+from sde_onnx.export import export, from_edm
 from sde_onnx.export.embedding.loop import embed
 from sde_onnx.images import to_uint8
 from sde_onnx.runtime.metadata import SAMPLER_KEY
@@ -59,6 +60,27 @@ def test_pictures_are_those_of_the_command(program, prefix, asks, files, solver,
     difference = np.abs(pictures.astype(int) - expected)
     assert difference.max() <= 1
     assert (difference == 0).mean() >= 0.999
+
+
+@pytest.mark.parametrize(("program", "kind"), [("sample", "sampler"), ("evaluate", "evaluation")])
+def test_labels_are_those_of_the_command(program, kind, golden, shared, tmp_path):
+    model_path = shared("cifar10_cond_ve.onnx",
+                        lambda path: export(from_edm(golden / "edm" / "cifar10_cond_ve" / "network.pkl"), path))
+    embed_as(tmp_path / "s.onnx", "sde-dpmpp-2m", 6, model_path, kind=kind)
+    model = sde_onnx.load(model_path, "cpu")
+    for label in (None, 7):
+        asked = [] if label is None else ["--label", label]
+        result = run(program, *asked, tmp_path / "s.onnx", f"{tmp_path}/", 3)
+        assert result.returncode == 0, result.stderr
+        [expected] = to_uint8(sde_onnx.sample(model, [3], 6, labels=label))
+        assert np.abs(np.asarray(Image.open(tmp_path / "000003.ppm")).astype(int) - expected).max() <= 1
+    for label in ("10", "-1", "x"):
+        result = run(program, "--label", label, tmp_path / "s.onnx", f"{tmp_path}/", 3)
+        assert result.returncode == 1
+        assert f"label is '{label}', expected 0 to 9" in result.stderr
+    embed_as(tmp_path / "plain.onnx", "sde-dpmpp-2m", 6, kind=kind)
+    result = run(program, "--label", 3, tmp_path / "plain.onnx", f"{tmp_path}/", 3)
+    assert "the file has no labels" in result.stderr
 
 
 def test_ctrl_c_keeps_what_there_is(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import sde_onnx
+from sde_onnx.export import export, from_edm
 from sde_onnx.export.embedding.loop import embed
 from sde_onnx.images import grid, to_uint8
 
@@ -22,7 +23,14 @@ DRIVER = Path(__file__).parents[2] / "examples" / "web" / "drive.js"
 
 
 @pytest.fixture(scope="module")
-def folder(for_cuda, tmp_path_factory):
+def labelled(golden, shared):
+    """EDM's recorded network of ten labels, one of which may be left out."""
+    return shared("cifar10_cond_ve.onnx",
+                  lambda path: export(from_edm(golden / "edm" / "cifar10_cond_ve" / "network.pkl"), path))
+
+
+@pytest.fixture(scope="module")
+def folder(for_cuda, labelled, tmp_path_factory):
     """The built page, and files beside the good ones that are not."""
     folder = tmp_path_factory.mktemp("web") / "page"
     shutil.copytree(BUILT, folder)
@@ -34,6 +42,10 @@ def folder(for_cuda, tmp_path_factory):
     embed(for_cuda, folder / "cuda.onnx", sampling, max_steps=12, kind="evaluation")
     for file in ("truncated.onnx", "score.onnx", "missing.onnx", "cuda.onnx"):
         choices.append(choices[0] | {"file": file})
+    metadata = sde_onnx.read_metadata(labelled)
+    embed(labelled, folder / "labelled.onnx", sde_onnx.resolve(metadata, steps=12), max_steps=12, kind="evaluation")
+    choices.append({"file": "labelled.onnx", "solver": "labelled", "min_steps": 2, "steps": 12, "max_steps": 12,
+                    "labels": metadata.labels, "label_optional": metadata.label_optional})
     (folder / "samplers.json").write_text(json.dumps(choices))
     return folder
 
@@ -63,7 +75,7 @@ def drive(folder):
                                                         ("pc", "", 100), ("pc", "200", 200)])
 def test_pictures_are_those_of_the_command(solver, typed, steps, drive):
     seeds = [*range(8), 2**64 - 1]
-    [shown] = drive(f"0-7,{2**64 - 1}", f"{solver}.onnx", typed)
+    [shown] = drive(f"0-7,{2**64 - 1}", f"{solver}.onnx", typed, "")
     assert not shown["error"]
     model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
     evaluations = sde_onnx.resolve(model.metadata, solver=solver, steps=steps).evaluations
@@ -76,6 +88,16 @@ def test_pictures_are_those_of_the_command(solver, typed, steps, drive):
           f"{shown['message']}")
     assert difference.max() <= 1
     assert (difference == 0).mean() >= 0.999
+
+
+def test_a_label_chooses_the_class(labelled, drive):
+    model = sde_onnx.load(labelled, "cpu")
+    fields = [("3", "labelled.onnx", "", "7"), ("3", "labelled.onnx", "", "10")]
+    shown, refused = drive(*(word for case in fields for word in case))
+    expected = grid(to_uint8(sde_onnx.sample(model, [3], 12, labels=7)))
+    pixels = np.array(shown["pixels"], np.uint8).reshape(shown["height"], shown["width"], 4)
+    assert np.abs(pixels[..., :3].astype(int) - expected).max() <= 1
+    assert 'label is "10", expected a whole number from 0 to 9' in refused["message"]
 
 
 def test_bad_input_is_one_line(drive):
@@ -92,7 +114,7 @@ def test_bad_input_is_one_line(drive):
         ("0", "score.onnx", "", "score.onnx is no evaluation file"),
         ("0", "missing.onnx", "", "missing.onnx cannot be loaded: 404"),
     ]
-    for shown, (*_, message) in zip(drive(*(word for case in cases for word in case[:3])), cases, strict=True):
+    for shown, (*_, message) in zip(drive(*(word for case in cases for word in (*case[:3], ""))), cases, strict=True):
         assert shown["error"]
         assert message in shown["message"]
         assert "\n" not in shown["message"]
