@@ -104,7 +104,8 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
             expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
             inputs = {name: held[name] for name in ("seed", "label") if name in held}
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        raise OutputError(f"{golden} cannot be read as golden values: {error}") from None
+        reason = "no .npz" if "pickle" in str(error) else error   # numpy's advice is how to read what it is not
+        raise OutputError(f"{golden} cannot be read as golden values: {reason}") from None
     if number != GOLDEN_FORMAT:
         raise OutputError(f"{golden} has golden format {number}, this sde-onnx reads format {GOLDEN_FORMAT}: write it "
                           "again with `sde-onnx embed --golden`")

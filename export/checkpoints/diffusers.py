@@ -139,7 +139,8 @@ def find_files(
         root = _fetch(source, names, **hub)
     if not os.path.isdir(root):
         kind = "a file" if os.path.exists(root) else "missing"
-        raise CheckpointError(f"{source} is {kind}, expected a checkpoint folder")
+        raise CheckpointError(f"{source} is {kind}, expected a checkpoint folder, the id of a hub model, or a .pth, "
+                              ".pkl or .pt file")
     unet = root / "unet" if (root / "unet").is_dir() else root
     config = unet / "config.json"
     if not config.is_file():

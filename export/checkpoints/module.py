@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from sde_onnx.errors import ConfigError
 from sde_onnx.export.checkpoints import Checkpoint, digest_of
 from sde_onnx.export.network.score_network import ConvertedNetwork, Predicts, check_score_network
 from sde_onnx.solvers.schedule import VeSchedule
@@ -40,6 +41,8 @@ def from_module(
         ConfigError: an argument out of its range, or a module that fails, returns another shape, changes between calls,
             or mixes the images of a batch.
     """
+    if not isinstance(schedule, VeSchedule):
+        raise ConfigError(f"schedule is {type(schedule).__name__}, expected a VeSchedule")
     network = ConvertedNetwork(module, image_shape, predicts=predicts, data_range=data_range)
     check_score_network(network)
     return Checkpoint(network=network, schedule=schedule, snr=snr, n_corrector=n_corrector,

@@ -97,7 +97,8 @@ def embed(
     held = _rows(sampling, max_steps, every)
     inputs = ["x", "sigma", *(["label"] if metadata.labels else [])]
     network = Extractor(onnx.load(os.fspath(model))).extract_model(inputs, ["score"])   # no loop for a device
-    graph = _evaluation(held, metadata.image_shape, network.graph, asks=max_steps is not None)
+    labels = range(-1 if metadata.label_optional else 0, metadata.labels)
+    graph = _evaluation(held, metadata.image_shape, network.graph, max_steps is not None, labels)
     if kind == "sampler":
         default = None if max_steps is None else sampling.steps
         graph = _sampler(graph, held, metadata.image_shape, default, frames=every is not None)
@@ -131,8 +132,9 @@ class _Rows:
 def _rows(sampling: Sampling, max_steps: int | None, every: int | None) -> _Rows:
     if sampling.steps is None or sampling.wrappers or sampling.depends_on_batch:
         able = [name for name, solver in SOLVERS.items() if solver.steps is not None]
-        raise InputError(f"{sampling.solver} with these options cannot be embedded; what can is {', '.join(able)}, "
-                         "without langevin_norm 'batch' and measure_noise")
+        with_options = "" if sampling.steps is None else " with these options"
+        raise InputError(f"{sampling.solver}{with_options} cannot be embedded; what can is {', '.join(able)}, without "
+                         "langevin_norm 'batch' and measure_noise")
     if every is not None and not 1 <= every <= sampling.steps:
         raise InputError(f"every is {every}, expected 1 to the number of steps, {sampling.steps}")
     if max_steps is not None and max_steps < sampling.steps:
@@ -152,8 +154,13 @@ def _rows(sampling: Sampling, max_steps: int | None, every: int | None) -> _Rows
                  np.array([plan.start for plan in plans], np.float32), draws, np.array(shown))
 
 
-def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphProto, asks: bool) -> onnx.GraphProto:
-    """An evaluation as a graph, of images ``shape`` = ``(C, H, W)``; ``steps`` is an input of one that ``asks``."""
+def _evaluation(
+    held: _Rows, shape: tuple[int, int, int], network: onnx.GraphProto, asks: bool, labels: range
+) -> onnx.GraphProto:
+    """An evaluation as a graph, of images ``shape`` = ``(C, H, W)``; ``steps`` is an input of one that ``asks``.
+
+    Labels that are not among ``labels`` are refused by the graph, as other numbers of steps are.
+    """
     before = Nodes("evaluation")
     keys = key_words(before, "seed")
     place, first_row, count = _plan(before, held, asks)
@@ -163,6 +170,11 @@ def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphPro
     before.add("Where", known, before.add("Add", "index", first_row), nowhere, output="row")
     before.add("Sub", before.add("Sub", count, one), "index", output="remaining")
     _noise(before, held, keys, shape)
+    if labels:
+        least = before.constant(np.int64(labels[0]))
+        label = before.add("Where", before.add("GreaterOrEqual", "label", least), before.add("Sub", "label", least),
+                           before.constant(np.int64(NOWHERE)))
+        before.add("Gather", before.constant(np.array(labels)), label, output="known_label")
     made = Nodes("latent")   # which later evaluations do not draw
     latent = _latent(made, held, keys, place, shape)
     before.add("If", before.add("Equal", "index", zero), output="x_from",
@@ -174,7 +186,7 @@ def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphPro
         if (node.domain, node.op_type) != (SCORE_DOMAIN, SCORE):
             nodes.append(node)
             continue
-        names = {"x": node.input[0], "sigma": node.input[1], "label": "label", "score": node.output[0]}
+        names = {"x": node.input[0], "sigma": node.input[1], "label": "known_label", "score": node.output[0]}
         within, weights = inlined(network, "network/", names)
         nodes += within
         constants += weights
@@ -183,7 +195,7 @@ def _evaluation(held: _Rows, shape: tuple[int, int, int], network: onnx.GraphPro
     return helper.make_graph(
         [*before.nodes, *nodes], "evaluation",
         [*(_value(FLOAT, name, images) for name in states), _value(INT64, "index", [1]), _value(INT64, "seed", ["N"]),
-         *(_value(INT64, "label", ["N"]) for item in network.input if item.name == "label"),
+         *([_value(INT64, "label", ["N"])] if labels else []),
          *([_value(INT64, "steps", [1])] if asks else [])],
         [*(_value(FLOAT, name, images) for name in (*(f"{name}_next" for name in states), "x_mean")),
          _value(INT64, "remaining", [1])],

@@ -101,4 +101,5 @@ def verify_command(sampler: Path, golden: Path, provider: str) -> None:
     states = "" if result.x_error is None else f", states within {result.x_error:.1e}"
     click.echo(f"{100 * result.same:.4f}% of 8-bit values equal, largest difference {result.largest}{states}")
     if not result.passed:
-        raise click.ClickException(f"{sampler} does not reproduce {golden}")
+        raise click.ClickException(f"{sampler} does not reproduce {golden}: it is another sampler (solver, steps, "
+                                   "options), or this runtime computes something else")

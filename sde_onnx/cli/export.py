@@ -50,6 +50,8 @@ def export_command(
         raise click.UsageError("--precision fp16 needs --target cuda")
     if config is None and source.endswith(".pth"):
         raise click.UsageError(f"{source} needs --config: a .json or .py file, or one of {', '.join(PRESETS)}")
+    if config is not None and source.endswith(".pkl"):
+        raise click.UsageError(f"{source} says itself how it is used: leave out --config")
     changes = {"sigma_min": sigma_min, "sigma_max": sigma_max, "snr": snr}
     if source.endswith((".pkl", ".pt")):
         checkpoint = from_edm(source, config, **changes)

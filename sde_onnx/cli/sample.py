@@ -114,5 +114,6 @@ def sample_command(
     if resumed:
         click.echo(f"{resumed} of {len(seeds)} images were there already")
     if resumed < len(seeds):
-        click.echo(f"{len(seeds) - resumed} images, seeds {format_seeds(seeds)}, {sampling}, nfe {nfe}, "
+        of = "" if resumed else f", seeds {format_seeds(seeds)}"
+        click.echo(f"{len(seeds) - resumed} images{of}, {sampling}, nfe {nfe}, "
                    f"{score_model.provider} {score_model.precision}, {seconds:.1f} s")

@@ -97,7 +97,7 @@ class ScoreModel:
         count = self.metadata.labels
         if count == 0:
             if label is not None:
-                raise InputError(f"{self.path.name} has no labels, got {label!r}: leave them out")
+                raise InputError(f"{self.path.name} has no labels: leave the label out")
             return {}
         if label is None:
             if not self.metadata.label_optional:
@@ -224,7 +224,9 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     path = Path(path)
     if not os.path.isfile(path):
-        raise ModelFileError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}, expected an .onnx file")
+        kind = "a folder" if os.path.isdir(path) else "missing"
+        raise ModelFileError(f"{path} is {kind}, expected an .onnx file; `sde-onnx export CHECKPOINT -o FILE` "
+                             "makes one")
     try:
         session = open_session(os.fspath(path), "cpu", options)
     except ort_errors.NotImplemented:   # read and understood, but of operators that another provider has
@@ -232,7 +234,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     except ORT_ERRORS as error:
         reason = str(error).split("failed:")[-1].splitlines()[0]
         raise ModelFileError(
-            f"{path} is not an ONNX file that can be loaded, or it is truncated ({reason}): export it again"
+            f"{path} is not an ONNX file that can be loaded, or it is truncated ({reason}): export its checkpoint"
         ) from None
     metadata = _metadata(path, session.get_modelmeta().custom_metadata_map)
     names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 
@@ -83,3 +84,11 @@ def test_an_embedded_sampler_takes_labels(kind, path, tmp_path):
     assert "label" in np.load(tmp_path / "g.npz")
     result = run("verify", tmp_path / "s.onnx", tmp_path / "g.npz")
     assert result.exit_code == 0, result.output
+    session = ort.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
+    shapes = {item.name: [1 if size == "N" else size for size in item.shape] for item in session.get_inputs()}
+    feeds = {name: np.zeros(shape, np.int64 if name in ("index", "seed", "label") else np.float32)
+             for name, shape in shapes.items()}
+    session.run(None, feeds | {"label": np.array([-1])})   # which is none
+    for label in (10, -2):
+        with pytest.raises(Exception, match="out of data bounds"):
+            session.run(None, feeds | {"label": np.array([label])})

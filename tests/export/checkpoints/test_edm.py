@@ -210,7 +210,7 @@ def test_labels_are_checked(exported):
                            (0.5, "expected whole numbers")]:
         with pytest.raises(InputError, match=message):
             model(x, sigma, label)
-    with pytest.raises(InputError, match="has no labels, got 3: leave them out"):
+    with pytest.raises(InputError, match="has no labels: leave the label out"):
         exported("cifar10_uncond_ve")(np.zeros((1, 3, 32, 32), np.float32), np.ones(1, np.float32), 3)
 
 

@@ -104,6 +104,7 @@ def test_a_module_that_no_file_can_stand_for_is_refused_in_one_line(how, message
 
 @pytest.mark.parametrize(("about", "message"), [
     ({"image_shape": (24, 40)}, r"image_shape is \(24, 40\), expected \(channels, height, width\)"),
+    ({"schedule": None}, "schedule is NoneType, expected a VeSchedule"),
     ({"predicts": "velocity"}, "predicts is 'velocity', expected one of: score, noise, denoised"),
     ({"data_range": (1, -1)}, r"data_range is \(1, -1\), expected"),
 ])
