@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -162,9 +163,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the result as JSON")
     parser.add_argument("--resume", action="store_true", help="keep the comparisons that the output has")
     arguments = parser.parse_args()
-    command = " ".join(["python benchmarks/evaluations.py --networks", *arguments.networks, "--batches",
-                        *map(str, arguments.batches), "--turns", str(arguments.turns)])
-    about = environment(command)
+    only = ["--only", *arguments.only] if arguments.only else []
+    about = environment(shlex.join([
+        "python", "benchmarks/evaluations.py", "--networks", *arguments.networks, "--batches",
+        *map(str, arguments.batches), "--turns", str(arguments.turns), *only]))
     rows: list[dict[str, Any]] = []
     if arguments.resume and arguments.output and arguments.output.exists():
         rows = json.loads(arguments.output.read_text())["rows"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS
+from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import OPTIONS, Choice, Number, Option
 
 ROOT = Path(__file__).parents[1]
@@ -83,13 +83,10 @@ def _values(option: Option) -> str:
 
 
 def _defaults(name: str) -> str:
-    defaults: dict[str, list[str]] = {}
-    for solver, entry in SOLVERS.items():
-        if name in entry.options:
-            defaults.setdefault(OPTIONS[name].shown(entry.options[name]), []).append(f"`{solver}`")
+    defaults = defaults_of(name)
     if len(defaults) == 1:
         return next(iter(defaults))
-    return "; ".join(f"{value} ({', '.join(solvers)})" for value, solvers in defaults.items())
+    return "; ".join(f"{value} (`{'`, `'.join(solvers)}`)" for value, solvers in defaults.items())
 
 
 def main() -> None:

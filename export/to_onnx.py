@@ -70,17 +70,19 @@ def export(
 
     Raises:
         ConfigError: a target or precision that there is not, or a network that has no form for it; a module that
-            cannot be exported.
+            cannot be exported; ``about`` of a checkpoint, which says all this itself.
         OutputError: the file exists, cannot be written, or does not end in ``.onnx``.
         ParityError: the graph's scores differ by more than TOLERANCES; nothing is written.
     """
     path = Path(path)
     check_model_output(path, force=force)
+    if about and not isinstance(source, nn.Module):
+        raise ConfigError(f"a checkpoint says {', '.join(about)} itself: change it where the checkpoint is read")
     checkpoint = from_module(source, **about) if isinstance(source, nn.Module) else source
     network = checkpoint.network
-    model = build_model(network, target=target, precision=precision)
     if network.labels and target == "cuda":
         raise ConfigError("a network with labels has no loop on a device yet: export it without --target cuda")
+    model = build_model(network, target=target, precision=precision)
     runnable = emulated(model) if target == "cuda" else model
     with _widest_layer(network) as widest:
         parity = measure_parity(_run_on_cpu(runnable), network, checkpoint.schedule)

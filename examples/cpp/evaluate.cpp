@@ -37,7 +37,7 @@ int main(int argc, char** argv) try {
   auto labels = labels_for(session, label, seeds.size());
 
   Ort::AllocatorWithDefaultOptions allocator;
-  std::vector<std::string> names;   // x, what the solver remembers, index, seed, perhaps steps; then what comes out
+  std::vector<std::string> names;   // x, what the solver remembers, index, seed, perhaps label, steps; then what comes out
   for (std::size_t i = 0; i < session.GetInputCount(); ++i)
     names.emplace_back(session.GetInputNameAllocated(i, allocator).get());
   const std::size_t inputs = session.GetInputCount(), states = session.GetOutputCount() - 2;   // x_mean, remaining
@@ -63,7 +63,7 @@ int main(int argc, char** argv) try {
     values.push_back(Ort::Value::CreateTensor<int64_t>(memory, seeds.data(), seeds.size(), &count, 1));
     if (!labels.empty())
       values.push_back(Ort::Value::CreateTensor<int64_t>(memory, labels.data(), labels.size(), &count, 1));
-    if (inputs > states + 2 + !labels.empty()) values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &steps, 1, &one, 1));
+    if (inputs > values.size()) values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &steps, 1, &one, 1));
     values = session.Run(Ort::RunOptions{}, pointers.data(), values.data(), values.size(), pointers.data() + inputs,
                          states + 2);
     remaining = *values.back().GetTensorData<int64_t>();

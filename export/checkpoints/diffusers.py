@@ -21,7 +21,14 @@ from sde_onnx.export.checkpoints import (
     option_number,
     read_weights,
 )
-from sde_onnx.export.checkpoints.unet2d import is_ncsnpp, load_unet, modern_names, network_config, unet2d_key
+from sde_onnx.export.checkpoints.unet2d import (
+    UNET_CLASS,
+    is_ncsnpp,
+    load_unet,
+    modern_names,
+    network_config,
+    unet2d_key,
+)
 from sde_onnx.export.network.score_network import ScoreNetwork, check_score_network
 from sde_onnx.files import read_json, sha256
 from sde_onnx.solvers.schedule import VeSchedule
@@ -94,6 +101,8 @@ def from_objects(unet: Any, scheduler: Any) -> Checkpoint:
 
 def _network(unet: Mapping[str, Any], weights: dict[str, Tensor], *, source: str) -> ScoreNetwork:
     """An NCSN++ by our own class, any other by diffusers'."""
+    if (kind := unet.get("_class_name", UNET_CLASS)) != UNET_CLASS:
+        raise CheckpointError(f"the network is a {kind}, expected a {UNET_CLASS}")
     if is_ncsnpp(unet):
         config = network_config(unet)
         return load_network(config, weights, lambda key: unet2d_key(key, config), source=source)

@@ -8,7 +8,6 @@ from the names and shapes of the weights. deepinv's ``edm-*.pt`` are such dicts 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import pickle
@@ -169,8 +168,8 @@ def _read_config(path: Path, config: str | None) -> tuple[str, float]:
         return config, 0.5
     preconditioning = read_json(Path(config), CheckpointError).get("precond")
     if not isinstance(preconditioning, dict) or not isinstance(preconditioning.get("init_kwargs"), dict):
-        raise CheckpointError(f"{config} has no 'precond' with 'class_name' and 'init_kwargs': {json.dumps('precond')} "
-                              "says how the network is used")
+        raise CheckpointError(f"{config} has no 'precond' with 'class_name' and 'init_kwargs', which says how the "
+                              "network is used")
     return str(preconditioning.get("class_name")), option_number(preconditioning["init_kwargs"], "sigma_data", 0.5)
 
 

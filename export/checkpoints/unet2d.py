@@ -13,9 +13,10 @@ from sde_onnx.export.network.diffusers_unet import DiffusersUnet
 from sde_onnx.export.network.ncsnpp import NCSNppConfig
 from sde_onnx.extras import require_diffusers
 
-__all__ = ["is_ncsnpp", "load_unet", "modern_names", "network_config", "unet2d_key"]
+__all__ = ["UNET_CLASS", "is_ncsnpp", "load_unet", "modern_names", "network_config", "unet2d_key"]
 
 UNET_CLASS = "UNet2DModel"
+CHANNELS = (224, 448, 672, 896)   # of each level, where a config names none
 
 # UNet2DModel's options that NCSN++ fixes: the values that can be exported, and diffusers' default.
 FIXED_OPTIONS: dict[str, tuple[tuple[Any, ...], Any]] = {
@@ -50,6 +51,7 @@ def is_ncsnpp(unet: Mapping[str, Any]) -> bool:
         all(unet.get(option, default) in supported for option, (supported, default) in FIXED_OPTIONS.items())
         and set(down) <= set(DOWN_BLOCKS) and set(up) <= set(UP_BLOCKS)
         and [DOWN_BLOCKS[name] for name in down] == [UP_BLOCKS[name] for name in reversed(up)]
+        and len(down) == len(unet.get("block_out_channels", CHANNELS))
         and isinstance(unet.get("sample_size"), int)
     )
 
@@ -70,8 +72,6 @@ def load_unet(config: Mapping[str, Any], weights: dict[str, Tensor], *, source: 
     require_diffusers()
     from diffusers import UNet2DModel
 
-    if (kind := config.get("_class_name", UNET_CLASS)) != UNET_CLASS:
-        raise CheckpointError(f"the network is a {kind}, expected a {UNET_CLASS}")
     try:
         options = {name: value for name, value in config.items() if not name.startswith("_")}
         unet: Any = UNet2DModel(**options)   # type: ignore[no-untyped-call]  # diffusers has no types
@@ -83,55 +83,22 @@ def load_unet(config: Mapping[str, Any], weights: dict[str, Tensor], *, source: 
 
 
 def network_config(unet: Mapping[str, Any]) -> NCSNppConfig:
-    """Translates a UNet2DModel config.
-
-    Raises:
-        CheckpointError: an option whose value makes it another network; names the option.
-    """
-    if (kind := unet.get("_class_name", UNET_CLASS)) != UNET_CLASS:
-        raise CheckpointError(f"the network is a {kind}, expected a UNet2DModel with NCSN++ blocks")
-    for option, (supported, default) in FIXED_OPTIONS.items():
-        if (value := unet.get(option, default)) not in supported:
-            raise CheckpointError(
-                f"UNet2DModel option {option} = {value!r} is not supported, expected "
-                f"{' or '.join(map(repr, supported))}: this is not an unconditional VE NCSN++"
-            )
-    channels = tuple(unet.get("block_out_channels", (224, 448, 672, 896)))
-    down = _attending(unet, "down_block_types", DOWN_BLOCKS, len(channels))
-    up = _attending(unet, "up_block_types", UP_BLOCKS, len(channels))
-    if down != up[::-1]:
-        raise CheckpointError(
-            f"UNet2DModel option up_block_types = {list(unet.get('up_block_types', []))} does not attend where "
-            "down_block_types does: this is not NCSN++"
-        )
-    size = unet.get("sample_size")
-    if not isinstance(size, int):
-        raise CheckpointError(f"UNet2DModel option sample_size = {size!r} is not supported, expected one number")
-    layers = option_count(unet, "layers_per_block", 2)
+    """Translates a UNet2DModel config of which :func:`is_ncsnpp` is true."""
+    channels = tuple(unet.get("block_out_channels", CHANNELS))
+    attends = [DOWN_BLOCKS[name] for name in unet["down_block_types"]]
+    size, layers = unet["sample_size"], option_count(unet, "layers_per_block", 2)
     sizes = tuple(size // 2**level for level in range(len(channels)))
     return NCSNppConfig(
         image_size=size,
         channels=channels,
         num_res_blocks=layers,
-        attn_resolutions=tuple(here for here, attends in zip(sizes, down, strict=True) if attends),
+        attn_resolutions=tuple(here for here, attend in zip(sizes, attends, strict=True) if attend),
         attn_head_channels=unet.get("attention_head_dim", 8),
         mid_skip_scale=1 / option_number(unet, "mid_block_scale_factor", 1),
         center_input=bool(unet.get("center_input_sample", False)),
         norm_eps=option_number(unet, "norm_eps", 1e-5),
-        norm_groups_at=_norm_groups(unet, sizes, channels, down, layers),
+        norm_groups_at=_norm_groups(unet, sizes, channels, attends, layers),
     )
-
-
-def _attending(unet: Mapping[str, Any], option: str, kinds: dict[str, bool], levels: int) -> list[bool]:
-    names = unet.get(option, [])
-    for name in names:
-        if name not in kinds:
-            raise CheckpointError(
-                f"UNet2DModel option {option} has {name!r}, which is not supported, expected {' or '.join(kinds)}"
-            )
-    if len(names) != levels:
-        raise CheckpointError(f"UNet2DModel option {option} names {len(names)} blocks, block_out_channels {levels}")
-    return [kinds[name] for name in names]
 
 
 def _norm_groups(

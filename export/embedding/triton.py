@@ -68,16 +68,17 @@ def repository_config(metadata: ModelMetadata, *, name: str, max_batch_size: int
     """The text of ``config.pbtxt``: a batch is what the requests of a moment add up to."""
     channels, height, width = metadata.image_shape
     # Triton adds the batch to dims, which must not be empty: a request's seed [1] goes into the graph's [N].
-    return f'''name: "{name}"
-platform: "onnxruntime_onnx"
-max_batch_size: {max_batch_size}
-input [
+    inputs = ",".join(f'''
   {{
-    name: "seed"
+    name: "{number}"
     data_type: TYPE_INT64
     dims: [ 1 ]
     reshape: {{ shape: [ ] }}
-  }}
+  }}''' for number in ("seed", *(["label"] if metadata.labels else [])))
+    return f'''name: "{name}"
+platform: "onnxruntime_onnx"
+max_batch_size: {max_batch_size}
+input [{inputs}
 ]
 output [
   {{

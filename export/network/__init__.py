@@ -1,1 +1,1 @@
-"""The score network of Song et al. 2021."""
+"""Networks that can be exported: what each maps to the score, and their blocks."""

@@ -12,6 +12,7 @@ Source: Vincent 2011, "A connection between score matching and denoising autoenc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
 import torch
@@ -25,7 +26,7 @@ Predicts = Literal["score", "noise", "denoised"]
 SAME = 1e-4   # relative difference that rounding explains, of one image in two batches
 
 
-class ScoreNetwork(nn.Module):
+class ScoreNetwork(nn.Module, ABC):
     """``(x [N, C, H, W], sigma [N]) -> score``; with ``labels`` a third argument, ``label`` int64 ``[N]``.
 
     Attributes:
@@ -40,9 +41,9 @@ class ScoreNetwork(nn.Module):
     label_optional: bool = False
     gives_images: bool = False
 
+    @abstractmethod
     def summary(self) -> dict[str, object]:
         """What the file says of the network, as JSON values."""
-        raise NotImplementedError
 
 
 class ConvertedNetwork(ScoreNetwork):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sde_onnx.cli.options import given, request_options, solver_options
+from sde_onnx.cli.options import PROVIDER, given, request_options, solver_options
 
 __all__ = ["embed_command", "verify_command"]
 
@@ -87,8 +87,7 @@ def embed_command(
 @click.command("verify")
 @click.argument("sampler", type=click.Path(path_type=Path))
 @click.argument("golden", type=click.Path(path_type=Path))
-@click.option("--provider", type=click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"]), default="cpu",
-              help="What runs the file.")
+@click.option("--provider", type=PROVIDER, default="cpu", help="What runs the file.")
 def verify_command(sampler: Path, golden: Path, provider: str) -> None:
     """Compare a sampler or evaluation file with golden values; exit status 1 if more than rounding differs.
 

@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from sde_onnx.errors import SlowPrecisionWarning
-from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS
+from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["given", "notes", "request_options", "runtime_options", "solver_options"]
+__all__ = ["PROVIDER", "given", "notes", "request_options", "runtime_options", "solver_options"]
 
+PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"])
 NOTES = (ResourceWarning, SlowPrecisionWarning)   # of these a user of the command line is told
 
 
@@ -37,7 +38,7 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="CPU threads of an evaluation."),
         click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), show_default="the file's",
                      help="What the network computes in: tf32 under cuda, bf16 under openvino, fp16 under tensorrt."),
-        click.option("--provider", type=click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"]), default="auto",
+        click.option("--provider", type=PROVIDER, default="auto",
                      help="Execution provider; auto is the first of cuda, openvino and cpu that runs here."),
     ):
         command = option(command)
@@ -71,10 +72,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _click_option(name: str, option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    defaults: dict[str, list[str]] = {}   # and the solvers that have them
-    for solver, entry in SOLVERS.items():
-        if name in entry.options:
-            defaults.setdefault(option.shown(entry.options[name]), []).append(solver)
+    defaults = defaults_of(name)
     owners = [solver for solver, entry in SOLVERS.items() if name in entry.options]
     usual, *others = sorted(defaults, key=lambda value: -len(defaults[value]))
     shown = "; ".join([usual, *(f"{value} of {', '.join(defaults[value])}" for value in others)])

@@ -8,13 +8,7 @@ from typing import Any
 
 import click
 
-from sde_onnx.cli.options import (
-    given,
-    notes,
-    request_options,
-    runtime_options,
-    solver_options,
-)
+from sde_onnx.cli.options import given, notes, request_options, runtime_options, solver_options
 from sde_onnx.errors import InputError
 from sde_onnx.generate.seeds import format_seeds, parse_seeds
 

@@ -22,8 +22,7 @@ from sde_onnx.solvers.noise import PortableNoise, check_seeds
 from sde_onnx.solvers.plan import Plan, Step
 from sde_onnx.solvers.protocols import NoiseSource, Score
 
-__all__ = ["WRAPPERS", "Batch", "choose_batch_size", "default_batch_size", "label_of", "sample",
-           "sample_batches",
+__all__ = ["WRAPPERS", "Batch", "choose_batch_size", "default_batch_size", "label_of", "sample", "sample_batches",
            "steps_of"]
 
 # Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
@@ -64,7 +63,7 @@ def sample(
         solver: a key of :data:`sde_onnx.solvers.catalogue.SOLVERS`; ``"pc"`` is the paper's.
         quality: in place of both, a key of :data:`sde_onnx.solvers.catalogue.QUALITIES`; ``"balanced"`` if none of the
             three is given.
-        sampling: in place of all of these, of :func:`sde_onnx.resolve`.
+        sampling: in place of these and of ``options``, of :func:`sde_onnx.resolve`.
         labels: of a model that has them: one for all images, or several, which seeds take in turn: :func:`label_of`.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
@@ -79,7 +78,7 @@ def sample(
         MissingExtraError: the solver needs a package that is not installed.
         NonFiniteError: NaN or infinity appeared.
     """
-    sampling = sampling or resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
+    sampling = _request(model, sampling, quality=quality, solver=solver, steps=steps, options=options)
     batches = sample_batches(model, seeds, sampling=sampling, labels=labels, batch_size=batch_size)
     images = []
     with tqdm(total=len(seeds) * (sampling.steps or 0) or None, unit="step", disable=None if progress else True) as bar:
@@ -106,18 +105,29 @@ def sample_batches(
 
     Arguments and errors are those of :func:`sample`; they are checked before the first batch.
     """
-    sampling = sampling or resolve(model.metadata, quality=quality, solver=solver, steps=steps, options=options)
-    sampling.check_model(model.metadata)
+    sampling = _request(model, sampling, quality=quality, solver=solver, steps=steps, options=options)
     check_seeds(seeds)
-    model.labels_for(label_of(seeds, labels), len(seeds))   # refuses what the model does not have
+    label = label_of(seeds, labels)
+    model.labels_for(label, len(seeds))   # refuses what the model does not have
     size = choose_batch_size(model, len(seeds), batch_size, images_depend=sampling.depends_on_batch)
     threads = 1 if model.loop_for is None else available_cores() or 1   # where a GPU does the rest, the cores are free
 
-    def start(chunk: Sequence[int]) -> Batch:
+    def start(first: int) -> Batch:
+        chunk, its_labels = seeds[first : first + size], None if label is None else label[first : first + size]
         noise = PortableNoise(chunk, model.metadata.image_shape, threads=threads)
-        return Batch(list(chunk), steps_of(model, noise, len(chunk), sampling, label=label_of(chunk, labels)))
+        return Batch(list(chunk), steps_of(model, noise, len(chunk), sampling, label=its_labels))
 
-    return map(start, (seeds[first : first + size] for first in range(0, len(seeds), size)))
+    return map(start, range(0, len(seeds), size))
+
+
+def _request(model: ScoreModel, sampling: Sampling | None, **asked: Any) -> Sampling:
+    """The request as it was resolved, of this model, or what was asked for, resolved: not both."""
+    if sampling is None:
+        return resolve(model.metadata, **asked)
+    if named := [name for name, value in asked.items() if value not in (None, {})]:
+        raise InputError(f"sampling says how already: leave out {', '.join(named)}")
+    sampling.check_model(model.metadata)
+    return sampling
 
 
 def label_of(seeds: Sequence[int], labels: Labels) -> NDArray[np.int64] | None:

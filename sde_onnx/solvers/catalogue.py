@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sde_onnx.solvers.protocols import NoiseSource, Score
     from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["DEFAULT_QUALITY", "MODEL", "QUALITIES", "SOLVERS", "ModelDefaults", "Sampling", "Solver", "resolve"]
+__all__ = ["DEFAULT_QUALITY", "MODEL", "QUALITIES", "SOLVERS", "ModelDefaults", "Sampling", "Solver", "defaults_of",
+           "resolve"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,15 @@ QUALITIES: dict[str, tuple[str, int | None, Mapping[str, Any]]] = {
     "reference": ("pc", None, {}),
 }
 DEFAULT_QUALITY = "balanced"
+
+
+def defaults_of(option: str) -> dict[str, list[str]]:
+    """The defaults of an option for people, and the solvers that have each."""
+    defaults: dict[str, list[str]] = {}
+    for name, solver in SOLVERS.items():
+        if option in solver.options:
+            defaults.setdefault(OPTIONS[option].shown(solver.options[option]), []).append(name)
+    return defaults
 
 
 class ModelDefaults(Protocol):

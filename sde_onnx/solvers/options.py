@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +18,15 @@ __all__ = ["OPTIONS", "Choice", "Number", "Option", "Switch"]
 
 
 @dataclass(frozen=True)
-class Option:
+class Option(ABC):
     """What every option has: a flag on the command line, and help."""
 
     flag: str
     help: str
 
+    @abstractmethod
     def checked(self, name: str, value: Any) -> Any:
         """Returns the value in its own type; ``InputError`` if the option cannot have it."""
-        raise NotImplementedError
 
     def shown(self, value: Any) -> str:
         """A value for people."""

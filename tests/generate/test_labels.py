@@ -6,10 +6,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 import sde_onnx
 from sde_onnx.cli import main
-from sde_onnx.errors import InputError
+from sde_onnx.errors import ConfigError, InputError
 from sde_onnx.export import export, from_edm
 from sde_onnx.generate.sample import label_of
 
@@ -75,6 +77,21 @@ def test_the_command_and_its_folders(path, labelled, tmp_path):
         result = run("sample", path, "--label", label, "--provider", "cpu", "-o", tmp_path / "x.png")
         assert result.exit_code != 0
         assert message in result.output
+
+
+def test_a_triton_repository_asks_for_the_label(path, tmp_path):
+    made = run("embed", path, "-o", tmp_path / "s.onnx", "--steps", 3, "--triton", tmp_path / "models")
+    assert made.exit_code == 0, made.output
+    config = text_format.Parse((tmp_path / "models" / "s" / "config.pbtxt").read_text(), ModelConfig())
+    session = ort.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
+    assert [item.name for item in config.input] == [item.name for item in session.get_inputs()] == ["seed", "label"]
+    assert [list(item.dims) for item in config.input] == [[1], [1]]
+
+
+def test_no_loop_on_a_device_takes_labels(golden, tmp_path, monkeypatch):
+    monkeypatch.setattr("sde_onnx.export.to_onnx.build_model", None)   # refused before the work
+    with pytest.raises(ConfigError, match="a network with labels has no loop on a device yet"):
+        export(from_edm(golden / "edm" / "cifar10_cond_ve" / "network.pkl"), tmp_path / "m.onnx", target="cuda")
 
 
 @pytest.mark.parametrize("kind", ["sampler", "evaluation"])

@@ -60,5 +60,14 @@ def test_bad_arguments_are_refused(arguments, message, model):
         sde_onnx.sample(model, **{"seeds": [0], "steps": 2, **arguments})
 
 
+def test_a_resolved_request_stands_alone(model):
+    sampling = sde_onnx.resolve(model.metadata, solver="heun", steps=3)
+    np.testing.assert_array_equal(sde_onnx.sample(model, [1], sampling=sampling),
+                                  sde_onnx.sample(model, [1], 3, solver="heun"))
+    for function in (sde_onnx.sample, sde_onnx.sample_batches):
+        with pytest.raises(InputError, match="sampling says how already: leave out solver, steps, options"):
+            function(model, [1], 3, sampling=sampling, solver="pc", snr=0.1)
+
+
 def test_default_batches_shrink_with_the_image():
     assert [default_batch_size((3, size, size)) for size in (16, 32, 256, 1024)] == [64, 64, 2, 1]

@@ -84,6 +84,7 @@ def test_a_missing_file_is_named(missing, message, folder):
     ({"num_class_embeds": 10}, "1 missing: class_embedding.weight"),
     ({"down_block_types": ["NoBlock", "AttnSkipDownBlock2D"]}, "diffusers makes no UNet2DModel of its config: NoBlock"),
     ({"in_channels": 4}, "takes 4 channels of size 16 and gives 3"),
+    ({"block_out_channels": [32]}, "diffusers makes no UNet2DModel of its config: Must provide the same number"),
     ({"act_fn": "wave"}, "diffusers makes no UNet2DModel of its config: .*wave"),
 ])
 def test_a_network_that_cannot_be_is_refused_in_one_line(changes, message, folder):
@@ -100,9 +101,10 @@ def test_without_diffusers_other_blocks_name_what_installs_it(folder, monkeypatc
         from_diffusers(str(folder))
 
 
-def test_another_class_is_refused():
+def test_another_class_is_refused(folder):
+    edit_json(folder / "unet" / "config.json", _class_name="UNet2DConditionModel")
     with pytest.raises(CheckpointError, match="the network is a UNet2DConditionModel"):
-        network_config({"_class_name": "UNet2DConditionModel"})
+        from_diffusers(str(folder))
 
 
 def test_missing_and_unknown_weights_are_listed(folder):

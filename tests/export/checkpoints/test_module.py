@@ -9,7 +9,7 @@ from torch import nn
 
 import sde_onnx
 from sde_onnx.errors import ConfigError, InputError
-from sde_onnx.export import export
+from sde_onnx.export import export, from_diffusers
 from sde_onnx.solvers.schedule import VeSchedule
 
 from closed_forms import MEAN, STD
@@ -111,6 +111,11 @@ def test_a_module_that_no_file_can_stand_for_is_refused_in_one_line(how, message
 def test_bad_arguments_are_refused(about, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         export(Spoilt("not").eval(), tmp_path / "m.onnx", **{"schedule": SCHEDULE, "image_shape": SHAPE} | about)
+
+
+def test_a_checkpoint_says_itself_what_a_module_is_told(checkpoint16, tmp_path):
+    with pytest.raises(ConfigError, match="a checkpoint says snr itself"):
+        export(from_diffusers(str(checkpoint16)), tmp_path / "m.onnx", snr=0.2)
 
 
 def test_half_a_module_is_refused(tmp_path):
