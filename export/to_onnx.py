@@ -24,6 +24,7 @@ from sde_onnx.export.checkpoints.module import from_module
 from sde_onnx.export.embedding.update import add_update
 from sde_onnx.export.graph.tracing import OPSET, trace
 from sde_onnx.export.network.score_network import ConvertedNetwork, ScoreNetwork
+from sde_onnx.export.rewrites.attention import keep_columns
 from sde_onnx.export.rewrites.concatenations import split_concatenations
 from sde_onnx.export.rewrites.emulation import emulated
 from sde_onnx.export.rewrites.exact_phases import keep_phases_exact
@@ -150,6 +151,7 @@ def build_model(network: ScoreNetwork, *, target: str = "any", precision: str = 
         raise ConfigError("the network's weights pass 2 GB, more than one ONNX file holds")
     network = fold_constants(network)
     mark_norms(network)
+    keep_columns(network)
     # Two images and not one: a batch of one would be taken for a constant.
     arguments = {"x": torch.rand(2, *network.image_shape), "sigma": torch.tensor([0.1, 1.0])}
     if network.labels:

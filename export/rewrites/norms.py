@@ -38,7 +38,7 @@ from sde_onnx.export.network.layers import GroupNorm
 __all__ = ["mark_norms", "write_norms"]
 
 DOMAIN, OPERATOR = "sde_onnx", "GroupNorm"   # of the node that stands for a norm until write_norms
-LARGEST_PLAIN_GROUP = 1 << 11   # values; up to here ONNX Runtime's kernel is as fast and as accurate
+LARGEST_PLAIN_GROUP = 1 << 12   # values; up to here ONNX Runtime's kernel is as fast and as accurate
 LONGEST_SUM = 1 << 11           # values; longer ones are means of means, and images of more pixels are large
 
 
