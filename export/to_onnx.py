@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -37,10 +37,11 @@ from sde_onnx.runtime.metadata import KEY, ROWS_KEY, ModelMetadata
 from sde_onnx.solvers.plan import ROWS_FORMAT
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_output", "export", "measure_parity"]
+__all__ = ["REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_output", "cpu_session", "export",
+           "measure_parity", "parity_cases"]
 
 # Counted up when the same checkpoint becomes another graph: files cached before are then made again.
-REVISION = 3
+REVISION = 4
 # Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
 TARGETS = ("any", "cuda")
@@ -85,8 +86,9 @@ def export(
         raise ConfigError("a network with labels has no loop on a device yet: export it without --target cuda")
     model = build_model(network, target=target, precision=precision)
     runnable = emulated(model) if target == "cuda" else model
+    session = cpu_session(runnable)
     with _widest_layer(network) as widest:
-        parity = measure_parity(_run_on_cpu(runnable), network, checkpoint.schedule)
+        parity = measure_parity(lambda **inputs: session.run(["score"], inputs)[0], network, checkpoint.schedule)
     worst = max(parity, key=lambda case: parity[case] if math.isfinite(parity[case]) else math.inf)
     if not parity[worst] <= TOLERANCES[precision]:
         raise ParityError(
@@ -117,11 +119,11 @@ def export(
     return metadata
 
 
-def check_model_output(path: Path, *, force: bool) -> None:
+def check_model_output(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Refuses an output before the work for it begins: see :func:`sde_onnx.files.check_writable`."""
     if path.suffix != ".onnx":
         raise OutputError(f"{path} does not end in .onnx, by which a model file is known")
-    check_writable(path, force=force)
+    check_writable(path, force=force, inputs=inputs)
 
 
 @contextmanager
@@ -198,29 +200,42 @@ def measure_parity(score: ScoreFunction, network: ScoreNetwork, schedule: VeSche
         ``|a - b| / |b|`` by case, for each sigma at batch 1 and 3, on images of smooth colours plus sigma times noise;
         of the denoised images, where a network gives those.
     """
-    generator = torch.Generator().manual_seed(0)
-    middle = math.sqrt(schedule.sigma_min * schedule.sigma_max)
     parity = {}
-    for sigma in (schedule.sigma_min, middle, schedule.sigma_max):
-        for batch in (1, 3):
-            coarse = torch.rand(batch, network.image_shape[0], 4, 4, generator=generator)
-            images = F.interpolate(coarse, size=network.image_shape[1:], mode="bilinear")
-            x = images + sigma * torch.randn(images.shape, generator=generator)
-            inputs = {"x": x, "sigma": torch.full((batch,), sigma)}
-            if network.labels:
-                inputs["label"] = torch.arange(batch) % network.labels
-            with torch.no_grad():
-                expected = network(*inputs.values()).numpy()
-            got = score(**{name: value.numpy() for name, value in inputs.items()})
-            if network.gives_images:   # and the score is their small difference from x, which rounding dominates
-                got, expected = (x.numpy() + sigma**2 * value for value in (got, expected))
-            error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
-            parity[f"sigma {sigma:.4g} batch {batch}"] = float(error)
+    for case, inputs in parity_cases(network.image_shape, schedule, network.labels):
+        with torch.no_grad():
+            expected = network(*map(torch.from_numpy, inputs.values())).numpy()
+        got = score(**inputs)
+        if network.gives_images:   # and the score is their small difference from x, which rounding dominates
+            got, expected = (inputs["x"] + inputs["sigma"][0]**2 * value for value in (got, expected))
+        parity[case] = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
     return parity
 
 
-def _run_on_cpu(model: onnx.ModelProto) -> ScoreFunction:
+def parity_cases(
+    image_shape: tuple[int, ...], schedule: VeSchedule, labels: int, *, batches: Sequence[int] = (1, 3)
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yields a name and the inputs of a network where sampling will use it.
+
+    Args:
+        image_shape: C, H, W.
+        schedule: gives the smallest, the middle (in log) and the largest sigma.
+        labels: how many the network has; without any there is no such input.
+        batches: images at a time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for sigma in (schedule.sigma_min, math.sqrt(schedule.sigma_min * schedule.sigma_max), schedule.sigma_max):
+        for batch in batches:
+            coarse = torch.rand(batch, image_shape[0], 4, 4, generator=generator)
+            images = F.interpolate(coarse, size=image_shape[1:], mode="bilinear")
+            x = images + sigma * torch.randn(images.shape, generator=generator)
+            inputs = {"x": x.numpy(), "sigma": np.full(batch, sigma, np.float32)}
+            if labels:
+                inputs["label"] = np.arange(batch) % labels
+            yield f"sigma {sigma:.4g} batch {batch}", inputs
+
+
+def cpu_session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session of a model in memory, for its check."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda **inputs: session.run(["score"], inputs)[0]
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "GradientError",
     "InputError",
     "MissingExtraError",
     "ModelFileError",
@@ -46,6 +47,10 @@ class ModelFileError(SdeOnnxError, ValueError):
 
 class ProviderError(SdeOnnxError, RuntimeError):
     """An execution provider was asked for and cannot run here."""
+
+
+class GradientError(SdeOnnxError, ValueError):
+    """A graph has no gradient, or not with the rules that there are."""
 
 
 class ParityError(SdeOnnxError, RuntimeError):

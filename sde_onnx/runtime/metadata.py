@@ -16,13 +16,13 @@ __all__ = ["FORMAT", "KEY", "ROWS_KEY", "SAMPLER_FORMAT", "SAMPLER_KEY", "ModelM
 KEY = "sde_onnx"
 SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
 ROWS_KEY = "sde_onnx_rows"         # of files with a loop for a device, beside KEY: the format of a plan's rows
-FORMAT = 2
+FORMAT = 3
 SAMPLER_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """The metadata of a model file, formats 1 and 2."""
+    """The metadata of a model file, formats 1 to 3."""
 
     schedule: VeSchedule
     snr: float                       # the Langevin corrector's signal-to-noise ratio
@@ -37,6 +37,7 @@ class ModelMetadata:
     versions: Mapping[str, str] = field(default_factory=dict)  # sde_onnx, torch, opset
     labels: int = 0                  # classes that the input `label` chooses from; 0: there is no such input
     label_optional: bool = False     # whether a label may be left out
+    gradient: bool = False           # whether the file also gives `vjp`, of an input `v`
 
     def __post_init__(self) -> None:
         for name, value in self.solver_options.items():
@@ -56,7 +57,8 @@ class ModelMetadata:
 
     def to_json(self) -> str:
         """The metadata as the JSON text that the file holds."""
-        return json.dumps({"format": FORMAT if self.labels else 1, **asdict(self)}, allow_nan=False)
+        number = 3 if self.gradient else 2 if self.labels else 1   # older versions read what they can
+        return json.dumps({"format": number, **asdict(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, *, name: str) -> ModelMetadata:
@@ -81,8 +83,8 @@ class ModelMetadata:
                 f"{name} has metadata format {number}, this sde-onnx reads up to {FORMAT}: upgrade sde-onnx"
             )
         try:
-            since_labels = {"labels": 0, "label_optional": False}   # format 2; files without labels are of format 1
-            known = {item.name: (since_labels | values)[item.name] for item in fields(cls)}
+            since = {"labels": 0, "label_optional": False, "gradient": False}   # format 1 has none of these
+            known = {item.name: (since | values)[item.name] for item in fields(cls)}
             known["schedule"] = VeSchedule(**known["schedule"])
             known["image_shape"] = tuple(known["image_shape"])
             known["data_range"] = tuple(known["data_range"])

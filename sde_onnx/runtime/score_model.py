@@ -29,6 +29,7 @@ __all__ = ["ON_A_GPU", "ScoreModel", "load", "read_metadata"]
 Array = Any   # of numpy, or a torch tensor
 ON_A_GPU = ("cuda", "tensorrt")   # providers whose memory is not this machine's
 INPUTS, LABEL, OUTPUTS = ("x", "sigma"), "label", ("score",)
+COTANGENT, GRADIENT = "v", "vjp"   # one more input and one more output, of a file with a gradient
 NO_LABEL = -1   # of a network whose label is optional
 BATCH = "N"   # name of the free dimension
 
@@ -76,8 +77,32 @@ class ScoreModel:
                 is missing, out of range, or where there is none.
             ProviderError: the provider failed while running.
         """
+        return self._run(x, sigma, None, label)[0]
+
+    def vjp(self, x: Array, sigma: Array, v: Array, label: Array | int | None = None) -> tuple[Array, Array]:
+        """Returns the score and its vector-Jacobian product, of a file that `sde-onnx gradient` has made.
+
+        Args:
+            x, sigma, label: see :meth:`__call__`.
+            v: the vectors, as x is.
+
+        Returns:
+            The score and ``J^T v`` with ``J = d score / dx``, each ``[N, C, H, W]`` float32, as x is.
+
+        Raises:
+            InputError: the file has no gradient, or a wrong input.
+            ProviderError: the provider failed while running.
+        """
+        if not self.metadata.gradient:
+            raise InputError(f"{self.path.name} has no gradient: `sde-onnx gradient {self.path.name} -o FILE` makes a "
+                             "file that has one")
+        score, product = self._run(x, sigma, v, label)
+        return score, product
+
+    def _run(self, x: Array, sigma: Array, v: Array | None, label: Array | int | None) -> list[Array]:
+        """The outputs of the file: the score, and where v is given the product with it."""
         if is_tensor(x):
-            return self._of_tensors(x, sigma, label)
+            return self._run_on_tensors(x, sigma, v, label)
         expected = self.metadata.image_shape
         is_float = isinstance(x, np.ndarray) and x.dtype == np.float32
         if not is_float or x.ndim != 4 or len(x) == 0 or x.shape[1:] != expected:
@@ -88,9 +113,14 @@ class ScoreModel:
             raise InputError(f"sigma is {_describe(sigma)}, expected float32 [{len(x)}]: one for each image of x")
         if not (sigma > 0).all():
             raise InputError(f"sigma holds {sigma.min():g}, expected noise standard deviations above 0")
+        if v is not None and (not isinstance(v, np.ndarray) or v.dtype != np.float32 or v.shape != x.shape):
+            raise InputError(f"v is {_describe(v)}, expected float32 {list(x.shape)}, as x is")
         inputs = {"x": x, "sigma": sigma} | self.labels_for(label, len(x))
+        if self.metadata.gradient:
+            inputs[COTANGENT] = np.zeros_like(x) if v is None else v
+        outputs = OUTPUTS if v is None else (*OUTPUTS, GRADIENT)
         with self._failures_of(len(x)):
-            return self._open_for(len(x)).run(OUTPUTS, inputs)[0]
+            return list(self._open_for(len(x)).run(outputs, inputs))
 
     def labels_for(self, label: Array | int | None, images: int) -> dict[str, NDArray[np.int64]]:
         """The input ``label`` of so many images, if the file has one; ``InputError`` if it cannot be."""
@@ -112,32 +142,40 @@ class ScoreModel:
             raise InputError(f"label {wrong} is out of range: {self.path.name} has 0 to {count - 1}")
         return {LABEL: np.ascontiguousarray(np.broadcast_to(labels, (images,)), np.int64)}
 
-    def _of_tensors(self, x: Any, sigma: Any, label: Any) -> Any:
-        """The score of torch tensors, without a copy."""
+    def _run_on_tensors(self, x: Any, sigma: Any, v: Any, label: Any) -> list[Any]:
+        """The same of torch tensors, without a copy."""
         torch = sys.modules["torch"]   # whoever made the tensors has imported it; the runtime never does
         shape, devices = self.metadata.image_shape, ("cpu", "cuda") if self.provider in ON_A_GPU else ("cpu",)
         if not is_tensor(sigma) or sigma.device != x.device or x.device.type not in devices:
             beside = f"on {sigma.device}" if is_tensor(sigma) else _describe(sigma)
             raise InputError(f"x is on {x.device}, sigma {beside}; provider {self.provider} takes tensors on "
                              f"{' or '.join(devices)}")
-        for name, value, sizes in (("x", x, (len(x), *shape)), ("sigma", sigma, (len(x),))):
+        given = {"x": x, "sigma": sigma}
+        results = {name: torch.empty_like(x, memory_format=torch.contiguous_format)
+                   for name in (OUTPUTS if v is None else (*OUTPUTS, GRADIENT))}
+        if self.metadata.gradient:
+            given[COTANGENT] = torch.zeros_like(x) if v is None else v
+        for name, value in given.items():
+            sizes = (len(x),) if name == "sigma" else (len(x), *shape)
+            if not is_tensor(value) or value.device != x.device:
+                raise InputError(f"x is on {x.device}, {name} {_describe(value)}: expected a tensor beside x")
             if value.dtype != torch.float32 or tuple(value.shape) != sizes or len(x) == 0:
                 raise InputError(f"{name} is {value.dtype} {list(value.shape)}, expected float32 {list(sizes)}")
-        score = torch.empty_like(x, memory_format=torch.contiguous_format)
         with self._failures_of(len(x)):
             session = self._open_for(len(x))   # asked for once: another thread may make it give way to another
             binding = session.io_binding()
             place = x.device.type, x.device.index or 0, np.float32
-            given = {"x": x.detach().contiguous(), "sigma": sigma.detach().contiguous()}
-            for name, value in given.items():
+            kept = {name: value.detach().contiguous() for name, value in given.items()}
+            for name, value in kept.items():
                 binding.bind_input(name, *place, tuple(value.shape), value.data_ptr())
             for name, numbers in self.labels_for(label, len(x)).items():
                 binding.bind_cpu_input(name, numbers)
-            binding.bind_output("score", *place, tuple(score.shape), score.data_ptr())
+            for name, value in results.items():
+                binding.bind_output(name, *place, tuple(value.shape), value.data_ptr())
             if x.device.type == "cuda":   # ONNX Runtime has a stream of its own, and ends a run with it empty
                 torch.cuda.current_stream(x.device).synchronize()
             session.run_with_iobinding(binding)
-        return score
+        return list(results.values())
 
     @contextmanager
     def _failures_of(self, images: int) -> Iterator[None]:
@@ -238,9 +276,11 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         ) from None
     metadata = _metadata(path, session.get_modelmeta().custom_metadata_map)
     names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
-    expected = (*INPUTS, LABEL) if metadata.labels else INPUTS
-    if (names[0], names[1][:1]) != (expected, OUTPUTS):   # a graph for a loop has more to tell
-        raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {expected} to {OUTPUTS}: export it again")
+    gradient = metadata.gradient
+    expected = (*INPUTS, *[LABEL] * bool(metadata.labels), *[COTANGENT] * gradient)
+    results = (*OUTPUTS, *[GRADIENT] * gradient)
+    if (names[0], names[1][:len(results)]) != (expected, results):   # a graph for a loop has more to tell
+        raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {expected} to {results}: export it again")
     if (shape := tuple(session.get_inputs()[0].shape[1:])) != metadata.image_shape:
         raise ModelFileError(f"{path} takes images {shape}, its metadata say {metadata.image_shape}: export it again")
     return metadata

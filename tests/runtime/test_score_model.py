@@ -84,8 +84,8 @@ class TestFilesThatAreNotOurs:
         self.refuses(read, tmp_path / "m.onnx", "an ONNX file without sde_onnx metadata")
 
     def test_newer_format(self, read, tmp_path, model_file):
-        path = rewritten(model_file, tmp_path / "m.onnx", format=3, snr=None)   # whatever else it may hold
-        self.refuses(read, path, "has metadata format 3, this sde-onnx reads up to 2: upgrade sde-onnx")
+        path = rewritten(model_file, tmp_path / "m.onnx", format=4, snr=None)   # whatever else it may hold
+        self.refuses(read, path, "has metadata format 4, this sde-onnx reads up to 3: upgrade sde-onnx")
 
     @pytest.mark.parametrize("damage", [{"format": None}, {"snr": None}, {"schedule": {"sigma_min": 1}},
                                         {"schedule": {"sigma_min": 2, "sigma_max": 1}}, {"snr": "0.16"}, {"snr": -1},

@@ -1,0 +1,73 @@
+"""The gradient file of a model file: beside the score it gives the score's vector-Jacobian product.
+
+It is a file of its own, since ONNX Runtime computes every output of a graph, whichever is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from sde_onnx.errors import ModelFileError, ParityError
+from sde_onnx.export.gradient.reference import reference_vjp
+from sde_onnx.export.gradient.reverse import add_gradient
+from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases
+from sde_onnx.files import replacing
+from sde_onnx.runtime.metadata import KEY, ModelMetadata
+from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, read_metadata
+
+__all__ = ["TOLERANCE", "export_gradient"]
+
+TOLERANCE = 1e-5            # of the product, relative to torch's reverse mode in float32
+LARGEST_BATCHED = 1 << 16   # values of an image that is also checked three at a time: torch keeps all activations
+
+
+def export_gradient(source: Path, path: Path, *, force: bool = False) -> ModelMetadata:
+    """Writes a file ``(x, sigma, v) -> (score, vjp)``, and the input ``label`` where the model file has it.
+
+    Args:
+        source: a model file, of target ``"any"``.
+        path: the new ``.onnx`` file.
+        force: whether an existing file may be replaced.
+
+    Returns:
+        The file's metadata, the parity of ``vjp`` with torch's reverse mode among it.
+
+    Raises:
+        ModelFileError: the source is not a model file, has a gradient already, or was exported for one provider.
+        GradientError: an operator without a rule.
+        OutputError: the file exists, cannot be written, or does not end in ``.onnx``.
+        ParityError: a product differs by more than TOLERANCE; nothing is written.
+    """
+    check_model_output(path, force=force, inputs=[source])
+    metadata = read_metadata(source)
+    if metadata.gradient:
+        raise ModelFileError(f"{source} has a gradient already")
+    if metadata.target != "any":
+        raise ModelFileError(f"{source} was exported for {metadata.target}: export it without --target, its gradient "
+                             "runs there as well")
+    plain, model = onnx.load(source), onnx.load(source)
+    add_gradient(model, "score", "x", cotangent=COTANGENT, result=GRADIENT)
+    onnx.checker.check_model(model)
+    session = cpu_session(model)
+    batches = (1, 3) if math.prod(metadata.image_shape) <= LARGEST_BATCHED else (1,)
+    generator = np.random.default_rng(0)
+    parity = {}
+    for case, inputs in parity_cases(metadata.image_shape, metadata.schedule, metadata.labels, batches=batches):
+        v = generator.standard_normal(inputs["x"].shape, np.float32)
+        expected = reference_vjp(plain, inputs, "score", "x", v, dtype=torch.float32)   # as the phases of sigma are
+        got, = session.run([GRADIENT], {**inputs, COTANGENT: v})
+        parity[f"vjp {case}"] = error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+        if not error <= TOLERANCE:
+            raise ParityError(f"the gradient differs from torch's by {error:.2e} relative at {case}, above "
+                              f"{TOLERANCE:.0e}; {path} was not written")
+    metadata = dataclasses.replace(metadata, gradient=True, parity={**metadata.parity, **parity})
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return metadata

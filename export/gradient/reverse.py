@@ -1,0 +1,136 @@
+"""The walk of reverse mode over an ONNX graph.
+
+With ``y`` an output and ``x`` an input, the graph gains an input ``v`` of y's shape and an output
+
+    vjp = J^T v,    J = dy / dx
+
+Every value between has a cotangent, ``(dy / dvalue)^T v``. It is the sum of what the rules of its readers contribute,
+so nodes are walked from the last to the first; those that do not depend on x, or that y does not depend on, are left
+out. What follows from x by comparisons alone is constant almost everywhere and contributes nothing.
+
+Source: Griewank and Walther 2008, "Evaluating Derivatives", chapter 3.
+"""
+
+from __future__ import annotations
+
+import collections
+
+import onnx
+import onnx.inliner
+
+from sde_onnx.errors import GradientError
+from sde_onnx.export.gradient.rules import RULES
+from sde_onnx.export.gradient.writer import Call, GradientWriter, Values
+from sde_onnx.export.graph.nodes import attributes_of, replace_nodes
+
+__all__ = ["add_gradient"]
+
+OLDEST_OPSET = 13   # since which sums and softmaxes are what they are today
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+SIZES = ("Shape", "Size")   # integers that say nothing of a value's numbers
+
+
+def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "v", result: str = "vjp") -> None:
+    """Adds the vector-Jacobian product of an output with respect to an input to a graph, in place.
+
+    Args:
+        model: any graph whose operators between the two have a rule in :data:`sde_onnx.export.gradient.rules.RULES`.
+        of: the name of a floating-point output, of any shape.
+        at: the name of a floating-point input.
+        cotangent: of the new input, ``of``'s shape and type.
+        result: of the new output, ``at``'s shape and type.
+
+    Raises:
+        GradientError: a name that is not there, is taken already or holds integers; an output that does not depend on
+            the input; an operator without a rule, or with a shape that its rule cannot know; an opset below 13.
+    """
+    if model.functions:
+        model.CopyFrom(onnx.inliner.inline_local_functions(model))
+    graph = model.graph
+    inputs, outputs = ({item.name: item for item in items} for items in (graph.input, graph.output))
+    taken = {*inputs, *outputs, *(name for node in graph.node for name in node.output)}
+    for name, names, kind in ((of, outputs, "output"), (at, inputs, "input")):
+        if name not in names:
+            raise GradientError(f"the graph has no {kind} {name!r}, it has {', '.join(names)}")
+        if names[name].type.tensor_type.elem_type not in FLOATS:
+            raise GradientError(f"{kind} {name!r} holds no floating-point numbers: it has no gradient")
+    for name in (cotangent, result):
+        if name in taken:
+            raise GradientError(f"the graph has a value {name!r} already: it may be a gradient's, else choose another "
+                                "name")
+    values = Values(model)
+    if values.opset < OLDEST_OPSET:
+        raise GradientError(f"the graph is of opset {values.opset}, expected {OLDEST_OPSET} or above: "
+                            "onnx.version_converter converts it")
+    prefix = result
+    while any(name.startswith(f"{prefix}/") for name in taken):
+        prefix += "_"
+    between = _between(graph, of, at, values)
+    writer = GradientWriter(prefix, values, between)
+    parts: dict[str, list[str]] = collections.defaultdict(list, {of: [cotangent]})
+    for node in reversed(graph.node):
+        if between.isdisjoint(node.output):
+            continue
+        cotangents = [writer.total(parts[name], name) if parts[name] else None for name in node.output]
+        for name, contribution in _contributions(writer, node, cotangents, of, between):
+            parts[name].append(contribution)
+    writer.add("Identity", writer.total(parts[at], at), output=result)
+    for items, like, name in ((graph.input, outputs[of], cotangent), (graph.output, inputs[at], result)):
+        items.add().CopyFrom(like)
+        items[-1].name = name
+    graph.initializer.extend(writer.constants.values())
+    replace_nodes(graph, [*graph.node, *_needed(writer.nodes, result)])
+
+
+def _between(graph: onnx.GraphProto, of: str, at: str, values: Values) -> set[str]:
+    """The values that depend on ``at`` and that ``of`` depends on."""
+    leads = {of}
+    for node in reversed(graph.node):
+        if not leads.isdisjoint(node.output):
+            leads.update(node.input)
+    depends = {at}
+    for node in graph.node:
+        if depends.isdisjoint(node.input):
+            continue
+        for name in node.output:
+            kind = values.type_of(name)
+            if kind in (0, *FLOATS):
+                depends.add(name)
+            elif kind != onnx.TensorProto.BOOL and node.op_type not in SIZES and name in leads:
+                raise GradientError(f"{of} depends on {at} through integers, at {_told(node)}: it has no gradient")
+    if of not in depends:
+        raise GradientError(f"output {of!r} does not depend on input {at!r}")
+    return leads & depends
+
+
+def _contributions(
+    writer: GradientWriter, node: onnx.NodeProto, cotangents: list[str | None], of: str, between: set[str]
+) -> list[tuple[str, str]]:
+    """What a node adds to the cotangents of its inputs, by their names."""
+    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        raise GradientError(f"{_told(node)} has no gradient rule; it feeds output {of!r}")
+    call = Call(node.op_type, list(node.input), list(node.output), attributes_of(node), cotangents)
+    try:
+        found = rule(writer, call)
+    except GradientError as error:
+        raise GradientError(f"{_told(node)}, which feeds output {of!r}: {error}") from None
+    parts = [(name, part) for name, part in zip(node.input, found, strict=False) if part is not None]
+    if lacking := between.intersection(node.input).difference(name for name, _ in parts):
+        told = f"its input {lacking.pop()!r}; it feeds output {of!r}"
+        raise GradientError(f"{_told(node)} has no gradient rule for {told}")
+    return [(name, part) for name, part in parts if name in between]
+
+
+def _told(node: onnx.NodeProto) -> str:
+    return f"operator {node.domain + '::' if node.domain else ''}{node.op_type} (node {node.name or node.output[0]!r})"
+
+
+def _needed(nodes: list[onnx.NodeProto], result: str) -> list[onnx.NodeProto]:
+    """The nodes that a result depends on, in their order."""
+    names, kept = {result}, []
+    for node in reversed(nodes):
+        if not names.isdisjoint(node.output):
+            names.update(node.input)
+            kept.append(node)
+    return kept[::-1]

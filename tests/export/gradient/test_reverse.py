@@ -1,0 +1,193 @@
+"""The walk: what it follows, what it leaves out, what it refuses; and graphs that others have made."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import parser
+
+from sde_onnx.errors import GradientError
+from sde_onnx.export.gradient import add_gradient
+from sde_onnx.export.gradient.reference import reference_vjp
+
+
+def model_of(text: str) -> onnx.ModelProto:
+    """A model of opset 20 from ONNX's own text form of a graph."""
+    return parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]> {text}')
+
+
+def run(model: onnx.ModelProto, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(outputs, feeds)
+
+
+FAN_OUT = """g (float[N, 4] x, float[4, 4] unused) => (float[N, 4] y, float[N, 4] other)
+<float[4, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}> {
+    a = Tanh(x)  b = MatMul(a, w)  c = Mul(a, b)  d = Add(c, x)  y = Sub(d, a)
+    other = Ceil(y)
+}"""
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_contributions_are_summed_for_any_batch(batch, rng):
+    model, plain = model_of(FAN_OUT), model_of(FAN_OUT)
+    add_gradient(model, "y", "x")   # though another output has no rule
+    onnx.checker.check_model(model, full_check=True)
+    x, v = (rng.standard_normal((batch, 4), np.float32) for _ in range(2))
+    [got] = run(model, ["vjp"], {"x": x, "v": v, "unused": np.eye(4, dtype=np.float32)})
+    expected = reference_vjp(plain, {"x": x}, "y", "x", v)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_lies_between_is_walked(rng):
+    text = """g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y)
+    { a = Ceil(z)  b = Exp(x)  y = Mul(a, b)  c = Sin(y) }"""
+    model = model_of(text)
+    add_gradient(model, "y", "x", cotangent="weights", result="gradient")
+    added = [node.op_type for node in model.graph.node][4:]
+    assert added == ["Mul", "Mul", "Identity"]   # by a and by e^x; nothing of z, nor of c
+    assert [item.name for item in model.graph.input] == ["x", "z", "weights"]
+    assert [item.name for item in model.graph.output] == ["y", "gradient"]
+
+
+def test_a_second_gradient_may_be_added_under_other_names(rng):
+    text = "g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y) { a = Exp(x)  y = Mul(a, z) }"
+    model = model_of(text)
+    add_gradient(model, "y", "x")
+    add_gradient(model, "y", "z", cotangent="w", result="vjp_z")
+    x, z, v = (rng.standard_normal((2, 4), np.float32) for _ in range(3))
+    of_x, of_z = run(model, ["vjp", "vjp_z"], {"x": x, "z": z, "v": v, "w": v})
+    np.testing.assert_allclose(of_x, v * z * np.exp(x), rtol=1e-5)
+    np.testing.assert_allclose(of_z, v * np.exp(x), rtol=1e-5)
+
+
+def test_comparisons_are_constant_and_their_choice_is_not(rng):
+    text = """g (float[N, 4] x) => (float[N, 4] y)
+    <float zero = {0}> { above = Greater(x, zero)  b = Exp(x)  y = Where(above, b, x) }"""
+    model = model_of(text)
+    add_gradient(model, "y", "x")
+    x, v = (rng.standard_normal((3, 4), np.float32) for _ in range(2))
+    [got] = run(model, ["vjp"], {"x": x, "v": v})
+    np.testing.assert_allclose(got, v * np.where(x > 0, np.exp(x), 1), rtol=1e-5)
+
+
+def test_local_functions_are_opened(rng):
+    model = parser.parse_model("""<ir_version: 10, opset_import: ["" : 20, "ours" : 1]>
+    g (float[N, 4] x) => (float[N, 4] y) { y = ours.Twice(x) }
+    <opset_import: ["" : 20], domain: "ours"> Twice (a) => (b) { c = Mul(a, a)  b = Add(c, c) }""")
+    add_gradient(model, "y", "x")
+    x, v = (rng.standard_normal((3, 4), np.float32) for _ in range(2))
+    np.testing.assert_allclose(run(model, ["vjp"], {"x": x, "v": v})[0], 4 * x * v, rtol=1e-5)
+
+
+SIMPLE = "g (float[N, 4] x, int64[N] k) => (float[N, 4] y, int64[N] n) { y = Exp(x)  n = Identity(k) }"
+REFUSED = {
+    "no such output": (SIMPLE, "score", "x", {}, "no output 'score', it has y, n"),
+    "no such input": (SIMPLE, "y", "y", {}, "no input 'y', it has x, k"),
+    "an integer output": (SIMPLE, "n", "x", {}, "output 'n' holds no floating-point numbers"),
+    "an integer input": (SIMPLE, "y", "k", {}, "input 'k' holds no floating-point numbers"),
+    "a name that is taken": (SIMPLE, "y", "x", {"cotangent": "k"}, "a value 'k' already"),
+    "no dependence": ("g (float[4] x, float[4] z) => (float[4] y, float[4] w) { y = Exp(x)  w = Sin(z) }", "y", "z", {},
+                      "output 'y' does not depend on input 'z'"),
+    "a path through integers": (
+        "g (float[4] x) => (float[4] y) { n = Cast<to: int = 7>(x)  m = Cast<to: int = 1>(n)  y = Add(x, m) }",
+        "y", "x", {}, "y depends on x through integers, at operator Cast"),
+    "a shape that is not known": (
+        """g (float[N, M] x, float[K, M] z) => (float[K, M] y)
+        { s = Shape(z)  a = Reshape(x, s)  y = Concat<axis: int = 0>(a, z) }""",
+        "y", "x", {}, "needs axes [0] to be fixed"),
+    "a foreign operator": ("g (float[4] x) => (float[4] y) { y = com.microsoft.QuickGelu(x) }", "y", "x", {},
+                           "operator com.microsoft::QuickGelu"),
+}
+
+
+@pytest.mark.parametrize(("text", "of", "at", "names", "message"), REFUSED.values(), ids=list(REFUSED))
+def test_refused_by_a_line(text, of, at, names, message):
+    model = model_of(text)
+    before = model.SerializeToString()
+    with pytest.raises(GradientError) as caught:
+        add_gradient(model, of, at, **names)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert model.SerializeToString() == before
+
+
+def test_an_old_opset_is_refused_by_a_line():
+    model = parser.parse_model('<ir_version: 7, opset_import: ["" : 12]> g (float[4] x) => (float[4] y) { y = Exp(x) }')
+    with pytest.raises(GradientError, match="opset 12, expected 13 or above"):
+        add_gradient(model, "y", "x")
+
+
+@pytest.fixture(scope="module")
+def vision_models():
+    """torchvision's networks, which are plain Python, from a folder of their own: its kernels may need CUDA.
+
+    ``pip install --no-deps --target FOLDER torchvision==0.28.0`` makes one, SDE_ONNX_TORCHVISION names it.
+    """
+    folder = os.environ.get("SDE_ONNX_TORCHVISION")
+    if not folder:
+        pytest.skip("SDE_ONNX_TORCHVISION names no folder with torchvision")
+    for kernel in ("nms", "qnms"):   # which its import asks for
+        torch.library.define(f"torchvision::{kernel}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("torchvision.models")
+
+
+NETWORKS = {
+    "ResNet": lambda models: (models.resnet18(), 96),
+    "vision transformer": lambda models: (models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=3, num_heads=4, hidden_dim=64, mlp_dim=128), 32),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("exporter", "name"), [("dynamo", "ResNet"), ("torchscript", "ResNet"),
+                                                ("dynamo", "vision transformer")])
+def test_the_gradient_of_a_logit_of_torchvisions_networks(vision_models, name, exporter):
+    torch.manual_seed(0)
+    network, size = NETWORKS[name](vision_models)
+    for parameter in network.parameters():   # a new transformer's head is zero
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    network.eval()
+    free = ({"dynamic_shapes": ({0: torch.export.Dim("N")},)} if exporter == "dynamo"
+            else {"dynamic_axes": {"x": {0: "N"}, "y": {0: "N"}}})
+    file = io.BytesIO()
+    torch.onnx.export(network, (torch.rand(2, 3, size, size),), file, dynamo=exporter == "dynamo", input_names=["x"],
+                      output_names=["y"], opset_version=18, **free)
+    model = onnx.load_from_string(file.getvalue())
+    add_gradient(model, "y", "x")
+    x = torch.rand(3, 3, size, size, requires_grad=True)
+    v = torch.zeros(3, 1000)
+    v[:, 7] = 1
+    [got] = run(model, ["vjp"], {"x": x.detach().numpy(), "v": v.numpy()})
+    expected, = torch.autograd.grad(network(x)[:, 7].sum(), x)
+    assert np.linalg.norm(got - expected.numpy()) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_a_probability_of_scikit_learns_classifier():
+    skl2onnx = pytest.importorskip("skl2onnx", reason="skl2onnx is not installed")
+    from sklearn.datasets import load_digits
+    from sklearn.neural_network import MLPClassifier
+
+    images, digits = load_digits(return_X_y=True)
+    classifier = MLPClassifier((32, 16), max_iter=30, random_state=0).fit(images[:500] / 16, digits[:500])
+    kind = skl2onnx.common.data_types.FloatTensorType([None, 64])
+    model = skl2onnx.to_onnx(classifier, initial_types=[("x", kind)], options={"zipmap": False}, target_opset=18)
+    add_gradient(model, "probabilities", "x")
+    x = torch.tensor(images[500:504] / 16, dtype=torch.float32, requires_grad=True)
+    v = torch.zeros(4, 10)
+    v[:, 3] = 1
+    [got] = run(model, ["vjp"], {"x": x.detach().numpy(), "v": v.numpy()})
+    h = x
+    for index, (weights, bias) in enumerate(zip(classifier.coefs_, classifier.intercepts_, strict=True)):
+        h = h @ torch.tensor(weights, dtype=torch.float32) + torch.tensor(bias, dtype=torch.float32)
+        h = h.relu() if index < 2 else h.softmax(1)
+    expected, = torch.autograd.grad(h[:, 3].sum(), x)
+    assert np.linalg.norm(got - expected.numpy()) <= 1e-5 * np.linalg.norm(expected)
