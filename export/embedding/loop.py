@@ -111,7 +111,7 @@ def embed(
     }
     if max_steps is not None:
         about |= {"min_steps": held.counts[0], "max_steps": max_steps}
-    helper.set_model_props(built, {KEY: metadata.to_json(), SAMPLER_KEY: json.dumps(about)})
+    helper.set_model_props(built, {KEY: replace(metadata, gradient=False).to_json(), SAMPLER_KEY: json.dumps(about)})
     with replacing(path) as temporary:
         temporary.write_bytes(built.SerializeToString())
 
