@@ -1,0 +1,153 @@
+"""Files to arrays: pictures, folders of them and ``.npz``, in the shape that a model has."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from sde_onnx.errors import InputError
+from sde_onnx.images import MODES, to_pil
+
+__all__ = ["Images", "read_images"]
+
+Images = NDArray[np.uint8 | np.float32]
+KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alpha"}
+# The modes of Pillow that hold 8 bits or fewer a value, and the one of KINDS that loses nothing.
+LOSSLESS = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "PA": "RGBA"}
+RESIZE = "--resize (resize=True) puts alpha on white, crops the middle and resizes"
+
+
+def read_images(
+    paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool = False
+) -> tuple[list[str], Images]:
+    """Reads pictures as images of a model. All are of one kind: 8-bit values or floats.
+
+    Args:
+        paths: pictures that Pillow opens; ``.npz`` with an array ``images`` (uint8 ``[N, C, H, W]`` or
+            ``[N, H, W, C]``, or float32 ``[N, C, H, W]`` in [0, 1]), whose names are its ``seeds``, if it has some; and
+            folders, which stand for all of these in them, by name.
+        image_shape: the model's ``(C, H, W)``. Gray pictures become RGB where the model's images are.
+        resize: whether 8-bit pictures of another size are cropped in the middle to the model's aspect and resized by
+            Lanczos' filter, and transparent ones put on white.
+
+    Returns:
+        A name for each image, without suffix, and the images, ``[N, C, H, W]`` uint8, or float32 in [0, 1].
+
+    Raises:
+        InputError: a file that is missing or cannot be read, a folder without pictures, or an image of another size, of
+            other colours, or with transparency; names the file.
+    """
+    names: list[str] = []
+    parts: list[Images] = []
+    for path in _files(paths):
+        if path.suffix.lower() == ".npz":
+            found, images = _read_npz(path, image_shape, resize=resize)
+            names += found
+            parts.append(images)
+        else:
+            names.append(path.stem)
+            parts.append(_read_picture(path, image_shape, resize=resize)[None])
+    if len({part.dtype for part in parts}) > 1:
+        raise InputError("8-bit pictures and float32 images do not go together: give them to two commands")
+    return names, np.concatenate(parts)
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The paths, and in place of a folder its pictures."""
+    if not paths:
+        raise InputError("no pictures: give files or folders")
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} is missing, expected a picture, a .npz or a folder of them")
+        inside = _pictures_of(path) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path} holds no pictures")
+        files += inside
+    return files
+
+
+def _pictures_of(folder: Path) -> list[Path]:
+    kinds = {*Image.registered_extensions(), ".npz"}
+    sheet = folder / "grid.png" if (folder / "run.json").exists() else None   # `sde-onnx sample --grid` wrote it
+    return sorted(path for path in folder.iterdir()
+                  if path.suffix.lower() in kinds and not path.name.startswith(".") and path != sheet)
+
+
+def _read_picture(path: Path, image_shape: tuple[int, int, int], *, resize: bool) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as file:
+            frames = getattr(file, "n_frames", 1)
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as a picture: {error}") from None
+    if frames > 1:
+        raise InputError(f"{path} holds {frames} frames, expected one picture")
+    return _fitted(picture, str(path), image_shape, resize=resize)
+
+
+def _read_npz(path: Path, image_shape: tuple[int, int, int], *, resize: bool) -> tuple[list[str], Images]:
+    try:
+        with np.load(path) as file:
+            images = file["images"]
+            seeds = file["seeds"].tolist() if "seeds" in file else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as a .npz with an array `images`: {error}") from None
+    if images.ndim != 4 or len(images) == 0 or images.dtype not in (np.uint8, np.float32):
+        raise InputError(f"{path} holds {images.dtype} {list(images.shape)}, expected images, uint8 or float32 "
+                         f"[N, {', '.join(map(str, image_shape))}]")
+    names = [f"{path.stem}-{index:06d}" for index in range(len(images))]
+    if seeds is not None and len(seeds) == len(images):
+        names = [f"{seed:06d}" for seed in seeds]
+    if images.dtype == np.float32:
+        if images.shape[1:] != image_shape:
+            raise InputError(f"{path} holds float32 images {list(images.shape[1:])}, the model's are "
+                             f"{list(image_shape)}; only 8-bit pictures are resized")
+        if not ((images >= 0) & (images <= 1)).all():
+            raise InputError(f"{path} holds values outside [0, 1], expected images in that range")
+        return names, images
+    if images.shape[1:] == image_shape:
+        return names, images
+    pictures = images if images.shape[3] in MODES else images.transpose(0, 2, 3, 1)
+    if pictures.shape[3] not in MODES:
+        raise InputError(f"{path} holds images {list(images.shape[1:])}, the model's are {list(image_shape)}")
+    return names, np.stack([_fitted(to_pil(np.ascontiguousarray(picture)), f"{path}, image {index}", image_shape,
+                                    resize=resize) for index, picture in enumerate(pictures)])
+
+
+def _fitted(
+    picture: Image.Image, name: str, image_shape: tuple[int, int, int], *, resize: bool
+) -> NDArray[np.uint8]:
+    """A picture as a model's image, ``[C, H, W]``, if nothing of it is lost or ``resize`` allows it."""
+    channels, height, width = image_shape
+    if channels not in MODES:
+        raise InputError(f"{name}: the model's images have {channels} channels, which no picture has: give a .npz")
+    if picture.mode not in LOSSLESS:
+        raise InputError(f"{name} is of Pillow's mode {picture.mode}, expected 8-bit gray or RGB: convert it")
+    kind, wanted = LOSSLESS[picture.mode], MODES[channels]
+    if "transparency" in picture.info:
+        kind = "RGBA"
+    picture = picture.convert(kind)
+    if kind.endswith("A") and not wanted.endswith("A"):
+        if np.asarray(picture.getchannel("A")).min() < 255:
+            if not resize:
+                raise InputError(f"{name} is transparent in places, the model's images are not: {RESIZE}")
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        kind = kind.removesuffix("A")
+        picture = picture.convert(kind)
+    if kind.startswith("RGB") and wanted.startswith("L"):
+        raise InputError(f"{name} is {KINDS[kind]}, the model's images are {KINDS[wanted]}: convert it first")
+    if picture.size != (width, height):
+        if not resize:
+            raise InputError(f"{name} is {picture.width}x{picture.height}, the model's images are {width}x{height}: "
+                             f"{RESIZE}")
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(picture.convert(wanted)).reshape(height, width, channels).transpose(2, 0, 1)
