@@ -18,12 +18,12 @@ from sde_onnx.runtime.device_loop import DeviceLoop, room_for
 from sde_onnx.runtime.machine import available_cores, available_memory, image_memory
 from sde_onnx.runtime.score_model import ON_A_GPU, ScoreModel
 from sde_onnx.solvers.catalogue import Sampling, resolve
-from sde_onnx.solvers.noise import PortableNoise, check_seeds
+from sde_onnx.solvers.noise import LatentFirst, PortableNoise, check_seeds
 from sde_onnx.solvers.plan import Plan, Step
 from sde_onnx.solvers.protocols import NoiseSource, Score
 
-__all__ = ["WRAPPERS", "Batch", "choose_batch_size", "default_batch_size", "label_of", "sample", "sample_batches",
-           "steps_of"]
+__all__ = ["WRAPPERS", "Batch", "batches_of", "choose_batch_size", "default_batch_size", "label_of", "last_images",
+           "sample", "sample_batches", "steps_of"]
 
 # Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
 VALUES_A_BATCH = 1 << 19
@@ -49,6 +49,7 @@ def sample(
     quality: str | None = None,
     sampling: Sampling | None = None,
     labels: Labels = None,
+    latents: NDArray[np.float32] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
     **options: Any,
@@ -65,6 +66,8 @@ def sample(
             three is given.
         sampling: in place of these and of ``options``, of :func:`sde_onnx.resolve`.
         labels: of a model that has them: one for all images, or several, which seeds take in turn: :func:`label_of`.
+        latents: x at sigma_max, one for each seed, ``[N, C, H, W]`` float32, in place of sigma_max times the seed's
+            first noise array. The arrays after it stay the seed's.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
         progress: show a progress bar on standard error if it is a terminal.
@@ -79,14 +82,8 @@ def sample(
         NonFiniteError: NaN or infinity appeared.
     """
     sampling = _request(model, sampling, quality=quality, solver=solver, steps=steps, options=options)
-    batches = sample_batches(model, seeds, sampling=sampling, labels=labels, batch_size=batch_size)
-    images = []
-    with tqdm(total=len(seeds) * (sampling.steps or 0) or None, unit="step", disable=None if progress else True) as bar:
-        for batch in batches:
-            for step in batch.steps:   # noqa: B007  # the last one is the result
-                bar.update(len(batch.seeds))
-            images.append(np.clip(step.x_mean, 0, 1))
-    return np.concatenate(images)
+    batches = batches_of(model, seeds, sampling, labels=labels, latents=latents, batch_size=batch_size)
+    return last_images(batches, len(seeds) * (sampling.steps or 0), progress=progress)
 
 
 def sample_batches(
@@ -98,6 +95,7 @@ def sample_batches(
     quality: str | None = None,
     sampling: Sampling | None = None,
     labels: Labels = None,
+    latents: NDArray[np.float32] | None = None,
     batch_size: int | None = None,
     **options: Any,
 ) -> Iterator[Batch]:
@@ -106,7 +104,20 @@ def sample_batches(
     Arguments and errors are those of :func:`sample`; they are checked before the first batch.
     """
     sampling = _request(model, sampling, quality=quality, solver=solver, steps=steps, options=options)
+    return batches_of(model, seeds, sampling, labels=labels, latents=latents, batch_size=batch_size)
+
+
+def batches_of(
+    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, labels: Labels, latents: NDArray[np.float32] | None,
+    batch_size: int | None,
+) -> Iterator[Batch]:
+    """The batches of a resolved request, whose noise levels need not be all of the model's.
+
+    Arguments and errors are those of :func:`sample`; ``latents`` are x at the request's own sigma_max.
+    """
     check_seeds(seeds)
+    if latents is not None:
+        _check_latents(latents, (len(seeds), *model.metadata.image_shape))
     label = label_of(seeds, labels)
     model.labels_for(label, len(seeds))   # refuses what the model does not have
     size = choose_batch_size(model, len(seeds), batch_size, images_depend=sampling.depends_on_batch)
@@ -114,10 +125,38 @@ def sample_batches(
 
     def start(first: int) -> Batch:
         chunk, its_labels = seeds[first : first + size], None if label is None else label[first : first + size]
-        noise = PortableNoise(chunk, model.metadata.image_shape, threads=threads)
+        noise: NoiseSource = PortableNoise(chunk, model.metadata.image_shape, threads=threads)
+        if latents is not None:
+            noise = LatentFirst(latents[first : first + size] / np.float32(sampling.schedule.sigma_max), noise)
         return Batch(list(chunk), steps_of(model, noise, len(chunk), sampling, label=its_labels))
 
     return map(start, range(0, len(seeds), size))
+
+
+def last_images(batches: Iterator[Batch], steps: int, *, progress: bool) -> NDArray[np.float32]:
+    """Runs batches to their ends: ``[N, C, H, W]`` in [0, 1].
+
+    Args:
+        batches: of :func:`batches_of`.
+        steps: of all images together, 0 where that shows on the way.
+        progress: show a progress bar on standard error if it is a terminal.
+    """
+    images = []
+    with tqdm(total=steps or None, unit="step", disable=None if progress else True) as bar:
+        for batch in batches:
+            for step in batch.steps:   # noqa: B007  # the last one is the result
+                bar.update(len(batch.seeds))
+            images.append(np.clip(step.x_mean, 0, 1))
+    return np.concatenate(images)
+
+
+def _check_latents(latents: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+    """``InputError`` where latents are not finite float32 of a shape."""
+    if not isinstance(latents, np.ndarray) or latents.dtype != np.float32 or latents.shape != shape:
+        got = f"{latents.dtype} {list(latents.shape)}" if isinstance(latents, np.ndarray) else type(latents).__name__
+        raise InputError(f"latents is {got}, expected float32 {list(shape)}: one for each seed")
+    if not np.isfinite(latents).all():
+        raise InputError("latents holds NaN or infinity, expected finite numbers")
 
 
 def _request(model: ScoreModel, sampling: Sampling | None, **asked: Any) -> Sampling:

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
-from sde_onnx.solvers.protocols import NoiseSource
+from sde_onnx.solvers.protocols import Array, NoiseSource
 
-__all__ = ["NumpyNoise", "PortableNoise", "TorchNoise", "noise_source", "portable_normals",
+__all__ = ["LatentFirst", "NumpyNoise", "PortableNoise", "TorchNoise", "noise_source", "portable_normals",
            "threefry2x32"]
 
 Float32Array = NDArray[np.float32]
@@ -150,6 +150,22 @@ class NumpyNoise:
 
     def __call__(self) -> Float32Array:
         return self.generator.standard_normal(self.shape, np.float32)
+
+
+class LatentFirst:
+    """A noise source whose first array is one that is given; those after it are another source's, which counts it.
+
+    Every loop starts from sigma_max times the first array. So whoever gives ``latent / sigma_max`` starts them all
+    from the latent.
+    """
+
+    def __init__(self, first: Float32Array, following: NoiseSource) -> None:
+        self._first: Float32Array | None = first
+        self._following = following
+
+    def __call__(self) -> Array:
+        z, (first, self._first) = self._following(), (self._first, None)
+        return z if first is None else first
 
 
 class TorchNoise:

@@ -4,6 +4,7 @@ import pytest
 import sde_onnx
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import default_batch_size, sample_batches
+from sde_onnx.solvers.noise import PortableNoise
 
 # ONNX Runtime blocks its sums by the batch: float32 rounding, carried through every step.
 BATCH_ROUNDING = 1e-3
@@ -53,6 +54,9 @@ def test_what_is_not_given_is_the_models_own(model):
     ({"steps": 0}, "steps is 0"),
     ({"solver": "pc", "steps": 0}, "steps is 0"),
     ({"batch_size": 0}, "batch_size is 0"),
+    ({"latents": np.zeros((2, 3, 16, 16), np.float32)}, r"float32 \[2, 3, 16, 16\], expected float32 \[1, 3, 16, 16\]"),
+    ({"latents": np.zeros((1, 3, 16, 16))}, "latents is float64"),
+    ({"latents": np.full((1, 3, 16, 16), np.nan, np.float32)}, "latents holds NaN or infinity"),
     ({"solver": "pc", "snr": -1.0}, "snr is -1.0"),
 ])
 def test_bad_arguments_are_refused(arguments, message, model):
@@ -67,6 +71,23 @@ def test_a_resolved_request_stands_alone(model):
     for function in (sde_onnx.sample, sde_onnx.sample_batches):
         with pytest.raises(InputError, match="sampling says how already: leave out solver, steps, options"):
             function(model, [1], 3, sampling=sampling, solver="pc", snr=0.1)
+
+
+@pytest.mark.parametrize(("solver", "options"), [
+    ("pc", {"steps": 4}), ("stochastic-heun", {"steps": 4, "churn": 3.0}), ("dpmpp-2m", {"steps": 4}),
+    ("adaptive-sde", {"rtol": 0.5, "atol": 0.1}),
+])
+def test_the_callers_latents_take_the_place_of_the_first_draw(solver, options, model, rng):
+    """The seeds' own latents give the seeds' own images: so the draws after them are the same. Others give others."""
+    seeds, sigma_max = [3, 1, 4], np.float32(model.metadata.schedule.sigma_max)
+    own = PortableNoise(seeds, (3, 16, 16))() * sigma_max
+    expected = sde_onnx.sample(model, seeds, solver=solver, batch_size=2, **options)
+    images = sde_onnx.sample(model, seeds, solver=solver, batch_size=2, latents=own, **options)
+    np.testing.assert_allclose(images, expected, atol=BATCH_ROUNDING)   # x / sigma_max * sigma_max rounds
+    one = own[:1].repeat(3, axis=0)
+    images = sde_onnx.sample(model, seeds, solver=solver, batch_size=2, latents=one, **options)
+    np.testing.assert_allclose(images[0], expected[0], atol=BATCH_ROUNDING)
+    assert not np.allclose(images[1], expected[1], atol=0.01)
 
 
 def test_default_batches_shrink_with_the_image():

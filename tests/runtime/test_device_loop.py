@@ -252,3 +252,9 @@ def test_tensors_on_the_device_are_answered_there(digits_checkpoint, tmp_path, r
     score = model(torch.from_numpy(x).cuda(), torch.from_numpy(sigma).cuda())
     assert score.is_cuda
     np.testing.assert_allclose(score.cpu().numpy(), model(x, sigma), rtol=1e-4, atol=1e-4)
+
+
+def test_it_starts_from_the_callers_latents(host, device_model, rng):
+    latents = 50 * rng.standard_normal((3, *SHAPE), np.float32)
+    ours, theirs = (sde_onnx.sample(model, SEEDS, 6, latents=latents) for model in (device_model, host))
+    assert np.abs(ours - theirs).max() < 1 / 255
