@@ -12,9 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sde_onnx.codes import decode as decode
+    from sde_onnx.codes import edit as edit
+    from sde_onnx.codes import encode as encode
+    from sde_onnx.codes import interpolate as interpolate
     from sde_onnx.errors import SdeOnnxError as SdeOnnxError
     from sde_onnx.generate.sample import sample as sample
     from sde_onnx.generate.sample import sample_batches as sample_batches
+    from sde_onnx.image_files import read_images as read_images
     from sde_onnx.models import bundled_model as bundled_model
     from sde_onnx.pipeline import ImagePipelineOutput as ImagePipelineOutput
     from sde_onnx.pipeline import ScoreSdeVePipeline as ScoreSdeVePipeline
@@ -27,8 +32,10 @@ if TYPE_CHECKING:
     from sde_onnx.solvers.schedule import VeSchedule as VeSchedule
 
 _HOMES = {   # of the public names
+    "codes": ["decode", "edit", "encode", "interpolate"],
     "errors": ["SdeOnnxError"],
     "generate.sample": ["sample", "sample_batches"],
+    "image_files": ["read_images"],
     "models": ["bundled_model"],
     "pipeline": ["ImagePipelineOutput", "ScoreSdeVePipeline"],
     "runtime.metadata": ["ModelMetadata"],
