@@ -25,13 +25,13 @@ from sde_onnx.generate.sample import batches_of, choose_batch_size, last_images
 from sde_onnx.image_files import Images
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.score_model import LABEL, ScoreModel
-from sde_onnx.solvers.catalogue import Sampling, resolve
+from sde_onnx.solvers.catalogue import resolve
 from sde_onnx.solvers.flow import integrate_each, probability_flow
 from sde_onnx.solvers.noise import PortableNoise
 from sde_onnx.solvers.plan import denoised
 from sde_onnx.solvers.protocols import Array, Score
 
-__all__ = ["Labels", "decode", "edit", "edit_request", "encode", "interpolate"]
+__all__ = ["Labels", "decode", "edit", "encode", "interpolate", "spherical"]
 
 Float32Array = NDArray[np.float32]
 Labels = int | Sequence[int] | NDArray[np.int64] | None
@@ -191,26 +191,18 @@ def edit(
 
     Other arguments and errors: :func:`sde_onnx.sample`. Steps and options are those of the way from sigma down.
     """
-    sampling = edit_request(model.metadata, sigma, quality=quality, solver=solver, steps=steps, options=options)
+    schedule = model.metadata.schedule
+    if not schedule.sigma_min < sigma <= schedule.sigma_max:
+        raise InputError(f"sigma is {sigma:g}, expected more than {schedule.sigma_min:g} and at most "
+                         f"{schedule.sigma_max:g}, the model's noise levels")
+    lower = dataclasses.replace(model.metadata, schedule=dataclasses.replace(schedule, sigma_max=sigma))
+    sampling = resolve(lower, quality=quality, solver=solver, steps=steps, options=options)
     x = _data(images, model.metadata)
     if len(seeds) != len(x):
         raise InputError(f"{len(seeds)} seeds for {len(x)} images: give one for each image")
     x = x + np.float32(sigma) * PortableNoise(seeds, model.metadata.image_shape)()
     batches = batches_of(model, seeds, sampling, labels=labels, latents=x, batch_size=batch_size)
     return last_images(batches, len(seeds) * (sampling.steps or 0), progress=progress)
-
-
-def edit_request(
-    metadata: ModelMetadata, sigma: float, *, quality: str | None, solver: str | None, steps: int | None,
-    options: dict[str, Any],
-) -> Sampling:
-    """A request for samples that start at ``sigma`` and not at the model's sigma_max; see :func:`edit`."""
-    schedule = metadata.schedule
-    if not schedule.sigma_min < sigma <= schedule.sigma_max:
-        raise InputError(f"sigma is {sigma:g}, expected more than {schedule.sigma_min:g} and at most "
-                         f"{schedule.sigma_max:g}, the model's noise levels")
-    shorter = dataclasses.replace(metadata, schedule=dataclasses.replace(schedule, sigma_max=sigma))
-    return resolve(shorter, quality=quality, solver=solver, steps=steps, options=options)
 
 
 def _along_the_flow(

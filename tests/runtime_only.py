@@ -29,7 +29,11 @@ with tempfile.TemporaryDirectory() as folder:
 
     with contextlib.chdir(folder):
         main(["sample", "--seeds", "0-3", "--steps", "20", "-o", "samples.png"], standalone_mode=False)
+        main(["sample", "--seeds", "0-1", "--steps", "20", "-o", "digits"], standalone_mode=False)
+        main(["encode", "digits", "--steps", "10", "-o", "codes.npz"], standalone_mode=False)
+        main(["decode", "codes.npz", "--steps", "10", "-o", "again"], standalone_mode=False)
     assert (Path(folder) / "samples.png").stat().st_size > 0
+    assert sorted(path.name for path in (Path(folder) / "again").iterdir()) == ["000000.png", "000001.png"]
     assert not {"torch", "onnx"} & sys.modules.keys()
     refused = subprocess.run([command, "export", folder, "-o", "m.onnx"], capture_output=True, text=True, check=False)
     assert refused.returncode == 1, refused

@@ -7,9 +7,13 @@ from typing import Any
 import click
 
 from sde_onnx.cli.bench import bench_command
+from sde_onnx.cli.decode import decode_command
+from sde_onnx.cli.edit import edit_command
 from sde_onnx.cli.embed import embed_command, verify_command
+from sde_onnx.cli.encode import encode_command
 from sde_onnx.cli.export import export_command
 from sde_onnx.cli.info import info_command
+from sde_onnx.cli.interpolate import interpolate_command
 from sde_onnx.cli.sample import sample_command
 from sde_onnx.errors import SdeOnnxError
 
@@ -38,8 +42,12 @@ def main() -> None:
 
 
 main.add_command(bench_command)
+main.add_command(decode_command)
+main.add_command(edit_command)
 main.add_command(embed_command)
+main.add_command(encode_command)
 main.add_command(export_command)
 main.add_command(info_command)
+main.add_command(interpolate_command)
 main.add_command(sample_command)
 main.add_command(verify_command)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
-from sde_onnx.errors import SlowPrecisionWarning
+from sde_onnx.errors import InputError, SlowPrecisionWarning
+from sde_onnx.generate.seeds import parse_seeds
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["PROVIDER", "given", "notes", "request_options", "runtime_options", "solver_options"]
+__all__ = ["PROVIDER", "flow_options", "given", "label_option", "notes", "numbers", "picture_options",
+           "request_options", "runtime_options", "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"])
 NOTES = (ResourceWarning, SlowPrecisionWarning)   # of these a user of the command line is told
@@ -29,6 +32,68 @@ def notes() -> Iterator[None]:
     for warning in caught:
         if issubclass(warning.category, NOTES):
             click.echo(f"Note: {warning.message}", err=True)
+
+
+def numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
+    """A callback of options whose values are lists of seeds or labels, which are written alike."""
+    try:
+        return None if text is None else parse_seeds(text)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def split_model(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]
+                ) -> tuple[Path | None, list[Path]]:
+    """A callback of arguments ``[MODEL] FILES...``: the model, if the first ends in .onnx, and the other files."""
+    has_model = paths[0].suffix.lower() == ".onnx"
+    files = list(paths[has_model:])
+    if not files:
+        raise click.UsageError(f"{paths[0]} is a model: give the files as well")
+    return (paths[0] if has_model else None), files
+
+
+def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``[MODEL] PICTURES...`` as ``model_and_pictures``, of :func:`split_model`, and ``--resize``."""
+    command = resize_option(command)
+    return click.argument("model_and_pictures", metavar="[MODEL] PICTURES...", nargs=-1, required=True,
+                          callback=split_model, type=click.Path(path_type=Path))(command)
+
+
+def resize_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--resize`` to a command."""
+    return click.option("--resize", is_flag=True,
+                        help="Put alpha on white, crop the middle to the model's aspect and resize, where a picture "
+                             "needs it.")(command)
+
+
+def label_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--label`` as ``labels`` to a command of several pictures."""
+    return click.option("--label", "labels", metavar="LABEL,...", callback=_labels_of_each,
+                        help="Of a model with labels: one for all pictures, or one for each, such as 3,3,5.")(command)
+
+
+def _labels_of_each(context: click.Context, parameter: click.Parameter, text: str | None) -> int | list[int] | None:
+    try:
+        labels = [int(part) for part in (text or "").split(",") if text]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of labels such as 3 or 3,3,5") from None
+    return labels[0] if len(labels) == 1 else labels or None
+
+
+def flow_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--rtol``, ``--atol``, ``--steps`` and ``--batch-size``, of the probability flow, to a command."""
+    for option in (
+        click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
+                     help="Images at a time."),
+        click.option("--steps", type=click.IntRange(min=1), show_default="by the tolerances",
+                     help="So many equal steps in ln sigma, six evaluations each."),
+        click.option("--atol", type=click.FloatRange(min=0, min_open=True), default=1e-5,
+                     help="Absolute tolerance of a step."),
+        click.option("--rtol", type=click.FloatRange(min=0, min_open=True), default=1e-5,
+                     help="Relative tolerance of a step."),
+    ):
+        command = option(command)
+    return command
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,9 +1,9 @@
-"""What ``sde-onnx sample`` writes: decided and checked before sampling."""
+"""What commands write: decided and checked before sampling."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
-from sde_onnx.errors import OutputError
+from sde_onnx.errors import InputError, OutputError
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.generate.folder import FolderRun
 from sde_onnx.solvers.plan import Step
 
-__all__ = ["SampleOutput", "plan_outputs"]
+__all__ = ["SampleOutput", "picture_paths", "plan_outputs"]
 
 GIF_FRAMES = 40
 
@@ -135,3 +135,27 @@ def plan_outputs(
         if path:
             check_writable(path, force=force, inputs=[model])
     return plan
+
+
+def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Sequence[Path]) -> list[Path]:
+    """A PNG in a folder for each name, none of which may be an input.
+
+    Args:
+        folder: may be missing.
+        names: of the pictures, without suffix.
+        force: whether existing files may be replaced.
+        inputs: files and folders that are read; what lies in a folder of them is not replaced either.
+
+    Raises:
+        InputError: a name twice, or one that leads out of the folder.
+        OutputError: a file exists already, is an input, or cannot be written.
+    """
+    read = [file for path in inputs for file in (path.iterdir() if path.is_dir() else [path])]
+    seen: set[str] = set()
+    for name in names:
+        if name in seen or Path(name).name != name:
+            raise InputError(f"two pictures are named {name}: rename one" if name in seen
+                             else f"{name!r} is no name for a file")
+        seen.add(name)
+        check_writable(folder / f"{name}.png", force=force, inputs=read)
+    return [folder / f"{name}.png" for name in names]

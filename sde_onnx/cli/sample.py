@@ -8,29 +8,17 @@ from typing import Any
 
 import click
 
-from sde_onnx.cli.options import given, notes, request_options, runtime_options, solver_options
-from sde_onnx.errors import InputError
-from sde_onnx.generate.seeds import format_seeds, parse_seeds
+from sde_onnx.cli.options import given, notes, numbers, request_options, runtime_options, solver_options
+from sde_onnx.generate.seeds import format_seeds
 
 __all__ = ["sample_command"]
 
 
-def _seeds(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
-    try:
-        return parse_seeds(text)
-    except InputError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _labels(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
-    return None if text is None else _seeds(context, parameter, text)   # they are written alike
-
-
 @click.command("sample")
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
-@click.option("--seeds", callback=_seeds, default="0-15", metavar="LIST",
+@click.option("--seeds", callback=numbers, default="0-15", metavar="LIST",
               help="An image for each: 7, 0-63, 0-3,8.")
-@click.option("--label", "labels", callback=_labels, metavar="LIST",
+@click.option("--label", "labels", callback=numbers, metavar="LIST",
               help="Of a model with labels: 3, or 0-9, which seeds take in turn (seed 13 the 4th of ten).")
 @request_options
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",

@@ -1,0 +1,89 @@
+"""``sde-onnx decode``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sde_onnx.cli.options import flow_options, label_option, notes, runtime_options, split_model
+from sde_onnx.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["decode_command"]
+
+
+@click.command("decode")
+@click.argument("model_and_codes", metavar="[MODEL] CODES", nargs=-1, required=True, callback=split_model,
+                type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True,
+              help="The folder of PNGs.")
+@click.option("--denoise", is_flag=True, help="Write the denoised images at sigma_min: for latents that were drawn.")
+@label_option
+@flow_options
+@runtime_options
+@click.option("--force", is_flag=True, help="Replace existing files.")
+def decode_command(
+    model_and_codes: tuple[Path | None, list[Path]],
+    output: Path,
+    denoise: bool,
+    labels: int | list[int] | None,
+    rtol: float,
+    atol: float,
+    steps: int | None,
+    batch_size: int | None,
+    provider: str,
+    precision: str | None,
+    threads: int | None,
+    force: bool,
+) -> None:
+    """Turn latents back into pictures, with the labels that they were encoded with if there is no other.
+
+    \b
+    Example: sde-onnx decode celebahq.onnx codes.npz -o faces-again/
+    """
+    from sde_onnx.cli.outputs import picture_paths
+    from sde_onnx.codes import decode
+    from sde_onnx.files import sha256
+    from sde_onnx.images import save_png, to_uint8
+    from sde_onnx.models import bundled_model
+    from sde_onnx.runtime.score_model import load
+
+    given_model, files = model_and_codes
+    model = given_model or bundled_model()
+    if len(files) != 1:
+        raise click.UsageError(f"{len(files)} files of codes, expected one")
+    names, latents, settings = _read_codes(files[0])
+    paths = picture_paths(output, names, force=force, inputs=[model, *files])
+    with notes():
+        score_model = load(model, provider, precision=precision, threads=threads)
+    if settings.get("model") != sha256(score_model.path):
+        click.echo(f"Note: {files[0]} was not encoded with {score_model.path}", err=True)
+    with notes():
+        images = decode(score_model, latents, labels=settings.get("labels") if labels is None else labels, rtol=rtol,
+                        atol=atol, steps=steps, denoise=denoise, batch_size=batch_size, progress=True)
+    for path, picture in zip(paths, to_uint8(images), strict=True):
+        save_png(path, picture)
+    click.echo(f"{output}: {len(paths)} images")
+
+
+def _read_codes(path: Path) -> tuple[list[str], NDArray[np.float32], dict[str, Any]]:
+    """Names, latents and settings that ``sde-onnx encode`` wrote."""
+    import json
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    try:
+        with np.load(path) as file:
+            names, latents, settings = file["names"].tolist(), file["latents"], json.loads(str(file["settings"]))
+        if len(names) != len(latents) or not isinstance(settings, dict):
+            raise ValueError(f"{len(names)} names for {len(latents)} latents")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as codes, expected a .npz of `sde-onnx encode`: {error}") from None
+    return list(map(str, names)), latents, settings

@@ -1,0 +1,82 @@
+"""``sde-onnx edit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sde_onnx.cli.options import (
+    given,
+    notes,
+    numbers,
+    picture_options,
+    request_options,
+    runtime_options,
+    solver_options,
+)
+
+__all__ = ["edit_command"]
+
+
+@click.command("edit")
+@picture_options
+@click.option("--sigma", type=click.FloatRange(min=0, min_open=True), required=True,
+              help="Noise to start from: the more, the freer. Data are in [0, 1].")
+@click.option("--seeds", callback=numbers, default="0", metavar="LIST", help="An edit of every picture for each: 0-3.")
+@click.option("--label", "labels", callback=numbers, metavar="LIST",
+              help="Of a model with labels: 3, or 0-9, which seeds take in turn.")
+@request_options
+@click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
+              help="Images at a time.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True,
+              help="The folder of PNGs, NAME-SEED.png.")
+@solver_options
+@runtime_options
+@click.option("--force", is_flag=True, help="Replace existing files.")
+def edit_command(
+    model_and_pictures: tuple[Path | None, list[Path]],
+    resize: bool,
+    sigma: float,
+    seeds: list[int],
+    labels: list[int] | None,
+    quality: str | None,
+    solver: str | None,
+    steps: int | None,
+    batch_size: int | None,
+    output: Path,
+    provider: str,
+    precision: str | None,
+    threads: int | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Add noise to pictures and sample from there (SDEdit); with the bundled digits without MODEL (a .onnx).
+
+    PICTURES are files, folders of them, or .npz with an array `images`. Sketches and collages will do.
+
+    \b
+    Example: sde-onnx edit celebahq.onnx sketch.png --sigma 0.7 --seeds 0-3 -o faces/
+    """
+    from sde_onnx.cli.outputs import picture_paths
+    from sde_onnx.codes import edit
+    from sde_onnx.image_files import read_images
+    from sde_onnx.images import save_png, to_uint8
+    from sde_onnx.models import bundled_model
+    from sde_onnx.runtime.score_model import load
+
+    given_model, pictures = model_and_pictures
+    model = given_model or bundled_model()
+    with notes():
+        score_model = load(model, provider, precision=precision, threads=threads)
+    names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
+    paths = picture_paths(output, [f"{name}-{seed:06d}" for name in names for seed in seeds], force=force,
+                          inputs=[model, *pictures])
+    with notes():
+        edited = edit(score_model, images.repeat(len(seeds), axis=0), seeds * len(names), steps, sigma=sigma,
+                      solver=solver, quality=quality, labels=labels, batch_size=batch_size, progress=True,
+                      **given(options))
+    for path, picture in zip(paths, to_uint8(edited), strict=True):
+        save_png(path, picture)
+    click.echo(f"{output}: {len(paths)} images, from sigma {sigma:g}")

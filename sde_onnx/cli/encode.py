@@ -1,0 +1,68 @@
+"""``sde-onnx encode``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sde_onnx.cli.options import flow_options, label_option, notes, picture_options, runtime_options
+
+__all__ = ["encode_command"]
+
+
+@click.command("encode")
+@picture_options
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="codes.npz",
+              help="The .npz of latents, names and settings.")
+@label_option
+@flow_options
+@runtime_options
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def encode_command(
+    model_and_pictures: tuple[Path | None, list[Path]],
+    resize: bool,
+    output: Path,
+    labels: int | list[int] | None,
+    rtol: float,
+    atol: float,
+    steps: int | None,
+    batch_size: int | None,
+    provider: str,
+    precision: str | None,
+    threads: int | None,
+    force: bool,
+) -> None:
+    """Turn pictures into the latents that decode to them; of the bundled digits without MODEL (a .onnx).
+
+    PICTURES are files, folders of them, or .npz with an array `images`.
+
+    \b
+    Example: sde-onnx encode celebahq.onnx faces/ -o codes.npz
+    """
+    import json
+
+    import numpy as np
+
+    from sde_onnx.codes import encode
+    from sde_onnx.files import check_writable, replacing, sha256
+    from sde_onnx.image_files import read_images
+    from sde_onnx.models import bundled_model
+    from sde_onnx.runtime.score_model import load
+
+    given_model, pictures = model_and_pictures
+    model = given_model or bundled_model()
+    if output.suffix.lower() != ".npz":
+        raise click.UsageError(f"--output {output}: expected a .npz")
+    check_writable(output, force=force, inputs=[model, *pictures])
+    with notes():
+        score_model = load(model, provider, precision=precision, threads=threads)
+    names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
+    with notes():
+        latents = encode(score_model, images, labels=labels, rtol=rtol, atol=atol, steps=steps, batch_size=batch_size,
+                         progress=True)
+    settings = {"model": sha256(score_model.path), "precision": score_model.precision, "rtol": rtol, "atol": atol,
+                "steps": steps, "labels": labels}
+    with replacing(output) as temporary, temporary.open("wb") as file:
+        np.savez(file, latents=latents, names=np.array(names), settings=np.array(json.dumps(settings)))
+    click.echo(f"{output}: {len(latents)} latents, standard deviation {latents.std():.4g}")
