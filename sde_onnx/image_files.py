@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from sde_onnx.errors import InputError
 from sde_onnx.images import MODES, to_pil
 
-__all__ = ["Images", "read_images"]
+__all__ = ["Images", "picture_files", "read_images"]
 
 Images = NDArray[np.uint8 | np.float32]
 KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alpha"}
@@ -45,7 +45,7 @@ def read_images(
     """
     names: list[str] = []
     parts: list[Images] = []
-    for path in _files(paths):
+    for path in picture_files(paths):
         if path.suffix.lower() == ".npz":
             found, images = _read_npz(path, image_shape, resize=resize)
             names += found
@@ -58,8 +58,12 @@ def read_images(
     return names, np.concatenate(parts)
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
-    """The paths, and in place of a folder its pictures."""
+def picture_files(paths: Sequence[Path]) -> list[Path]:
+    """The paths, and in place of a folder its pictures and ``.npz``, sorted by name.
+
+    Raises:
+        InputError: no path, one that is missing, or a folder without pictures.
+    """
     if not paths:
         raise InputError("no pictures: give files or folders")
     files: list[Path] = []

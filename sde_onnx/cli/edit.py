@@ -61,22 +61,22 @@ def edit_command(
     """
     from sde_onnx.cli.outputs import picture_paths
     from sde_onnx.codes import edit
-    from sde_onnx.image_files import read_images
+    from sde_onnx.image_files import picture_files, read_images
     from sde_onnx.images import save_png, to_uint8
     from sde_onnx.models import bundled_model
     from sde_onnx.runtime.score_model import load
 
-    given_model, pictures = model_and_pictures
-    model = given_model or bundled_model()
+    given_model, paths = model_and_pictures
+    model, pictures = given_model or bundled_model(), picture_files(paths)
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
-    paths = picture_paths(output, [f"{name}-{seed:06d}" for name in names for seed in seeds], force=force,
-                          inputs=[model, *pictures])
+    outputs = picture_paths(output, [f"{name}-{seed:06d}" for name in names for seed in seeds], force=force,
+                            inputs=[model, *pictures])
     with notes():
         edited = edit(score_model, images.repeat(len(seeds), axis=0), seeds * len(names), steps, sigma=sigma,
                       solver=solver, quality=quality, labels=labels, batch_size=batch_size, progress=True,
                       **given(options))
-    for path, picture in zip(paths, to_uint8(edited), strict=True):
+    for path, picture in zip(outputs, to_uint8(edited), strict=True):
         save_png(path, picture)
-    click.echo(f"{output}: {len(paths)} images, from sigma {sigma:g}")
+    click.echo(f"{output}: {len(outputs)} images, from sigma {sigma:g}")

@@ -46,12 +46,12 @@ def encode_command(
 
     from sde_onnx.codes import encode
     from sde_onnx.files import check_writable, replacing, sha256
-    from sde_onnx.image_files import read_images
+    from sde_onnx.image_files import picture_files, read_images
     from sde_onnx.models import bundled_model
     from sde_onnx.runtime.score_model import load
 
-    given_model, pictures = model_and_pictures
-    model = given_model or bundled_model()
+    given_model, paths = model_and_pictures
+    model, pictures = given_model or bundled_model(), picture_files(paths)
     if output.suffix.lower() != ".npz":
         raise click.UsageError(f"--output {output}: expected a .npz")
     check_writable(output, force=force, inputs=[model, *pictures])

@@ -55,6 +55,7 @@ def interpolate_command(
     """
     from sde_onnx.codes import interpolate
     from sde_onnx.files import check_writable
+    from sde_onnx.image_files import picture_files
     from sde_onnx.images import grid, save_gif, save_png, to_uint8
     from sde_onnx.models import bundled_model
     from sde_onnx.runtime.score_model import load
@@ -63,7 +64,7 @@ def interpolate_command(
     if output.suffix.lower() not in (".png", ".gif"):
         raise click.UsageError(f"--output {output}: expected a .png or a .gif")
     pictures = [Path(end) for end in (first, second) if not end.isdecimal()]
-    check_writable(output, force=force, inputs=[model, *pictures])
+    check_writable(output, force=force, inputs=[model, *(picture_files(pictures) if pictures else [])])
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
     start, end = (_picture_or_seed(text, score_model.metadata.image_shape, resize=resize) for text in (first, second))

@@ -144,18 +144,17 @@ def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Se
         folder: may be missing.
         names: of the pictures, without suffix.
         force: whether existing files may be replaced.
-        inputs: files and folders that are read; what lies in a folder of them is not replaced either.
+        inputs: files that are read.
 
     Raises:
         InputError: a name twice, or one that leads out of the folder.
         OutputError: a file exists already, is an input, or cannot be written.
     """
-    read = [file for path in inputs for file in (path.iterdir() if path.is_dir() else [path])]
     seen: set[str] = set()
     for name in names:
         if name in seen or Path(name).name != name:
             raise InputError(f"two pictures are named {name}: rename one" if name in seen
                              else f"{name!r} is no name for a file")
         seen.add(name)
-        check_writable(folder / f"{name}.png", force=force, inputs=read)
+        check_writable(folder / f"{name}.png", force=force, inputs=inputs)
     return [folder / f"{name}.png" for name in names]

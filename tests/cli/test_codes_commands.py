@@ -98,6 +98,8 @@ def test_outputs_are_kept_and_inputs_never_replaced(pictures, codes, tmp_path):
             "--force")
     save_png(tmp_path / "0-000000.png", load_png(pictures / "0.png"))
     save_png(tmp_path / "0.png", load_png(pictures / "0.png"))
+    np.savez(tmp_path / "more.npz", images=np.zeros((1, 16, 16, 3), np.uint8))
+    refuses("is also another file", "encode", tmp_path, "-o", tmp_path / "more.npz", "--force")
     refuses("is also another file", "edit", tmp_path, "--sigma", 0.5, "-o", tmp_path, "--force")
     assert before == {path: path.read_bytes() for path in before}
 
