@@ -5,7 +5,7 @@
     x_sigma = image + sigma z                             edit: then any solver, from sigma down
 
 Source: Song et al. 2021, section 4.3 and appendix D.4, for codes and interpolation; Shoemake 1985, "Animating rotation
-with quaternion curves", for the arc; Meng et al. 2022, "SDEdit", algorithm 2, for edits.
+with quaternion curves", for the arc; Meng et al. 2022, "SDEdit", section 3, for edits.
 """
 
 from __future__ import annotations
