@@ -11,7 +11,8 @@ sample: $(INSTALLED)    ## export the bundled checkpoint and sample 64 digits in
 	$(BIN)/sde-onnx sample build/digits.onnx --seeds 0-63 --zoom 4 -o samples.png --force
 
 model: $(INSTALLED)    ## export the bundled checkpoint into the package
-	$(BIN)/sde-onnx export examples/digits/checkpoint -o sde_onnx/models/digits.onnx --force
+	$(BIN)/sde-onnx export examples/digits/checkpoint -o sde_onnx/models/digits.onnx --force \
+		--gradient sde_onnx/models/digits-gradient.onnx
 
 test: $(INSTALLED)    ## run the test suite, a worker a core
 	$(BIN)/python -m pytest -n auto

@@ -12,13 +12,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sde_onnx.export.checkpoints import Checkpoint, digest_of
+from sde_onnx.export.checkpoints import digest_of
 from sde_onnx.export.checkpoints.diffusers import find_files, from_diffusers, from_objects
+from sde_onnx.export.gradient.model_file import export_gradient
 from sde_onnx.export.to_onnx import REVISION, export
 from sde_onnx.files import cache_folder, sha256
 from sde_onnx.runtime.metadata import FORMAT
 
-__all__ = ["cached_export", "cached_export_of_objects"]
+__all__ = ["cached_export", "cached_export_of_objects", "cached_gradient"]
 
 
 def cached_export(source: str, cache_dir: str | os.PathLike[str] | None = None, **where: Any) -> Path:
@@ -39,20 +40,30 @@ def cached_export(source: str, cache_dir: str | os.PathLike[str] | None = None, 
         where |= {"cache_dir": cache_dir}
     files = find_files(source, **where)
     parts = [sha256(path) for path in (files.weights, files.unet_config, files.scheduler_config) if path is not None]
-    return _cached(parts, lambda: from_diffusers(source, **where), cache_dir)
+    return _cached(parts, lambda path: export(from_diffusers(source, **where), path, force=True), cache_dir)
 
 
 def cached_export_of_objects(unet: Any, scheduler: Any, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The same of diffusers' own objects, which are known by their weights and configs."""
     configs = [json.dumps(dict(part.config), sort_keys=True, default=str) for part in (unet, scheduler)]
-    return _cached([digest_of(unet.state_dict()), *configs], lambda: from_objects(unet, scheduler), cache_dir)
+    parts = [digest_of(unet.state_dict()), *configs]
+    return _cached(parts, lambda path: export(from_objects(unet, scheduler), path, force=True), cache_dir)
 
 
-def _cached(parts: list[str], read: Callable[[], Checkpoint], cache_dir: str | os.PathLike[str] | None) -> Path:
+def cached_gradient(model: Path, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the gradient file of a model file, making it if this was not done before.
+
+    Raises:
+        ModelFileError, GradientError, ParityError, OutputError: see :func:`export_gradient`.
+    """
+    return _cached(["gradient", sha256(model)], lambda path: export_gradient(model, path, force=True), cache_dir)
+
+
+def _cached(parts: list[str], make: Callable[[Path], object], cache_dir: str | os.PathLike[str] | None) -> Path:
     digest = hashlib.sha256("\n".join([*parts, str(FORMAT), str(REVISION), version("sde-onnx")]).encode()).hexdigest()
     path = (Path(cache_dir) if cache_dir else cache_folder()) / f"{digest[:24]}.onnx"
     if not path.is_file():
         with tqdm(total=1, desc="exporting the network, once", bar_format="{desc}: {elapsed}", disable=None) as bar:
-            export(read(), path, force=True)   # whoever came first meanwhile wrote the same file
+            make(path)   # whoever came first meanwhile wrote the same file
             bar.update()
     return path

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sde_onnx.generate.sample import sample as sample
     from sde_onnx.generate.sample import sample_batches as sample_batches
     from sde_onnx.image_files import read_images as read_images
+    from sde_onnx.likelihood import Likelihood as Likelihood
+    from sde_onnx.likelihood import log_likelihood as log_likelihood
     from sde_onnx.models import bundled_model as bundled_model
     from sde_onnx.pipeline import ImagePipelineOutput as ImagePipelineOutput
     from sde_onnx.pipeline import ScoreSdeVePipeline as ScoreSdeVePipeline
@@ -36,6 +38,7 @@ _HOMES = {   # of the public names
     "errors": ["SdeOnnxError"],
     "generate.sample": ["sample", "sample_batches"],
     "image_files": ["read_images"],
+    "likelihood": ["Likelihood", "log_likelihood"],
     "models": ["bundled_model"],
     "pipeline": ["ImagePipelineOutput", "ScoreSdeVePipeline"],
     "runtime.metadata": ["ModelMetadata"],

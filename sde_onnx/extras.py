@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from sde_onnx.errors import MissingExtraError
 
-__all__ = ["require_diffusers", "require_export", "require_scipy"]
+__all__ = ["has_export", "require_diffusers", "require_export", "require_matplotlib", "require_scipy"]
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
 
@@ -19,6 +19,16 @@ def require_scipy() -> None:
     """
     if find_spec("scipy") is None:
         raise MissingExtraError("this solver needs scipy, not installed here: pip install 'sde-onnx[ode]'")
+
+
+def require_matplotlib() -> None:
+    """Makes sure that a plot can be drawn here.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("a plot needs matplotlib, not installed here: pip install 'sde-onnx[plot]'")
 
 
 def require_diffusers() -> None:
@@ -38,8 +48,16 @@ def require_export() -> None:
     Raises:
         MissingExtraError: a package of the export extra is not installed.
     """
-    missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
-    if missing:
+    if missing := _missing():
         raise MissingExtraError(
             f"this needs {', '.join(missing)}, not installed here: pip install 'sde-onnx[export]'"
         )
+
+
+def has_export() -> bool:
+    """Whether the export extra is installed."""
+    return not _missing()
+
+
+def _missing() -> list[str]:
+    return [name for name in EXPORT_PACKAGES if find_spec(name) is None]

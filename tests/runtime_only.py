@@ -32,6 +32,8 @@ with tempfile.TemporaryDirectory() as folder:
         main(["sample", "--seeds", "0-1", "--steps", "20", "-o", "digits"], standalone_mode=False)
         main(["encode", "digits", "--steps", "10", "-o", "codes.npz"], standalone_mode=False)
         main(["decode", "codes.npz", "--steps", "10", "-o", "again"], standalone_mode=False)
+        main(["likelihood", "digits", "--steps", "4", "-o", "digits.csv"], standalone_mode=False)
+    assert len((Path(folder) / "digits.csv").read_text().splitlines()) == 4   # a header, two images, the mean
     assert (Path(folder) / "samples.png").stat().st_size > 0
     assert sorted(path.name for path in (Path(folder) / "again").iterdir()) == ["000000.png", "000001.png"]
     assert not {"torch", "onnx"} & sys.modules.keys()

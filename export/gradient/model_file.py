@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 
 from sde_onnx.errors import ModelFileError, ParityError
 from sde_onnx.export.gradient.reference import reference_vjp
@@ -21,7 +22,7 @@ from sde_onnx.files import replacing
 from sde_onnx.runtime.metadata import KEY, ModelMetadata
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, read_metadata
 
-__all__ = ["TOLERANCE", "export_gradient"]
+__all__ = ["TOLERANCE", "export_gradient", "export_gradient_of_graph"]
 
 TOLERANCE = 1e-5            # of the product, relative to torch's reverse mode in float32
 LARGEST_BATCHED = 1 << 16   # values of an image that is also checked three at a time: torch keeps all activations
@@ -71,3 +72,30 @@ def export_gradient(source: Path, path: Path, *, force: bool = False) -> ModelMe
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return metadata
+
+
+def export_gradient_of_graph(source: Path, path: Path, of: str, at: str, *, force: bool = False) -> None:
+    """Writes any ONNX file with an input ``v`` and an output ``vjp`` more: see :func:`add_gradient`.
+
+    Args:
+        source: an ONNX file.
+        path: the new ``.onnx`` file; weights that the source keeps outside come into it.
+        of, at: names of an output and an input.
+        force: whether an existing file may be replaced.
+
+    Raises:
+        ModelFileError: the source is not an ONNX file, or it is larger than one file may be.
+        GradientError: see :func:`add_gradient`.
+        OutputError: the file exists, cannot be written, or does not end in ``.onnx``.
+    """
+    check_model_output(path, force=force, inputs=[source])
+    try:
+        model = onnx.load(source)
+        onnx.checker.check_model(model)
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        raise ModelFileError(f"{source} is not an ONNX file that can be read ({str(error).splitlines()[0]})") from None
+    add_gradient(model, of, at)
+    if model.ByteSize() >= 2**31:
+        raise ModelFileError(f"{source} passes 2 GB, more than one ONNX file holds")
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())

@@ -12,8 +12,10 @@ from sde_onnx.cli.edit import edit_command
 from sde_onnx.cli.embed import embed_command, verify_command
 from sde_onnx.cli.encode import encode_command
 from sde_onnx.cli.export import export_command
+from sde_onnx.cli.gradient import gradient_command
 from sde_onnx.cli.info import info_command
 from sde_onnx.cli.interpolate import interpolate_command
+from sde_onnx.cli.likelihood import likelihood_command
 from sde_onnx.cli.sample import sample_command
 from sde_onnx.errors import SdeOnnxError
 
@@ -47,7 +49,9 @@ main.add_command(edit_command)
 main.add_command(embed_command)
 main.add_command(encode_command)
 main.add_command(export_command)
+main.add_command(gradient_command)
 main.add_command(info_command)
 main.add_command(interpolate_command)
+main.add_command(likelihood_command)
 main.add_command(sample_command)
 main.add_command(verify_command)

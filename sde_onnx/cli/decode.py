@@ -24,7 +24,7 @@ __all__ = ["decode_command"]
               help="The folder of PNGs.")
 @click.option("--denoise", is_flag=True, help="Write the denoised images at sigma_min: for latents that were drawn.")
 @label_option
-@flow_options
+@flow_options()
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def decode_command(

@@ -16,7 +16,7 @@ __all__ = ["encode_command"]
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="codes.npz",
               help="The .npz of latents, names and settings.")
 @label_option
-@flow_options
+@flow_options()
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def encode_command(

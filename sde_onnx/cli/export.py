@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
+
+from sde_onnx.cli.gradient import told_of_gradient
 
 __all__ = ["export_command"]
 
@@ -23,10 +26,12 @@ __all__ = ["export_command"]
               help="Execution provider to write the graph for; what is written for cuda runs nowhere else.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
               help="Of the network's inside; fp16 needs --target cuda.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--gradient", type=click.Path(dir_okay=False, path_type=Path),
+              help="Also the file that `sde-onnx gradient` makes; of target any, which cuda runs as well.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
 def export_command(
     source: str, output: Path, config: str | None, sigma_min: float | None, sigma_max: float | None, snr: float | None,
-    target: str, precision: str, force: bool,
+    target: str, precision: str, gradient: Path | None, force: bool,
 ) -> None:
     """Export a checkpoint to one ONNX file, checked against the network.
 
@@ -43,9 +48,12 @@ def export_command(
     require_export()
     from sde_onnx.export import export, from_diffusers, from_edm, from_score_sde
     from sde_onnx.export.checkpoints.presets import PRESETS
+    from sde_onnx.export.gradient.model_file import export_gradient
     from sde_onnx.export.to_onnx import check_model_output
 
     check_model_output(output, force=force)
+    if gradient is not None:
+        check_model_output(gradient, force=force, inputs=[output])
     if precision == "fp16" and target != "cuda":
         raise click.UsageError("--precision fp16 needs --target cuda")
     if config is None and source.endswith(".pth"):
@@ -66,3 +74,13 @@ def export_command(
     inside = f"{precision} for cuda" if target == "cuda" else precision
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {inside}, sigma {metadata.schedule.sigma_min:g} to "
                f"{metadata.schedule.sigma_max:g}, snr {metadata.snr:g}")
+    if gradient is None:
+        return
+    with TemporaryDirectory() as folder:
+        plain = output
+        if target != "any":   # a gradient is of the graph that every provider runs
+            plain = Path(folder) / "plain.onnx"
+            export(checkpoint, plain)
+        of_gradient = export_gradient(plain, gradient, force=force)
+    for line in told_of_gradient(of_gradient, gradient):
+        click.echo(line)

@@ -45,7 +45,9 @@ def _lines(model: Path, metadata: ModelMetadata) -> list[tuple[str, str]]:
                *(["discrete noise levels"] if architecture.get("discrete") else [])]
     labels = f"0 to {metadata.labels - 1}" + ", or none" * metadata.label_optional if metadata.labels else "none"
     where = "any provider" if metadata.target == "any" else f"{metadata.target} alone"
-    worst = max(metadata.parity.values(), default=None)
+    errors = {"at export": [error for case, error in metadata.parity.items() if not case.startswith("vjp ")],
+              "of vjp": [error for case, error in metadata.parity.items() if case.startswith("vjp ")]}
+    error = ", ".join(f"{max(found):.1e} {name}" for name, found in errors.items() if found)
     samplings = [(name, resolve(metadata, quality=name)) for name in QUALITIES]
     return [
         ("file", f"{model.name}, {model.stat().st_size / 1e6:.1f} MB, {metadata.precision}, for {where}"),
@@ -54,7 +56,9 @@ def _lines(model: Path, metadata: ModelMetadata) -> list[tuple[str, str]]:
         ("images", f"{width}x{height}, {colours}"),
         ("labels", labels),
         ("sigma", f"{schedule.sigma_min:g} to {schedule.sigma_max:g}, for data in [0, 1]"),
-        ("error", "not measured" if worst is None else f"{worst:.1e} relative to the network, at export"),
+        ("error", f"{error}, relative to the network" if error else "not measured"),
+        *([("gradient", "vjp, of an input v: sampling takes three times as long as with a file without")]
+          if metadata.gradient else []),
         *((name, f"--quality {name}: {sampling}, {sampling.evaluations} evaluations an image")
           for name, sampling in samplings),
         ("versions", ", ".join(f"{name} {number}" for name, number in metadata.versions.items())),

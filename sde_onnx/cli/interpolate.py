@@ -26,7 +26,7 @@ __all__ = ["interpolate_command"]
 @click.option("--denoise", is_flag=True, help="Take the denoised images at sigma_min: for seeds.")
 @click.option("--label", type=int, help="Of a model with labels: that of all images.")
 @resize_option
-@flow_options
+@flow_options()
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def interpolate_command(

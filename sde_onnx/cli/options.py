@@ -80,20 +80,32 @@ def _labels_of_each(context: click.Context, parameter: click.Parameter, text: st
     return labels[0] if len(labels) == 1 else labels or None
 
 
-def flow_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--rtol``, ``--atol``, ``--steps`` and ``--batch-size``, of the probability flow, to a command."""
-    for option in (
+def flow_options(usual_steps: int | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds ``--rtol``, ``--atol``, ``--steps`` and ``--batch-size``, of the probability flow, to a command.
+
+    Args:
+        usual_steps: of a command that takes tolerances only if they are given.
+    """
+    tolerance = ({"default": 1e-5} if usual_steps is None
+                 else {"show_default": "1e-5 with the other, else --steps"})
+    steps = "by the tolerances" if usual_steps is None else str(usual_steps)
+    options = (
         click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
                      help="Images at a time."),
-        click.option("--steps", type=click.IntRange(min=1), show_default="by the tolerances",
+        click.option("--steps", type=click.IntRange(min=1), show_default=steps,
                      help="So many equal steps in ln sigma, six evaluations each."),
-        click.option("--atol", type=click.FloatRange(min=0, min_open=True), default=1e-5,
+        click.option("--atol", type=click.FloatRange(min=0, min_open=True), **tolerance,
                      help="Absolute tolerance of a step."),
-        click.option("--rtol", type=click.FloatRange(min=0, min_open=True), default=1e-5,
+        click.option("--rtol", type=click.FloatRange(min=0, min_open=True), **tolerance,
                      help="Relative tolerance of a step."),
-    ):
-        command = option(command)
-    return command
+    )
+
+    def added(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in options:
+            command = option(command)
+        return command
+
+    return added
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:

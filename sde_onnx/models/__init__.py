@@ -5,9 +5,14 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["bundled_model"]
+__all__ = ["bundled_gradient", "bundled_model"]
 
 
 def bundled_model() -> Path:
     """The model file of coloured handwritten digits, 16x16; ``examples/digits`` is how it was trained."""
     return Path(str(files(__name__) / "digits.onnx"))
+
+
+def bundled_gradient() -> Path:
+    """The gradient file of :func:`bundled_model`."""
+    return Path(str(files(__name__) / "digits-gradient.onnx"))

@@ -24,12 +24,13 @@ from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata,
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.solvers.plan import ROWS_FORMAT
 
-__all__ = ["ON_A_GPU", "ScoreModel", "load", "read_metadata"]
+__all__ = ["NO_GRADIENT", "ON_A_GPU", "ScoreModel", "load", "read_metadata"]
 
 Array = Any   # of numpy, or a torch tensor
 ON_A_GPU = ("cuda", "tensorrt")   # providers whose memory is not this machine's
 INPUTS, LABEL, OUTPUTS = ("x", "sigma"), "label", ("score",)
 COTANGENT, GRADIENT = "v", "vjp"   # one more input and one more output, of a file with a gradient
+NO_GRADIENT = "{0} has no gradient: `sde-onnx gradient {0} -o FILE` makes a file that has one"
 NO_LABEL = -1   # of a network whose label is optional
 BATCH = "N"   # name of the free dimension
 
@@ -94,8 +95,7 @@ class ScoreModel:
             ProviderError: the provider failed while running.
         """
         if not self.metadata.gradient:
-            raise InputError(f"{self.path.name} has no gradient: `sde-onnx gradient {self.path.name} -o FILE` makes a "
-                             "file that has one")
+            raise InputError(NO_GRADIENT.format(self.path.name))
         score, product = self._run(x, sigma, v, label)
         return score, product
 

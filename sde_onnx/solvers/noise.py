@@ -28,7 +28,7 @@ from sde_onnx.errors import InputError
 from sde_onnx.solvers.protocols import Array, NoiseSource
 
 __all__ = ["LatentFirst", "NumpyNoise", "PortableNoise", "TorchNoise", "noise_source", "portable_normals",
-           "threefry2x32"]
+           "portable_uniforms", "threefry2x32"]
 
 Float32Array = NDArray[np.float32]
 Uint32Array = NDArray[np.uint32]
@@ -86,7 +86,7 @@ def portable_normals(
         ``[N, size]`` float32.
     """
     blocks = (size + 1) // 2
-    keys = [word.astype(np.uint32)[:, None] for word in (seeds & np.uint64(0xFFFFFFFF), seeds >> np.uint64(32))]
+    keys = _keys(seeds)
     z = np.empty((len(seeds), blocks, 2), np.float32)
     draw_word = np.array([[draw]], np.uint32)
 
@@ -107,6 +107,25 @@ def portable_normals(
     for _ in (map if pool is None else pool.map)(fill, _tiles(len(seeds), blocks)):
         pass
     return z.reshape(len(seeds), 2 * blocks)[:, :size]
+
+
+def portable_uniforms(seeds: NDArray[np.uint64], draw: int, size: int) -> Float32Array:
+    """Uniform numbers in [0, 1) of each seed for one draw: ``(a >> 8) 2^-24``, ``(b >> 8) 2^-24`` of block after block.
+
+    Args:
+        seeds, draw, size: see :func:`portable_normals`.
+
+    Returns:
+        ``[N, size]`` float32.
+    """
+    index = np.arange((size + 1) // 2, dtype=np.uint32)[None]
+    words = threefry2x32(_keys(seeds), (index, np.array([[draw]], np.uint32)))
+    return (np.stack(words, 2).reshape(len(seeds), -1)[:, :size] >> np.uint32(8)) * np.float32(2**-24)
+
+
+def _keys(seeds: NDArray[np.uint64]) -> tuple[Uint32Array, Uint32Array]:
+    low, high = seeds & np.uint64(0xFFFFFFFF), seeds >> np.uint64(32)
+    return low.astype(np.uint32)[:, None], high.astype(np.uint32)[:, None]
 
 
 def _tiles(images: int, blocks: int) -> Iterator[tuple[slice, slice]]:

@@ -1,0 +1,110 @@
+"""``sde-onnx likelihood``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sde_onnx.cli.options import flow_options, label_option, notes, picture_options, runtime_options
+
+if TYPE_CHECKING:
+    from sde_onnx.runtime.score_model import ScoreModel
+
+__all__ = ["likelihood_command"]
+
+
+@click.command("likelihood")
+@picture_options
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="likelihood.csv",
+              help="The .csv or .json: each image and the mean.")
+@click.option("--probes", type=click.IntRange(min=1), default=2,
+              help="Estimates of an image's divergence, each an evaluation more; their spread is its standard error.")
+@click.option("--dequantizations", type=click.IntRange(min=1), default=1,
+              help="How often each 8-bit picture is measured, with other noise below its last bit.")
+@click.option("--kind", type=click.Choice(["rademacher", "gaussian"]), default="rademacher", help="Of the probes.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the first image; the others follow.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
+              help="Also a histogram, .png, .svg or .pdf. Needs matplotlib.")
+@label_option
+@flow_options(usual_steps=32)
+@runtime_options
+@click.option("--force", is_flag=True, help="Replace existing files, and begin anew.")
+def likelihood_command(
+    model_and_pictures: tuple[Path | None, list[Path]],
+    resize: bool,
+    output: Path,
+    probes: int,
+    dequantizations: int,
+    kind: str,
+    seed: int,
+    plot: Path | None,
+    labels: int | list[int] | None,
+    rtol: float | None,
+    atol: float | None,
+    steps: int | None,
+    batch_size: int | None,
+    provider: str,
+    precision: str | None,
+    threads: int | None,
+    force: bool,
+) -> None:
+    """Measure how likely a model finds pictures, in bits per dimension; the bundled digits without MODEL (a .onnx).
+
+    PICTURES are files, folders of them, or .npz with an array `images`. MODEL is one that `sde-onnx gradient` has made;
+    of another, the gradient is made into the cache, where the export extra is installed. A run that was stopped goes on
+    where it was.
+
+    \b
+    Example: sde-onnx likelihood celebahq-gradient.onnx faces/ -o faces.csv --plot faces.png
+    """
+    from sde_onnx.extras import require_matplotlib
+    from sde_onnx.files import check_writable, sha256
+    from sde_onnx.generate.measurements import Measurements, plot_histogram
+    from sde_onnx.image_files import picture_files, read_images
+    from sde_onnx.likelihood import log_likelihood_batches
+    from sde_onnx.models import bundled_gradient
+
+    given_model, paths = model_and_pictures
+    model, pictures = given_model or bundled_gradient(), picture_files(paths)
+    if plot is not None:
+        require_matplotlib()
+        check_writable(plot, force=force, inputs=[model, output, *pictures])
+    check_writable(output, force=force, inputs=[model, *pictures])
+    with notes():
+        score_model = _with_gradient(model, provider, precision, threads)
+    names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
+    settings = {"model": sha256(model), "precision": score_model.precision, "probes": probes,
+                "dequantizations": dequantizations, "kind": kind, "seed": seed, "labels": labels, "steps": steps,
+                "rtol": rtol, "atol": atol}
+    run = Measurements(output, settings, names, score_model.metadata.schedule.sigma_min, force=force)
+    left = slice(run.finished, None)
+    if run.finished:
+        click.echo(f"{run.finished} of {len(names)} images were measured already")
+    with notes():
+        batches = log_likelihood_batches(
+            score_model, images[left], range(seed, seed + len(names))[left], probes=probes,
+            dequantizations=dequantizations, kind=kind, steps=steps, rtol=rtol, atol=atol,
+            labels=labels[left] if isinstance(labels, list) else labels, batch_size=batch_size, progress=True,
+        ) if run.finished < len(names) else iter(())
+    for batch in batches:
+        run.add(batch)
+    for line in run.write():
+        click.echo(line)
+    if plot is not None:
+        plot_histogram(run.rows, plot)
+        click.echo(plot)
+
+
+def _with_gradient(model: Path, provider: str, precision: str | None, threads: int | None) -> ScoreModel:
+    """The loaded file, or that of its gradient, which is made if it was not before."""
+    from sde_onnx.extras import has_export
+    from sde_onnx.runtime.score_model import load
+
+    found = load(model, provider, precision=precision, threads=threads)
+    if found.metadata.gradient or not has_export():
+        return found
+    from sde_onnx.export.cache import cached_gradient
+
+    return load(cached_gradient(model), provider, precision=precision, threads=threads)

@@ -1,0 +1,241 @@
+"""Exact likelihoods: how probable a model finds images, by the probability-flow ODE.
+
+From an image at sigma_min to its latent at sigma_max, in u = ln sigma and with D values an image:
+
+    dx / du = -sigma^2 s(x, sigma)
+    log p(x) = log N(x_max; 0, sigma_max^2) - integral of sigma^2 div s du
+    div s ~ v^T J v,   J = ds / dx,   v a probe with E[v v^T] = 1
+
+Images of 8 bits are dequantized, ``(value + u) / 256`` with u even in [0, 1), and bits per dimension are those of the
+8-bit values: ``8 - log2 p(x) / D``.
+
+What is measured is the density at sigma_min, of images that carry so much noise. With the exact score there are two
+floors: ``8 + log2(2 pi sigma_min^2) / 2`` where the density is greatest, that of a single image; and on average over
+images with noise of sigma_min, ``8 + log2(sigma_min sqrt(2 pi e))``, the noise's entropy. A network is not exact.
+
+Source: Song et al. 2021, section 4.3 and appendix D.2, equations 39 to 41; Hutchinson 1990 for the trace; Theis et al.
+2016, "A note on the evaluation of generative models", section 3.1, for dequantization.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sde_onnx.codes import Labels
+from sde_onnx.errors import InputError
+from sde_onnx.generate.sample import choose_batch_size
+from sde_onnx.image_files import Images
+from sde_onnx.runtime.score_model import LABEL, NO_GRADIENT, ScoreModel
+from sde_onnx.solvers.flow import FlowState, integrate_each
+from sde_onnx.solvers.noise import check_seeds, portable_normals, portable_uniforms
+from sde_onnx.solvers.schedule import VeSchedule
+
+__all__ = ["PROBES", "STEPS", "Likelihood", "log_likelihood", "log_likelihood_batches", "lowest_bits_per_dim"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+PROBES = ("rademacher", "gaussian")   # signs, which have the least variance, or normals
+STEPS, TOLERANCE = 32, 1e-5
+Integrator = Callable[..., Iterator[FlowState]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Of N images, each in bits or nats of its own."""
+
+    bits_per_dim: Float64Array     # [N], of 8-bit values
+    standard_error: Float64Array   # [N], of bits_per_dim; NaN where there is one estimate alone
+    log_density: Float64Array      # [N], nats, of the image with values in [0, 1]
+    latents: Float32Array          # [N, C, H, W], x at sigma_max, of the first dequantization
+    evaluations: NDArray[np.int64]   # [N], of the network with its gradient
+
+
+def lowest_bits_per_dim(sigma_min: float) -> tuple[float, float]:
+    """Bits per dimension of the density's peak, and those that images with noise of sigma_min average at least."""
+    return 8 + math.log2(2 * math.pi * sigma_min**2) / 2, 8 + math.log2(sigma_min * math.sqrt(2 * math.pi * math.e))
+
+
+def log_likelihood(
+    model: ScoreModel,
+    images: Images,
+    seeds: Sequence[int] | None = None,
+    *,
+    probes: int = 2,
+    dequantizations: int = 1,
+    kind: str = "rademacher",
+    steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    labels: Labels = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Likelihood:
+    """Measures the likelihood of images.
+
+    Args:
+        model: a loaded file with a gradient, which `sde-onnx gradient` makes.
+        images: ``[N, C, H, W]`` uint8, or float32 in [0, 1], which are not dequantized.
+        seeds: of each image's probes and dequantizations; 0 to N - 1 if not given. An image's likelihood depends on
+            its seed and not on the images beside it.
+        probes: v for each dequantization, >= 1. An evaluation of the network is made for each.
+        dequantizations: of each image, >= 1.
+        kind: of the probes, one of PROBES.
+        steps: even in ln sigma, >= 1, of six evaluations each; STEPS if no tolerance is given either.
+        rtol, atol: in place of steps, tolerances of a step, > 0; TOLERANCE if only the other is given. Each image has
+            steps of its own then. They follow the rounding of float32, which differs between batch sizes: so does the
+            result, by about what the tolerances allow.
+        labels: of a model that has them: one for all images, or one for each.
+        batch_size: images at a time, >= 1; chosen by their size if not given.
+        progress: show a progress bar on standard error if it is a terminal.
+
+    Returns:
+        The mean over probes and dequantizations, and its standard error: over dequantizations where there are several,
+        else over probes.
+
+    Raises:
+        InputError: a file without gradient, or an argument out of its range.
+        NonFiniteError: NaN or infinity appeared, or no step keeps the tolerances.
+    """
+    batches = log_likelihood_batches(
+        model, images, seeds, probes=probes, dequantizations=dequantizations, kind=kind, steps=steps,
+        rtol=rtol, atol=atol, labels=labels, batch_size=batch_size, progress=progress)
+    parts = [dataclasses.astuple(part) for part in batches]
+    return Likelihood(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def log_likelihood_batches(
+    model: ScoreModel,
+    images: Images,
+    seeds: Sequence[int] | None = None,
+    *,
+    probes: int = 2,
+    dequantizations: int = 1,
+    kind: str = "rademacher",
+    steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    labels: Labels = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Iterator[Likelihood]:
+    """Yields the likelihoods of :func:`log_likelihood` batch by batch.
+
+    Arguments and errors are those of :func:`log_likelihood`; they are checked before the first batch.
+    """
+    shape = model.metadata.image_shape
+    if not model.metadata.gradient:
+        raise InputError(NO_GRADIENT.format(model.path.name))
+    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
+        raise InputError(f"images is {images.dtype} {list(images.shape)}, expected uint8 or float32 "
+                         f"[N, {', '.join(map(str, shape))}] with N >= 1")
+    for name, value in (("probes", probes), ("dequantizations", dequantizations)):
+        if value < 1:
+            raise InputError(f"{name} is {value}, expected at least 1")
+    if dequantizations > 1 and images.dtype != np.uint8:
+        raise InputError("dequantizations are of 8-bit images: float32 images have one value each")
+    if kind not in PROBES:
+        raise InputError(f"kind is {kind!r}, expected one of: {', '.join(PROBES)}")
+    checked = check_seeds(range(len(images)) if seeds is None else seeds)
+    if len(checked) != len(images):
+        raise InputError(f"{len(checked)} seeds for {len(images)} images: give one for each image")
+    label = model.labels_for(labels, len(images)).get(LABEL)
+    size = choose_batch_size(model, len(images), batch_size)
+    integrate = _integrator(steps, rtol, atol)
+    integrate(_at_rest, np.zeros((1, 1)), 0.0, 1.0)   # refuses tolerances and steps out of their range
+
+    def measured() -> Iterator[Likelihood]:
+        with tqdm(total=len(images) * dequantizations, unit="image", disable=None if progress else True,
+                  bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]") as bar:
+            for first in range(0, len(images), size):
+                part = slice(first, first + size)
+                yield _measure(model, images[part], checked[part], None if label is None else label[part],
+                               probes, dequantizations, kind, integrate, bar)
+
+    return measured()
+
+
+def _integrator(steps: int | None, rtol: float | None, atol: float | None) -> Integrator:
+    if rtol is None and atol is None:
+        return partial(integrate_each, steps=STEPS if steps is None else steps)
+    if steps is not None:
+        raise InputError("steps and tolerances exclude each other: give steps, or rtol and atol")
+    return partial(integrate_each, rtol=TOLERANCE if rtol is None else rtol, atol=TOLERANCE if atol is None else atol)
+
+
+def _at_rest(u: Float64Array, y: Float64Array) -> Float64Array:
+    return np.zeros_like(y)
+
+
+def _measure(
+    model: ScoreModel, images: Images, seeds: NDArray[np.uint64], label: NDArray[np.int64] | None, probes: int,
+    dequantizations: int, kind: str, integrate: Integrator, bar: Any,
+) -> Likelihood:
+    """The likelihoods of one batch."""
+    schedule, size = model.metadata.schedule, math.prod(model.metadata.image_shape)
+    start, end = math.log(schedule.sigma_min), math.log(schedule.sigma_max)
+    log_densities, latents, evaluations = [], [], np.zeros(len(images), np.int64)
+    for repetition in range(dequantizations):
+        draw = repetition * (1 + probes)   # of the dequantization; those of the probes follow
+        x = images if images.dtype == np.float32 else _dequantized(images, seeds, draw)
+        vectors = [_probe(kind, seeds, draw + 1 + index, size).reshape(x.shape) for index in range(probes)]
+        y = np.concatenate([x.reshape(len(x), -1), np.zeros((len(x), probes))], 1).astype(np.float64)
+        reached = 0.0
+        for state in integrate(partial(_slope, model, label, vectors), y, start, end):
+            share = float((state.u - start).sum()) / (end - start)
+            bar.update(share - reached)
+            reached = share
+        latent = state.y[:, :size]
+        log_densities.append(_log_normal(latent, schedule)[:, None] + state.y[:, size:])
+        latents.append(latent)
+        evaluations += state.nfe * probes
+    estimates = np.stack(log_densities, 1)   # [N, dequantizations, probes]
+    independent = estimates.mean(2) if dequantizations > 1 else estimates[:, 0]
+    count = independent.shape[1]
+    error = independent.std(1, ddof=1) / math.sqrt(count) if count > 1 else np.full(len(images), np.nan)
+    log_density, bit = estimates.mean((1, 2)), math.log(2) * size
+    return Likelihood(8 - log_density / bit, error / bit, log_density,
+                      latents[0].reshape(images.shape).astype(np.float32), evaluations)
+
+
+def _dequantized(images: Images, seeds: NDArray[np.uint64], draw: int) -> Float64Array:
+    within = portable_uniforms(seeds, draw, math.prod(images.shape[1:])).reshape(images.shape)
+    dequantized: Float64Array = (images + within.astype(np.float64)) / 256
+    return dequantized
+
+
+def _probe(kind: str, seeds: NDArray[np.uint64], draw: int, size: int) -> Float32Array:
+    if kind == "gaussian":
+        return portable_normals(seeds, draw, size)
+    return np.where(portable_uniforms(seeds, draw, size) < 0.5, np.float32(-1), np.float32(1))
+
+
+def _log_normal(x: Float64Array, schedule: VeSchedule) -> Float64Array:
+    """``log N(x; 0, sigma_max^2)`` of each row, nats."""
+    variance = schedule.sigma_max**2
+    density: Float64Array = -0.5 * (x**2).sum(1) / variance - 0.5 * x.shape[1] * math.log(2 * math.pi * variance)
+    return density
+
+
+def _slope(
+    model: ScoreModel, label: NDArray[np.int64] | None, vectors: Sequence[Float32Array], u: Float64Array,
+    y: Float64Array,
+) -> Float64Array:
+    """Of x and, for each probe, of the integral: ``-sigma^2 s`` and ``-sigma^2 v^T J v``."""
+    sigma = np.exp(u)
+    count, size = len(y), vectors[0][0].size
+    x = y[:, :size].reshape(vectors[0].shape).astype(np.float32)
+    traces = []
+    for v in vectors:
+        score, product = model.vjp(x, sigma.astype(np.float32), v, label)
+        traces.append((v.astype(np.float64) * product).reshape(count, -1).sum(1))
+    joined = np.concatenate([score.reshape(count, -1), np.stack(traces, 1)], 1)
+    slope: Float64Array = -(sigma**2)[:, None] * joined
+    return slope
