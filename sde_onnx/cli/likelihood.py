@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sde_onnx.cli.options import flow_options, label_option, notes, picture_options, runtime_options
+from sde_onnx.extras import has_export, require_matplotlib
 
 if TYPE_CHECKING:
     from sde_onnx.runtime.score_model import ScoreModel
@@ -59,7 +60,6 @@ def likelihood_command(
     \b
     Example: sde-onnx likelihood celebahq-gradient.onnx faces/ -o faces.csv --plot faces.png
     """
-    from sde_onnx.extras import require_matplotlib
     from sde_onnx.files import check_writable, sha256
     from sde_onnx.generate.measurements import Measurements, plot_histogram
     from sde_onnx.image_files import picture_files, read_images
@@ -99,7 +99,6 @@ def likelihood_command(
 
 def _with_gradient(model: Path, provider: str, precision: str | None, threads: int | None) -> ScoreModel:
     """The loaded file, or that of its gradient, which is made if it was not before."""
-    from sde_onnx.extras import has_export
     from sde_onnx.runtime.score_model import load
 
     found = load(model, provider, precision=precision, threads=threads)
