@@ -15,8 +15,9 @@ from environment import RESULTS, ROOT
 
 README = ROOT / "README.md"
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
-CPU_MARKS, BF16_MARKS, GPU_MARKS, QUALITY_MARKS = (
-    (f"<!-- {name} -->", f"<!-- /{name} -->") for name in ("cpu", "bf16", "gpu", "quality")
+CPU_MARKS, BF16_MARKS, GPU_MARKS, QUALITY_MARKS, GRADIENT_MARKS, LIKELIHOOD_MARKS, CODES_MARKS = (
+    (f"<!-- {name} -->", f"<!-- /{name} -->")
+    for name in ("cpu", "bf16", "gpu", "quality", "gradients", "likelihood", "codes")
 )
 TITLES = {"digits": "digits 16²", "32": "32², 62 M", "256": "256², 66 M", "1024": "1024², 106 M"}
 OURS = "sde-onnx"
@@ -285,6 +286,46 @@ def result(name: str) -> dict[str, Any] | None:
     return held
 
 
+def gradient_section(result: dict[str, Any]) -> str:
+    """The README's text on gradients, from what benchmarks/gradients.py has written."""
+    rows = result["rows"]
+    lines = [f"Score and product at batch 1 on {_machine(rows)}:", "",
+             "| | eager PyTorch | sde-onnx | | relative error | memory, eager and ours |", "| --- |" + " --- |" * 5]
+    for row in rows:
+        eager, ours = row["subjects"][row["reference"]], row["subjects"][OURS]
+        lines.append(f"| {TITLES[row['network']]} | {eager['median'] * 1e3:.0f} ms | {ours['median'] * 1e3:.0f} ms | "
+                     f"{ours['ratio']:.2f}x | {max(ours['errors'].values()):.0e} | {eager['peak_mb']:.0f} MB, "
+                     f"{ours['peak_mb']:.0f} MB |")
+    return "\n".join([
+        *lines, "", "Raw samples: [`benchmarks/results/gradients.json`](benchmarks/results/gradients.json)."])
+
+
+def likelihood_section(result: dict[str, Any]) -> str:
+    """The README's text on likelihoods, from what benchmarks/likelihood.py has written."""
+    peak, noise = result["floors"]
+    lines = ["The bundled digits in bits per dimension, one probe, 32 steps "
+             "([`benchmarks/results/likelihood.json`](benchmarks/results/likelihood.json)):", "",
+             "| | images | bits/dim |", "| --- | --- | --- |",
+             *(f"| {name} | {row['images']} | {row['mean']:.3f} ± {row['standard_error']:.3f} |"
+               for name, row in result["groups"].items())]
+    return "\n".join([
+        *lines, "",
+        f"An image's value differs by at most {result['batches_apart']:.0e} between batches of 1, 7 and 64, and by at",
+        f"most {result['from_128_steps']['32']:.0e} from that of 128 steps. With the exact score no image is below "
+        f"{peak:.2f}, and images with",
+        f"noise of sigma_min average at least {noise:.2f}. Digits as they are carry less noise, and are below both."])
+
+
+def codes_section(result: dict[str, Any]) -> str:
+    """The README's text on round trips, from what benchmarks/codes.py has written."""
+    rows = result["rows"]
+    return "\n".join([
+        f"Encoding and decoding {result['images']} digits, root mean square of the error for values in [0, 1] "
+        "([`benchmarks/results/codes.json`](benchmarks/results/codes.json)):", "",
+        "| " + " | ".join(rows) + " |", "| " + " --- |" * len(rows),
+        "| " + " | ".join(f"{row['rms']:.1e}" for row in rows.values()) + " |"])
+
+
 def main() -> None:
     text = README.read_text(encoding="utf-8")
     for marks, write, names in SECTIONS:
@@ -300,6 +341,9 @@ SECTIONS = [
     (BF16_MARKS, bf16_section, ["bf16.json"]),
     (GPU_MARKS, gpu_section, ["cuda.json", "fp16.json"]),
     (QUALITY_MARKS, quality_section, ["quality.json"]),
+    (GRADIENT_MARKS, gradient_section, ["gradients.json"]),
+    (LIKELIHOOD_MARKS, likelihood_section, ["likelihood.json"]),
+    (CODES_MARKS, codes_section, ["codes.json"]),
 ]
 
 

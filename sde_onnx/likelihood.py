@@ -44,6 +44,7 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 PROBES = ("rademacher", "gaussian")   # signs, which have the least variance, or normals
 STEPS, TOLERANCE = 32, 1e-5
+FIRST_DRAW = 1 << 31   # of the portable noise: far from those that a sampled image of the same seed was made of
 Integrator = Callable[..., Iterator[FlowState]]
 
 
@@ -183,7 +184,7 @@ def _measure(
     start, end = math.log(schedule.sigma_min), math.log(schedule.sigma_max)
     log_densities, latents, evaluations = [], [], np.zeros(len(images), np.int64)
     for repetition in range(dequantizations):
-        draw = repetition * (1 + probes)   # of the dequantization; those of the probes follow
+        draw = FIRST_DRAW + repetition * (1 + probes)   # of the dequantization; those of the probes follow
         x = images if images.dtype == np.float32 else _dequantized(images, seeds, draw)
         vectors = [_probe(kind, seeds, draw + 1 + index, size).reshape(x.shape) for index in range(probes)]
         y = np.concatenate([x.reshape(len(x), -1), np.zeros((len(x), probes))], 1).astype(np.float64)

@@ -60,8 +60,8 @@ def likelihood_command(
     \b
     Example: sde-onnx likelihood celebahq-gradient.onnx faces/ -o faces.csv --plot faces.png
     """
+    from sde_onnx.cli.measurements import Measurements, plot_histogram
     from sde_onnx.files import check_writable, sha256
-    from sde_onnx.generate.measurements import Measurements, plot_histogram
     from sde_onnx.image_files import picture_files, read_images
     from sde_onnx.likelihood import log_likelihood_batches
     from sde_onnx.models import bundled_gradient
