@@ -1,20 +1,22 @@
 """Writes what the documentation takes from the code: `make docs`; tests/test_docs.py holds it true.
 
 The rooms of docs/architecture.md are the first lines of the modules; docs/solvers.md is made from the tables of solvers
-and their options.
+and their options; the operators of docs/gradients.md are those that have a rule.
 """
 
 from __future__ import annotations
 
 import ast
+import textwrap
 from pathlib import Path
 
+from sde_onnx.export.gradient.rules import RULES
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import OPTIONS, Choice, Number, Option
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURE, SOLVER_PAGE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "solvers.md"
-MARKS = "<!-- rooms -->", "<!-- /rooms -->"
+ARCHITECTURE, SOLVER_PAGE, GRADIENT_PAGE = (ROOT / "docs" / f"{name}.md" for name in (
+    "architecture", "solvers", "gradients"))
 WIDTH = 30   # of the column of names
 
 
@@ -42,9 +44,18 @@ def _line(name: str, path: Path, depth: int) -> str:
 
 def architecture() -> str:
     """docs/architecture.md with the rooms as they are."""
-    text = ARCHITECTURE.read_text(encoding="utf-8")
-    before, after = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
-    return f"{text[:before]}\n{rooms()}\n{text[after:]}"
+    return _between_marks(ARCHITECTURE, "rooms", rooms())
+
+
+def gradient_page() -> str:
+    """docs/gradients.md with the operators that have a rule."""
+    return _between_marks(GRADIENT_PAGE, "rules", "\n".join(textwrap.wrap(", ".join(sorted(RULES)) + ".", 120)))
+
+
+def _between_marks(page: Path, mark: str, text: str) -> str:
+    written = page.read_text(encoding="utf-8")
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    return f"{written[: written.index(first)]}{first}\n{text}\n{written[written.index(last) :]}"
 
 
 def solver_page() -> str:
@@ -91,6 +102,7 @@ def _defaults(name: str) -> str:
 
 def main() -> None:
     ARCHITECTURE.write_text(architecture(), encoding="utf-8")
+    GRADIENT_PAGE.write_text(gradient_page(), encoding="utf-8")
     SOLVER_PAGE.write_text(solver_page(), encoding="utf-8")
 
 

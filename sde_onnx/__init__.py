@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sde_onnx.image_files import read_images as read_images
     from sde_onnx.likelihood import Likelihood as Likelihood
     from sde_onnx.likelihood import log_likelihood as log_likelihood
+    from sde_onnx.models import bundled_gradient as bundled_gradient
     from sde_onnx.models import bundled_model as bundled_model
     from sde_onnx.pipeline import ImagePipelineOutput as ImagePipelineOutput
     from sde_onnx.pipeline import ScoreSdeVePipeline as ScoreSdeVePipeline
@@ -39,7 +40,7 @@ _HOMES = {   # of the public names
     "generate.sample": ["sample", "sample_batches"],
     "image_files": ["read_images"],
     "likelihood": ["Likelihood", "log_likelihood"],
-    "models": ["bundled_model"],
+    "models": ["bundled_gradient", "bundled_model"],
     "pipeline": ["ImagePipelineOutput", "ScoreSdeVePipeline"],
     "runtime.metadata": ["ModelMetadata"],
     "runtime.score_model": ["ScoreModel", "load", "read_metadata"],

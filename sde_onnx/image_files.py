@@ -101,14 +101,14 @@ def _read_npz(path: Path, image_shape: tuple[int, int, int], *, resize: bool) ->
     try:
         with np.load(path) as file:
             images = file["images"]
-            seeds = file["seeds"].tolist() if "seeds" in file else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            seeds = file["seeds"].tolist() if "seeds" in file and file["seeds"].ndim == 1 else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read as a .npz with an array `images`: {error}") from None
     if images.ndim != 4 or len(images) == 0 or images.dtype not in (np.uint8, np.float32):
         raise InputError(f"{path} holds {images.dtype} {list(images.shape)}, expected images, uint8 or float32 "
                          f"[N, {', '.join(map(str, image_shape))}]")
     names = [f"{path.stem}-{index:06d}" for index in range(len(images))]
-    if seeds is not None and len(seeds) == len(images):
+    if seeds is not None and len(seeds) == len(images) and all(isinstance(seed, int) for seed in seeds):
         names = [f"{seed:06d}" for seed in seeds]
     if images.dtype == np.float32:
         if images.shape[1:] != image_shape:

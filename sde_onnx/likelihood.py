@@ -83,7 +83,7 @@ def log_likelihood(
 
     Args:
         model: a loaded file with a gradient, which `sde-onnx gradient` makes.
-        images: ``[N, C, H, W]`` uint8, or float32 in [0, 1], which are not dequantized.
+        images: ``[N, C, H, W]`` uint8, or float32 in data units ([0, 1], and noise), which are not dequantized.
         seeds: of each image's probes and dequantizations; 0 to N - 1 if not given. An image's likelihood depends on
             its seed and not on the images beside it.
         probes: v for each dequantization, >= 1. An evaluation of the network is made for each.
@@ -108,8 +108,9 @@ def log_likelihood(
     batches = log_likelihood_batches(
         model, images, seeds, probes=probes, dequantizations=dequantizations, kind=kind, steps=steps,
         rtol=rtol, atol=atol, labels=labels, batch_size=batch_size, progress=progress)
-    parts = [dataclasses.astuple(part) for part in batches]
-    return Likelihood(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    parts = list(batches)
+    return Likelihood(*(np.concatenate([getattr(part, field.name) for part in parts])
+                        for field in dataclasses.fields(Likelihood)))
 
 
 def log_likelihood_batches(
@@ -134,9 +135,13 @@ def log_likelihood_batches(
     shape = model.metadata.image_shape
     if not model.metadata.gradient:
         raise InputError(NO_GRADIENT.format(model.path.name))
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"images is {type(images).__name__}, expected a numpy array")
     if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
         raise InputError(f"images is {images.dtype} {list(images.shape)}, expected uint8 or float32 "
                          f"[N, {', '.join(map(str, shape))}] with N >= 1")
+    if images.dtype == np.float32 and not ((images > -1) & (images < 2)).all():
+        raise InputError(f"images holds {images.min():g} to {images.max():g}, expected values about [0, 1]")
     for name, value in (("probes", probes), ("dequantizations", dequantizations)):
         if value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")

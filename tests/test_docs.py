@@ -13,6 +13,10 @@ def test_the_rooms_are_those_of_the_tree():
     assert generate.ARCHITECTURE.read_text(encoding="utf-8") == generate.architecture(), "make docs"
 
 
+def test_the_operators_with_a_gradient_are_those_of_the_table():
+    assert generate.GRADIENT_PAGE.read_text(encoding="utf-8") == generate.gradient_page(), "make docs"
+
+
 def test_the_page_of_solvers_is_what_their_tables_say():
     assert generate.SOLVER_PAGE.read_text(encoding="utf-8") == generate.solver_page(), "make docs"
 

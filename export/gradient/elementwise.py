@@ -8,9 +8,9 @@ from sde_onnx.errors import GradientError
 from sde_onnx.export.gradient.writer import Call, GradientWriter
 
 __all__ = [
-    "absolute", "add", "cast", "clip", "cos", "divide", "erf", "exp", "gelu", "identity", "larger", "leaky_relu", "log",
-    "multiply", "negate", "power", "reciprocal", "relu", "sigmoid", "sin", "smaller", "softplus", "sqrt", "subtract",
-    "tanh", "where",
+    "absolute", "add", "cast", "clip", "cos", "divide", "dropout", "erf", "exp", "gelu", "identity", "larger",
+    "leaky_relu", "log", "multiply", "negate", "power", "reciprocal", "relu", "sigmoid", "sin", "smaller", "softplus",
+    "sqrt", "subtract", "tanh", "where",
 ]
 
 Contributions = list[str | None]   # to the cotangent of each input
@@ -42,9 +42,12 @@ def divide(write: GradientWriter, call: Call) -> Contributions:
 
 
 def power(write: GradientWriter, call: Call) -> Contributions:
-    """``y = a^p`` with a p that does not depend on the input: g p a^(p - 1)."""
+    """``y = a^p`` with a p that does not depend on the input: g p a^(p - 1), and 0 where p is."""
     a, p = call.inputs
-    slope = write.add("Mul", p, write.add("Pow", a, write.add("Sub", p, write.number(1, p))))
+    if write.values.type_of(p) != write.values.type_of(a):   # an exponent may be whole
+        p = write.add("Cast", p, to=write.values.type_of(a))
+    slope = write.add("Mul", p, write.add("Pow", a, write.add("Sub", p, write.number(1, a))))
+    slope = write.add("Where", write.add("Equal", p, write.number(0, a)), write.number(0, a), slope)
     return [write.reduced(write.add("Mul", call.g, slope), call, 0)]
 
 
@@ -178,7 +181,14 @@ def _chosen(write: GradientWriter, call: Call, first: str) -> Contributions:
 
 
 def identity(write: GradientWriter, call: Call) -> Contributions:
-    """``y = x``, a dropout's too, which is off: g."""
+    """``y = x``: g."""
+    return [call.g]
+
+
+def dropout(write: GradientWriter, call: Call) -> Contributions:
+    """``y = x``, for a dropout is off: g; ``GradientError`` if it is on."""
+    if len(call.inputs) > 2 and call.inputs[2] and write.values.constant(call.inputs[2]).any():
+        raise GradientError("the rule is for a network that is not being trained")
     return [call.g]
 
 

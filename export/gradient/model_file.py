@@ -14,12 +14,13 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 
-from sde_onnx.errors import ModelFileError, ParityError
+from sde_onnx.errors import GradientError, ModelFileError, ParityError
 from sde_onnx.export.gradient.reference import reference_vjp
 from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases
 from sde_onnx.files import replacing
 from sde_onnx.runtime.metadata import KEY, ModelMetadata
+from sde_onnx.runtime.providers import ORT_ERRORS
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, read_metadata
 
 __all__ = ["TOLERANCE", "export_gradient", "export_gradient_of_graph"]
@@ -84,18 +85,31 @@ def export_gradient_of_graph(source: Path, path: Path, of: str, at: str, *, forc
         force: whether an existing file may be replaced.
 
     Raises:
-        ModelFileError: the source is not an ONNX file, or it is larger than one file may be.
-        GradientError: see :func:`add_gradient`.
+        ModelFileError: the source is not an ONNX file, one of ours, or passes 1 GB.
+        GradientError: see :func:`add_gradient`; or ONNX Runtime runs the source and not what was made of it.
         OutputError: the file exists, cannot be written, or does not end in ``.onnx``.
     """
     check_model_output(path, force=force, inputs=[source])
     try:
         model = onnx.load(source)
+        if model.ByteSize() >= 2**30:   # the gradient comes to it, and one file holds 2 GB
+            raise ModelFileError(f"{source} passes 1 GB: its gradient must fit into one ONNX file, of 2 GB at most")
         onnx.checker.check_model(model)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise ModelFileError(f"{source} is not an ONNX file that can be read ({str(error).splitlines()[0]})") from None
+    if any(item.key == KEY for item in model.metadata_props):
+        raise ModelFileError(f"{source} is a file of sde-onnx: leave out --of and --at")
     add_gradient(model, of, at)
-    if model.ByteSize() >= 2**31:
-        raise ModelFileError(f"{source} passes 2 GB, more than one ONNX file holds")
+    if (reason := _refusal(model)) is not None and _refusal(onnx.load(source)) is None:
+        raise GradientError(f"ONNX Runtime runs {source}, but not its gradient ({reason})")
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
+
+
+def _refusal(model: onnx.ModelProto) -> str | None:
+    """Why ONNX Runtime's CPU provider does not load a model, if it does not."""
+    try:
+        cpu_session(model)
+    except ORT_ERRORS as error:
+        return str(error).splitlines()[0][:200]
+    return None

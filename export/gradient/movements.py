@@ -54,9 +54,9 @@ def split(write: GradientWriter, call: Call) -> Contributions:
 def slice_(write: GradientWriter, call: Call) -> Contributions:
     """Some places of each axis: g at those places, 0 at the others."""
     x = call.inputs[0]
-    starts, ends, *more = (write.values.constant(name).tolist() for name in call.inputs[1:] if name)
-    axes = more[0] if more else range(len(starts))
-    steps = more[1] if len(more) > 1 else [1] * len(starts)
+    given = [write.values.constant(name).tolist() if name else [] for name in (*call.inputs[1:], "", "")[:4]]
+    starts, ends = given[:2]
+    axes, steps = given[2] or list(range(len(starts))), given[3] or [1] * len(starts)
     g = call.g
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size, = write.values.sizes(x, [axis])
@@ -106,7 +106,8 @@ def pad(write: GradientWriter, call: Call) -> Contributions:
     if mode != "constant":
         raise GradientError(f"the rule is for mode 'constant', not {mode!r}")
     rank = len(write.values.shape(call.inputs[0]))
-    axes = write.values.constant(call.inputs[3]) % rank if len(call.inputs) > 3 else np.arange(rank)
+    named = write.values.constant(call.inputs[3]) % rank if len(call.inputs) > 3 and call.inputs[3] else None
+    axes = np.arange(rank) if named is None else named.astype(np.int64)
     before, after = write.values.constant(call.inputs[1]).reshape(2, -1)
     if min(*before, *after) < 0:
         raise GradientError("the rule is for pads of 0 or more")
@@ -128,9 +129,13 @@ def resize(write: GradientWriter, call: Call) -> Contributions:
         ("coordinate_transformation_mode", b"half_pixel"), ("nearest_mode", b"round_prefer_floor")))
     if attributes.get("mode", b"nearest") != b"nearest" or way not in REPEATS:
         raise GradientError("the rule is for mode 'nearest', pixels repeated")
+    before, after = (write.values.shape(name) for name in (call.inputs[0], call.outputs[0]))
+    if len(before) != 4 or before[1] != after[1] or "axes" in attributes:
+        raise GradientError(f"the rule is for the two axes of an image, not for {before} to {after}")
     small, large = (write.values.sizes(name, [2, 3]) for name in (call.inputs[0], call.outputs[0]))
-    if len(write.values.shape(call.inputs[0])) != 4 or any(b % a for a, b in zip(small, large, strict=True)):
-        raise GradientError(f"the rule is for images and whole scales, not for {small} to {large}")
     window = [b // a for a, b in zip(small, large, strict=True)]
+    scales = write.values.constant(call.inputs[2]).tolist() if len(call.inputs) > 2 and call.inputs[2] else None
+    if scales not in (None, [], [1, 1, *window]) or any(b % a for a, b in zip(small, large, strict=True)):
+        raise GradientError(f"the rule is for whole scales, not for {small} to {large}")
     mean = write.add("AveragePool", call.g, kernel_shape=window, strides=window)
     return [write.times(mean, float(np.prod(window)), call.inputs[0])]

@@ -54,6 +54,10 @@ def conv_transpose(write: GradientWriter, call: Call) -> Contributions:
                   if name in call.attributes}
     if call.attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in call.attributes:
         raise GradientError("the rule is for pads that are given")
+    over = call.attributes.get("output_padding", [0])
+    if any(size >= stride for size, stride in zip(over, call.attributes.get("strides", [1] * len(over)), strict=False)
+           if size):
+        raise GradientError("the rule is for an output padding below the stride")
     return [write.add("Conv", call.g, call.inputs[1], **attributes)]
 
 
@@ -114,5 +118,5 @@ def gemm(write: GradientWriter, call: Call) -> Contributions:
             else write.add("Gemm", g, b, alpha=alpha, transB=1 - turned_b))
     of_b = (write.add("Gemm", g, a, alpha=alpha, transA=1, transB=turned_a) if turned_b
             else write.add("Gemm", a, g, alpha=alpha, transA=1 - turned_a))
-    of_c = [write.reduced(write.times(g, beta, g), call, 2)] if len(call.inputs) > 2 else []
+    of_c = [write.reduced(write.times(g, beta, call.outputs[0]), call, 2)] if len(call.inputs) > 2 else []
     return [of_a, of_b, *of_c]

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from sde_onnx.errors import GradientError
-from sde_onnx.export.graph.nodes import attributes_of
+from sde_onnx.export.graph.nodes import attributes_of, read_by
 
 __all__ = ["evaluate", "reference_vjp"]
 
@@ -40,7 +40,7 @@ def reference_vjp(
     Raises:
         GradientError: an operator that has no rule either.
     """
-    fixed = _independent(model, inputs, of, at)
+    fixed = _independent(model, inputs, at)
     tensors = {name: _tensor(value, dtype) for name, value in {**inputs, **fixed}.items()}
     tensors[at].requires_grad_()
     result = evaluate(model.graph, tensors, of, dtype=dtype)
@@ -48,11 +48,11 @@ def reference_vjp(
     return gradient.numpy()
 
 
-def _independent(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray], of: str, at: str) -> dict[str, np.ndarray]:
+def _independent(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray], at: str) -> dict[str, np.ndarray]:
     """What does not depend on ``at`` and is read by what does, as ONNX Runtime computes it: of any operators."""
     depends, fixed, there = {at}, {}, {item.name for item in model.graph.initializer} | set(inputs)
     for node in model.graph.node:
-        if depends.isdisjoint(node.input):
+        if depends.isdisjoint(read_by(node)):
             continue
         depends.update(node.output)
         fixed.update(dict.fromkeys(name for name in node.input if name and name not in depends | there))
@@ -222,11 +222,11 @@ def _pad(at: Attributes, x: Tensor, pads: Tensor, value: Tensor | None = None, a
 
 def _resize(at: Attributes, x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None,
             sizes: Tensor | None = None) -> Tensor:
-    if scales is None:
-        assert sizes is not None
-        scales = sizes / torch.tensor(x.shape)
-    for axis, scale in enumerate(scales.tolist()):
-        x = x.repeat_interleave(round(scale), axis)
+    large = [] if sizes is None else [size / n for size, n in zip(sizes.tolist(), x.shape, strict=True)]
+    for axis, factor in enumerate(large if scales is None else scales.tolist() or large):
+        if factor != int(factor):
+            raise GradientError(f"Resize by {factor:g} cannot be evaluated in torch: only whole factors")
+        x = x.repeat_interleave(int(factor), axis)
     return x
 
 

@@ -21,12 +21,12 @@ import onnx.inliner
 from sde_onnx.errors import GradientError
 from sde_onnx.export.gradient.rules import RULES
 from sde_onnx.export.gradient.writer import Call, GradientWriter, Values
-from sde_onnx.export.graph.nodes import attributes_of, replace_nodes
+from sde_onnx.export.graph.nodes import attributes_of, read_by, replace_nodes
 
 __all__ = ["add_gradient"]
 
 OLDEST_OPSET = 13   # since which sums and softmaxes are what they are today
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 SIZES = ("Shape", "Size")   # integers that say nothing of a value's numbers
 
 
@@ -44,21 +44,21 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         GradientError: a name that is not there, is taken already or holds integers; an output that does not depend on
             the input; an operator without a rule, or with a shape that its rule cannot know; an opset below 13.
     """
-    if model.functions:
-        model.CopyFrom(onnx.inliner.inline_local_functions(model))
-    graph = model.graph
+    opened = onnx.inliner.inline_local_functions(model) if model.functions else model
+    graph = opened.graph
     inputs, outputs = ({item.name: item for item in items} for items in (graph.input, graph.output))
-    taken = {*inputs, *outputs, *(name for node in graph.node for name in node.output)}
+    constants = (*graph.initializer, *(item.values for item in graph.sparse_initializer))
+    taken = {*inputs, *outputs, *(item.name for item in constants)}.union(*(node.output for node in graph.node))
     for name, names, kind in ((of, outputs, "output"), (at, inputs, "input")):
         if name not in names:
             raise GradientError(f"the graph has no {kind} {name!r}, it has {', '.join(names)}")
         if names[name].type.tensor_type.elem_type not in FLOATS:
-            raise GradientError(f"{kind} {name!r} holds no floating-point numbers: it has no gradient")
+            raise GradientError(f"{kind} {name!r} holds no float16, float32 or float64 numbers: it has no gradient")
     for name in (cotangent, result):
         if name in taken:
-            raise GradientError(f"the graph has a value {name!r} already: it may be a gradient's, else choose another "
+            raise GradientError(f"the graph has a value {name!r} already: its gradient may be there, or choose another "
                                 "name")
-    values = Values(model)
+    values = Values(opened)
     if values.opset < OLDEST_OPSET:
         raise GradientError(f"the graph is of opset {values.opset}, expected {OLDEST_OPSET} or above: "
                             "onnx.version_converter converts it")
@@ -80,6 +80,8 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         items[-1].name = name
     graph.initializer.extend(writer.constants.values())
     replace_nodes(graph, [*graph.node, *_needed(writer.nodes, result)])
+    if opened is not model:
+        model.CopyFrom(opened)
 
 
 def _between(graph: onnx.GraphProto, of: str, at: str, values: Values) -> set[str]:
@@ -87,12 +89,12 @@ def _between(graph: onnx.GraphProto, of: str, at: str, values: Values) -> set[st
     leads = {of}
     for node in reversed(graph.node):
         if not leads.isdisjoint(node.output):
-            leads.update(node.input)
+            leads.update(read_by(node))
     depends = {at}
     for node in graph.node:
-        if depends.isdisjoint(node.input):
+        if depends.isdisjoint(read_by(node)):
             continue
-        for name in node.output:
+        for name in filter(None, node.output):   # an output may be left out
             kind = values.type_of(name)
             if kind in (0, *FLOATS):
                 depends.add(name)

@@ -26,7 +26,7 @@ RULES: Mapping[str, Callable[[GradientWriter, Call], Contributions]] = {
     "ConvTranspose": products.conv_transpose,
     "Cos": elementwise.cos,
     "Div": elementwise.divide,
-    "Dropout": elementwise.identity,
+    "Dropout": elementwise.dropout,
     "Erf": elementwise.erf,
     "Exp": elementwise.exp,
     "Expand": movements.expand,

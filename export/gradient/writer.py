@@ -38,10 +38,11 @@ class Call:
 
     @property
     def g(self) -> str:
-        """The cotangent of the first output; ``GradientError`` if only others are used."""
-        if self.cotangents[0] is None:
+        """The cotangent of the first output; ``GradientError`` if others are used."""
+        first, *others = self.cotangents
+        if first is None or any(other is not None for other in others):
             raise GradientError(f"the rule is for the first output, not for {', '.join(self.outputs[1:])}")
-        return self.cotangents[0]
+        return first
 
 
 class Values:
@@ -49,9 +50,10 @@ class Values:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        self.opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
         self._types = {item.name: item.type.tensor_type for item in (*graph.input, *graph.value_info, *graph.output)}
-        self._constants = {item.name: item for item in graph.initializer}
+        inputs = {item.name for item in graph.input}   # whose initializers are defaults
+        self._constants = {item.name: item for item in graph.initializer if item.name not in inputs}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
@@ -61,8 +63,10 @@ class Values:
         return self._constants[name].data_type if name in self._constants else self._type(name).elem_type
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """numpy's type of a value."""
-        return np.dtype(helper.tensor_dtype_to_np_dtype(self.type_of(name) or onnx.TensorProto.FLOAT))
+        """numpy's type of a value; ``GradientError`` if it is not known."""
+        if not (kind := self.type_of(name)):
+            raise GradientError(f"the type of {name!r} is not known")
+        return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
 
     def shape(self, name: str) -> list[Size]:
         """The sizes of a value.
@@ -78,17 +82,18 @@ class Values:
         return [size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in kind.shape.dim]
 
     def sizes(self, name: str, axes: Sequence[int]) -> list[int]:
-        """The sizes of some axes; ``GradientError`` if one is not fixed."""
+        """The sizes of some axes; ``GradientError`` if one is not fixed, or 0."""
         shape = self.shape(name)
-        found = [size for size in (shape[axis] for axis in axes) if isinstance(size, int)]
+        found = [size for size in (shape[axis] for axis in axes) if isinstance(size, int) and size > 0]
         if len(found) < len(axes):
-            raise GradientError(f"{name!r} has the sizes {shape}: its gradient needs axes {list(axes)} to be fixed")
+            raise GradientError(f"{name!r} has the sizes {shape}: its gradient needs axes {list(axes)} to be fixed, "
+                                "and not 0")
         return found
 
     def constant(self, name: str) -> np.ndarray:
         """The value of a constant; ``GradientError`` if it is computed by the graph."""
         if name not in self._constants:
-            raise GradientError(f"{name!r} is computed by the graph: its gradient needs a constant there")
+            raise GradientError(f"{name!r} is no constant of the graph: its gradient needs one there")
         return numpy_helper.to_array(self._constants[name])
 
     def _type(self, name: str) -> onnx.TypeProto.Tensor:
@@ -119,12 +124,18 @@ class GradientWriter(Nodes):
         return x if factor == 1 else self.add("Mul", x, self.number(factor, like))
 
     def axes(self, call: Call) -> list[int]:
-        """The axes that a reduction's attribute or second input names, >= 0; all if it names none."""
-        named = call.attributes.get("axes")
-        if named is None and len(call.inputs) > 1 and call.inputs[1]:
+        """The axes that a reduction's attribute or second input names, >= 0; all if it names none.
+
+        Raises:
+            GradientError: none are named where that means that nothing is reduced, or the graph computes them.
+        """
+        named = call.attributes.get("axes", [])
+        if len(call.inputs) > 1 and call.inputs[1]:
             named = self.values.constant(call.inputs[1]).tolist()
+        if not named and call.attributes.get("noop_with_empty_axes", 0):
+            raise GradientError("the rule is for axes that are named")
         rank = len(self.values.shape(call.inputs[0]))
-        return sorted(axis % rank for axis in (range(rank) if named is None else named))
+        return sorted(axis % rank for axis in named or range(rank))
 
     def sum(self, x: str, axes: Sequence[int], *, keep: bool = True) -> str:
         """Adds a sum over axes."""
@@ -154,6 +165,8 @@ class GradientWriter(Nodes):
 
     def reduced(self, g: str, call: Call, place: int, *, apart: int = 0) -> str:
         """Sums a cotangent of a node's result over the axes along which the node has broadcast an input.
+
+        Two free sizes are taken for the same one, and a free size never for 1.
 
         Args:
             g: the cotangent.

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Nodes", "attributes_of", "concatenated", "inlined", "readers_of", "remove_opset", "replace_nodes",
-           "shapes_of", "silu_of"]
+__all__ = ["Nodes", "attributes_of", "concatenated", "inlined", "read_by", "readers_of", "remove_opset",
+           "replace_nodes", "shapes_of", "silu_of"]
 
 
 class Nodes:
@@ -45,7 +45,7 @@ class Nodes:
 
     def reshape(self, x: str, *shape: int) -> str:
         """Adds a Reshape; at most one size may be -1, and 0 keeps a size."""
-        return self.add("Reshape", x, self.constant(np.array(shape)))
+        return self.add("Reshape", x, self.constant(np.array(shape, np.int64)))
 
     def normalized(self, x: str, axes: Sequence[int], epsilon: float) -> str:
         """Adds ``(x - mean) / sqrt(variance + epsilon)``, both over some axes: a norm without gain and bias."""
@@ -65,6 +65,15 @@ def shapes_of(graph: onnx.GraphProto) -> dict[str, list[int]]:
     """The shapes of a graph's inputs and results, by name; 0 for what is not fixed."""
     return {item.name: [size.dim_value for size in item.type.tensor_type.shape.dim]
             for item in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def read_by(node: onnx.NodeProto) -> set[str]:
+    """The values that a node reads, those that its inner graphs capture among them."""
+    names = set(node.input) - {""}
+    for item in node.attribute:
+        for graph in (item.g, *item.graphs):
+            names.update(*(read_by(inner) for inner in graph.node), (output.name for output in graph.output))
+    return names
 
 
 def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
@@ -123,7 +132,7 @@ def inlined(
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
     """Replaces all nodes of a graph, and removes the constants that nothing reads any more."""
     nodes = list(nodes)
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in nodes for name in read_by(node)} | {item.name for item in graph.output}
     kept = [item for item in graph.initializer if item.name in used]
     for name, items in (("node", nodes), ("initializer", kept)):
         del getattr(graph, name)[:]

@@ -45,9 +45,10 @@ def _lines(model: Path, metadata: ModelMetadata) -> list[tuple[str, str]]:
                *(["discrete noise levels"] if architecture.get("discrete") else [])]
     labels = f"0 to {metadata.labels - 1}" + ", or none" * metadata.label_optional if metadata.labels else "none"
     where = "any provider" if metadata.target == "any" else f"{metadata.target} alone"
-    errors = {"at export": [error for case, error in metadata.parity.items() if not case.startswith("vjp ")],
-              "of vjp": [error for case, error in metadata.parity.items() if case.startswith("vjp ")]}
-    error = ", ".join(f"{max(found):.1e} {name}" for name, found in errors.items() if found)
+    told = "relative to the network, at export", "of vjp, relative to torch's reverse mode"
+    errors = [[value for case, value in metadata.parity.items() if case.startswith("vjp ") == of_vjp]
+              for of_vjp in (False, True)]
+    error = "; ".join(f"{max(found):.1e} {name}" for found, name in zip(errors, told, strict=True) if found)
     samplings = [(name, resolve(metadata, quality=name)) for name in QUALITIES]
     return [
         ("file", f"{model.name}, {model.stat().st_size / 1e6:.1f} MB, {metadata.precision}, for {where}"),
@@ -56,7 +57,7 @@ def _lines(model: Path, metadata: ModelMetadata) -> list[tuple[str, str]]:
         ("images", f"{width}x{height}, {colours}"),
         ("labels", labels),
         ("sigma", f"{schedule.sigma_min:g} to {schedule.sigma_max:g}, for data in [0, 1]"),
-        ("error", f"{error}, relative to the network" if error else "not measured"),
+        ("error", error or "not measured"),
         *([("gradient", "vjp, of an input v: sampling takes three times as long as with a file without")]
           if metadata.gradient else []),
         *((name, f"--quality {name}: {sampling}, {sampling.evaluations} evaluations an image")

@@ -60,12 +60,17 @@ def likelihood_command(
     \b
     Example: sde-onnx likelihood celebahq-gradient.onnx faces/ -o faces.csv --plot faces.png
     """
-    from sde_onnx.cli.measurements import Measurements, plot_histogram
+    import hashlib
+
+    from sde_onnx.cli.measurements import PLOTS, WRITERS, Measurements, plot_histogram
     from sde_onnx.files import check_writable, sha256
     from sde_onnx.image_files import picture_files, read_images
     from sde_onnx.likelihood import log_likelihood_batches
     from sde_onnx.models import bundled_gradient
 
+    for path, endings in ((output, WRITERS), (plot, PLOTS)):
+        if path is not None and path.suffix not in endings:
+            raise click.UsageError(f"{path} does not end in {', '.join(endings)}")
     given_model, paths = model_and_pictures
     model, pictures = given_model or bundled_gradient(), picture_files(paths)
     if plot is not None:
@@ -75,7 +80,8 @@ def likelihood_command(
     with notes():
         score_model = _with_gradient(model, provider, precision, threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
-    settings = {"model": sha256(model), "precision": score_model.precision, "probes": probes,
+    pixels = hashlib.sha256(images.tobytes()).hexdigest()
+    settings = {"model": sha256(model), "images": pixels, "precision": score_model.precision, "probes": probes,
                 "dequantizations": dequantizations, "kind": kind, "seed": seed, "labels": labels, "steps": steps,
                 "rtol": rtol, "atol": atol}
     run = Measurements(output, settings, names, score_model.metadata.schedule.sigma_min, force=force)

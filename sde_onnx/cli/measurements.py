@@ -11,35 +11,33 @@ from typing import Any
 
 import numpy as np
 
-from sde_onnx.errors import InputError, OutputError
+from sde_onnx.errors import OutputError
 from sde_onnx.files import read_json, replacing
 from sde_onnx.likelihood import Likelihood, lowest_bits_per_dim
 
-__all__ = ["Measurements", "plot_histogram"]
+__all__ = ["PLOTS", "WRITERS", "Measurements", "plot_histogram"]
 
 Row = dict[str, Any]
+COLUMNS = ("name", "seed", "bits_per_dim", "standard_error", "log_density", "evaluations")
 
 
 class Measurements:
     """The rows of one way to measure, one for each image in turn.
 
     Args:
-        output: the ``.csv`` or ``.json`` to be.
-        settings: everything that a row depends on but its image, as JSON values; ``seed`` is that of the first.
+        output: the file to be, of a suffix in WRITERS.
+        settings: everything that rows depend on, as JSON values; ``seed`` is that of the first.
         names: of all images.
         sigma_min: of the model, which says how low bits per dimension can fall.
         force: whether rows of other settings or images are dropped.
 
     Raises:
-        InputError: another suffix.
         OutputError: unfinished rows are of other settings or images, or damaged.
     """
 
     def __init__(
         self, output: Path, settings: Mapping[str, Any], names: Sequence[str], sigma_min: float, *, force: bool
     ) -> None:
-        if output.suffix not in WRITERS:
-            raise InputError(f"{output} ends in {output.suffix or 'nothing'}, expected {' or '.join(WRITERS)}")
         self.rows: list[Row] = []
         self._output, self._names, self._sigma_min = output, names, sigma_min
         self._about = {"settings": json.loads(json.dumps(settings)), "names": list(names)}
@@ -47,7 +45,10 @@ class Measurements:
         if self._unfinished.exists() and not force:
             found = read_json(self._unfinished, OutputError)
             about = {name: found.get(name) for name in self._about}
-            if about != self._about or not isinstance(found.get("rows"), list):
+            rows = found.get("rows")
+            whole = isinstance(rows, list) and len(rows) <= len(names) and all(
+                isinstance(row, dict) and tuple(row) == COLUMNS for row in rows)
+            if about != self._about or not whole:
                 raise OutputError(f"{self._unfinished} was begun with other settings or pictures: choose another "
                                   "--output, or --force to begin anew")
             self.rows = found["rows"]
@@ -62,11 +63,9 @@ class Measurements:
         columns = batch.bits_per_dim, batch.standard_error, batch.log_density, batch.evaluations
         for bits, error, density, evaluations in zip(*(column.tolist() for column in columns), strict=True):
             place = len(self.rows)
-            self.rows.append({
-                "name": self._names[place], "seed": self._about["settings"]["seed"] + place, "bits_per_dim": bits,
-                "standard_error": None if math.isnan(error) else error, "log_density": density,
-                "evaluations": evaluations,
-            })
+            self.rows.append(dict(zip(COLUMNS, (
+                self._names[place], self._about["settings"]["seed"] + place, bits,
+                None if math.isnan(error) else error, density, evaluations), strict=True)))
         with replacing(self._unfinished) as temporary:
             temporary.write_text(json.dumps({**self._about, "rows": self.rows}), encoding="utf-8")
 
@@ -91,7 +90,7 @@ class Measurements:
 
 def _write_csv(path: Path, rows: Sequence[Row], mean: Row, about: Row) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
+        table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows([*rows, mean])
 
@@ -101,6 +100,7 @@ def _write_json(path: Path, rows: Sequence[Row], mean: Row, about: Row) -> None:
 
 
 WRITERS = {".csv": _write_csv, ".json": _write_json}
+PLOTS = (".png", ".svg", ".pdf")
 
 
 def plot_histogram(rows: Sequence[Row], path: Path) -> None:

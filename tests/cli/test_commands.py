@@ -223,7 +223,7 @@ def test_info_is_for_people(model_file, for_cuda):
     assert 10 <= len(lines) <= 15
     text = "\n".join(lines)
     for expected in ("random16.onnx, ", "fp32, for any provider", "NCSN++, ", "million parameters", "16x16, RGB",
-                     "labels     none", "0.01 to 50, for data in [0, 1]", "at export, relative to the network",
+                     "labels     none", "0.01 to 50, for data in [0, 1]", "relative to the network, at export",
                      "--quality balanced: sde-dpmpp-2m, 25 steps, 25 evaluations an image",
                      "--quality reference: pc snr 0.16 n_corrector 1, 2000 steps, 4000 evaluations an image"):
         assert expected in text

@@ -45,7 +45,7 @@ def test_contributions_are_summed_for_any_batch(batch, rng):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_only_what_lies_between_is_walked(rng):
+def test_only_what_lies_between_is_walked():
     text = """g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y)
     { a = Ceil(z)  b = Exp(x)  y = Mul(a, b)  c = Sin(y) }"""
     model = model_of(text)
@@ -86,12 +86,69 @@ def test_local_functions_are_opened(rng):
     np.testing.assert_allclose(run(model, ["vjp"], {"x": x, "v": v})[0], 4 * x * v, rtol=1e-5)
 
 
+CAPTURED = """g (float[2] x, bool c) => (float[2] y) {
+    a = If (c) <then_branch = t () => (float[2] b) { b = Mul(x, x) }, else_branch = e () => (float[2] b) { b = Exp(x) }>
+    y = Add(x, a)
+}"""
+BRANCHES = """g (float[2] x, float[2] z, bool c) => (float[2] y) <float[2] w = {2, 3}> {
+    a = If (c) <then_branch = t () => (float[2] b) { b = Mul(z, w) }, else_branch = e () => (float[2] b) { b = Exp(z) }>
+    y = Mul(x, a)
+}"""
+
+
+def test_a_branch_that_does_not_depend_on_the_input_stays_as_it_is(rng):
+    model = model_of(BRANCHES)
+    add_gradient(model, "y", "x")
+    x, z, v = (rng.standard_normal(2, np.float32) for _ in range(3))
+    for chosen, factor in ((True, z * [2, 3]), (False, np.exp(z))):
+        [got] = run(model, ["vjp"], {"x": x, "z": z, "v": v, "c": np.array(chosen)})
+        np.testing.assert_allclose(got, v * factor, rtol=1e-5)
+
+
+def test_an_output_that_is_left_out_is_no_value(rng):
+    model = model_of("""g (float[N, 4] x) => (float[N, 4] y) <float three = {3}>
+    { a, skipped = Dropout(x)  b = Clip(a, , three)  y = Mul(b, x) }""")
+    model.graph.node[0].output[1] = ""
+    add_gradient(model, "y", "x")
+    x, v = (rng.standard_normal((2, 4), np.float32) for _ in range(2))
+    np.testing.assert_allclose(run(model, ["vjp"], {"x": x, "v": v})[0], np.where(x < 3, 2 * x, 3) * v, rtol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 20, 22])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_every_opset_and_type(opset, kind, rng):
+    axes = ', axes: ints = [1]' if opset < 18 else ""
+    named = "" if opset < 18 else ", one"
+    name = {np.float32: "float", np.float64: "double", np.float16: "float16"}[kind]
+    model = parser.parse_model(f"""<ir_version: 10, opset_import: ["" : {opset}]>
+    g ({name}[N, 4] x) => ({name}[N, 4] y) <int64[1] one = {{1}}>
+    {{ m = ReduceMean<keepdims: int = 1{axes}>(x{named})  c = Sub(x, m)  s = Softmax(c)  y = Mul(s, x) }}""")
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    add_gradient(model, "y", "x")
+    x, v = (rng.standard_normal((3, 4)).astype(kind) for _ in range(2))
+    [got] = run(model, ["vjp"], {"x": x, "v": v})
+    assert got.dtype == kind
+    expected = reference_vjp(plain, {"x": x}, "y", "x", v)
+    np.testing.assert_allclose(got, expected, atol=1e-2 if kind is np.float16 else 1e-5)
+
+
+def test_a_gemm_of_doubles(rng):
+    model = parser.parse_model("""<ir_version: 10, opset_import: ["" : 20]>
+    g (double[N, 4] x, double[4, 4] w) => (double[N, 4] y) { e = Exp(x)  y = Gemm<beta: float = 3.0>(x, w, e) }""")
+    add_gradient(model, "y", "x")
+    x, v = (rng.standard_normal((3, 4)) for _ in range(2))
+    w = rng.standard_normal((4, 4))
+    [got] = run(model, ["vjp"], {"x": x, "w": w, "v": v})
+    np.testing.assert_allclose(got, v @ w.T + 3 * v * np.exp(x), rtol=1e-9)
+
+
 SIMPLE = "g (float[N, 4] x, int64[N] k) => (float[N, 4] y, int64[N] n) { y = Exp(x)  n = Identity(k) }"
 REFUSED = {
     "no such output": (SIMPLE, "score", "x", {}, "no output 'score', it has y, n"),
     "no such input": (SIMPLE, "y", "y", {}, "no input 'y', it has x, k"),
-    "an integer output": (SIMPLE, "n", "x", {}, "output 'n' holds no floating-point numbers"),
-    "an integer input": (SIMPLE, "y", "k", {}, "input 'k' holds no floating-point numbers"),
+    "an integer output": (SIMPLE, "n", "x", {}, "output 'n' holds no float16, float32 or float64 numbers"),
+    "an integer input": (SIMPLE, "y", "k", {}, "input 'k' holds no float16, float32 or float64 numbers"),
     "a name that is taken": (SIMPLE, "y", "x", {"cotangent": "k"}, "a value 'k' already"),
     "no dependence": ("g (float[4] x, float[4] z) => (float[4] y, float[4] w) { y = Exp(x)  w = Sin(z) }", "y", "z", {},
                       "output 'y' does not depend on input 'z'"),
@@ -102,6 +159,16 @@ REFUSED = {
         """g (float[N, M] x, float[K, M] z) => (float[K, M] y)
         { s = Shape(z)  a = Reshape(x, s)  y = Concat<axis: int = 0>(a, z) }""",
         "y", "x", {}, "needs axes [0] to be fixed"),
+    "a branch that captures the input": (CAPTURED, "y", "x", {}, "operator If (node 'a') has no gradient rule"),
+    "an initializer's name": ("g (float[4] x) => (float[4] y) <float[4] v = {1, 2, 3, 4}> { y = Mul(x, v) }",
+                              "y", "x", {}, "a value 'v' already"),
+    "two outputs of a norm": (
+        """g (float[2, 4] x) => (float[2, 4] y) <float[4] w = {1, 2, 3, 4}>
+        { a, m = LayerNormalization(x, w)  y = Add(a, m) }""",
+        "y", "x", {}, "the rule is for the first output, not for m"),
+    "places that are an input": (
+        """g (float[4] x, int64[1] start) => (float[2] y) <int64[1] start = {0}, int64[1] end = {2}>
+        { y = Slice(x, start, end) }""", "y", "x", {}, "'start' is no constant of the graph"),
     "a foreign operator": ("g (float[4] x) => (float[4] y) { y = com.microsoft.QuickGelu(x) }", "y", "x", {},
                            "operator com.microsoft::QuickGelu"),
 }

@@ -103,9 +103,12 @@ CASES: list[tuple] = [
     ("Pad", IMAGE, ["x", ints(1, 2), "", ints(-1)], {}),
     ("Pow", (IMAGE, 0.5, 2), ["x", F32(2.5)], {}),
     ("Pow", ((4, 1), 0.5, 2), ["x", array(2, 4, 5)], {}),
+    ("Pow", IMAGE, ["x", ints(3)[0]], {}),
+    ("Pow", ((2, 3), 0, 0), ["x", np.array([0, 1, 2], F32)], {}),
     ("Reciprocal", (IMAGE, 0.5, 2), ["x"], {}),
     ("ReduceMean", IMAGE, ["x", ints(2, 3)], {}),
     ("ReduceMean", IMAGE, ["x", ints(-1)], {"keepdims": 0}),
+    ("ReduceMean", IMAGE, ["x", np.zeros(0, np.int64)], {}),
     ("ReduceSum", IMAGE, ["x", ints(1, 3)], {"keepdims": 0}),
     ("ReduceSum", IMAGE, ["x"], {}),
     ("ReduceSumSquare", IMAGE, ["x", ints(3)], {"keepdims": 0}),
@@ -119,6 +122,7 @@ CASES: list[tuple] = [
     ("Slice", IMAGE, ["x", ints(1, -3), ints(3, 2**40), ints(1, 3)], {}),
     ("Slice", IMAGE, ["x", ints(-1), ints(-(2**60)), ints(3), ints(-2)], {}),
     ("Slice", IMAGE, ["x", ints(0), ints(6), ints(2), ints(2)], {}),
+    ("Slice", (4, 4), ["x", ints(1, 0), ints(3, 4), "", ints(1, 2)], {}),
     ("Softmax", (2, 5, 3), ["x"], {"axis": 1}),
     ("Softmax", (2, 5, 3), ["x"], {}),
     ("Softplus", IMAGE, ["x"], {}),
@@ -132,13 +136,14 @@ CASES: list[tuple] = [
     ("Transpose", IMAGE, ["x"], {"perm": [2, 0, 3, 1]}),
     ("Transpose", (2, 3), ["x"], {}),
     ("Unsqueeze", (2, 5), ["x", ints(0, -1)], {}),
+    ("Unsqueeze", (), ["x", ints(0)], {}),
     ("Where", (4, 1), [array(2, 4, 5) > 0, "x", array(5)], {}),
     ("Where", (5,), [array(2, 4, 5) > 0, array(4, 1), "x"], {}),
 ]
 
 
 def graph_of(operator: str, x: np.ndarray, inputs: list, attributes: dict) -> onnx.ModelProto:
-    """A model of one operator; its first axis is free where nothing else depends on it."""
+    """A model of one operator."""
     constants, names = [], []
     for place, item in enumerate(inputs):
         names.append(item if isinstance(item, str) else f"constant{place}")
@@ -161,8 +166,8 @@ def run(model: onnx.ModelProto, outputs: list[str], **feeds: np.ndarray) -> list
 @pytest.mark.parametrize(("operator", "shape", "inputs", "attributes"), CASES,
                          ids=[f"{case[0]}{index}" for index, case in enumerate(CASES)])
 def test_rule(operator, shape, inputs, attributes, rng):
-    shape, low, high = shape if isinstance(shape[0], tuple) else (shape, -1, 1)
-    x = rng.uniform(low, high, shape).astype(F32)
+    shape, low, high = shape if shape and isinstance(shape[0], tuple) else (shape, -1, 1)
+    x = np.asarray(rng.uniform(low, high, shape), F32)
     model = graph_of(operator, x, inputs, attributes)
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
@@ -175,12 +180,12 @@ def test_rule(operator, shape, inputs, attributes, rng):
     assert (got.dtype, got.shape) == (x.dtype, x.shape)
 
     def value(at: np.ndarray) -> np.ndarray:
-        return evaluate(plain.graph, {"x": torch.from_numpy(at)}, "y").numpy()
+        return evaluate(plain.graph, {"x": torch.from_numpy(np.asarray(at))}, "y").numpy()
 
     np.testing.assert_allclose(value(x.astype(np.float64)), y, rtol=1e-5, atol=1e-5)
     expected = reference_vjp(plain, {"x": x}, "y", "x", v)
     assert np.linalg.norm(got - expected) <= 2e-6 * np.linalg.norm(expected) + 1e-7
-    direction, step = rng.standard_normal(shape), 1e-6
+    direction, step = np.asarray(rng.standard_normal(shape)), 1e-6
     along = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
     assert float((along * v).sum()) == pytest.approx(float((expected * direction).sum()), rel=1e-5, abs=1e-6)
 
@@ -214,6 +219,12 @@ REFUSED = {
     "an approximation": ("Gelu", (2, 3), ["x"], {"approximate": "tanh"}, "approximate = 'none'"),
     "windows beyond the image": ("MaxPool", (1, 1, 5, 5), ["x"],
                                  {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, "ceil_mode 0"),
+    "a scale that is not whole": ("Resize", (1, 1, 4, 4), ["x", "", np.array([1, 1, 2.2, 2], F32)], {},
+                                  "the rule is for whole scales"),
+    "channels resized": ("Resize", (1, 1, 4, 4), ["x", "", np.array([1, 2, 2, 2], F32)], {}, "two axes of an image"),
+    "a line resized": ("Resize", (1, 1, 4), ["x", "", np.array([1, 1, 2], F32)], {}, "two axes of an image"),
+    "a dropout that is on": ("Dropout", (2, 3), ["x", F32(0.5), np.array(True)], {}, "not being trained"),
+    "nothing reduced": ("ReduceSum", (2, 3), ["x"], {"noop_with_empty_axes": 1}, "axes that are named"),
     "vectors": ("MatMul", (3,), [array(2, 3), "x"], {}, "not for vectors"),
 }
 
