@@ -286,8 +286,10 @@ def result(name: str) -> dict[str, Any] | None:
     return held
 
 
-def gradient_section(result: dict[str, Any]) -> str:
-    """The README's text on gradients, from what benchmarks/gradients.py has written."""
+def gradient_section(result: dict[str, Any] | None) -> str:
+    """The README's text on gradients, from what benchmarks/gradients.py has written, if it has."""
+    if result is None:
+        return ""
     rows = result["rows"]
     lines = [f"Score and product at batch 1 on {_machine(rows)}:", "",
              "| | eager PyTorch | sde-onnx | | relative error | memory, eager and ours |", "| --- |" + " --- |" * 5]
@@ -300,8 +302,10 @@ def gradient_section(result: dict[str, Any]) -> str:
         *lines, "", "Raw samples: [`benchmarks/results/gradients.json`](benchmarks/results/gradients.json)."])
 
 
-def likelihood_section(result: dict[str, Any]) -> str:
-    """The README's text on likelihoods, from what benchmarks/likelihood.py has written."""
+def likelihood_section(result: dict[str, Any] | None) -> str:
+    """The README's text on likelihoods, from what benchmarks/likelihood.py has written, if it has."""
+    if result is None:
+        return ""
     peak, noise = result["floors"]
     lines = ["The bundled digits in bits per dimension, one probe, 32 steps "
              "([`benchmarks/results/likelihood.json`](benchmarks/results/likelihood.json)):", "",
@@ -316,8 +320,10 @@ def likelihood_section(result: dict[str, Any]) -> str:
         f"noise of sigma_min average at least {noise:.2f}. Digits as they are carry less noise, and are below both."])
 
 
-def codes_section(result: dict[str, Any]) -> str:
-    """The README's text on round trips, from what benchmarks/codes.py has written."""
+def codes_section(result: dict[str, Any] | None) -> str:
+    """The README's text on round trips, from what benchmarks/codes.py has written, if it has."""
+    if result is None:
+        return ""
     rows = result["rows"]
     return "\n".join([
         f"Encoding and decoding {result['images']} digits, root mean square of the error for values in [0, 1] "
