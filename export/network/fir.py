@@ -21,32 +21,14 @@ from torch import Tensor, nn
 __all__ = ["ConvDownsample", "ConvUpsample", "Downsample", "Upsample"]
 
 
-def _depthwise_kernel(taps: tuple[int, ...], channels: int) -> Tensor:
-    """Separable kernel of unit sum, one copy a channel: ``[channels, 1, len(taps), len(taps)]``."""
-    line = torch.tensor(taps, dtype=torch.float32)
-    kernel = torch.outer(line, line) / line.sum() ** 2
-    return kernel.expand(channels, 1, -1, -1).clone()
-
-
-class Downsample(nn.Module):
+class Downsample(nn.Sequential):
     """Halves height and width: FIR, or the mean of 2x2 pixels. ``[N, C, H, W] -> [N, C, H/2, W/2]``."""
 
-    kernel: Tensor
-
     def __init__(self, channels: int, *, fir: bool = True) -> None:
-        super().__init__()
-        self.channels = channels
-        self.fir = fir
-        if fir:
-            self.register_buffer("kernel", _depthwise_kernel((1, 3, 3, 1), channels), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.fir:
-            return F.avg_pool2d(x, 2)
-        return F.conv2d(x, self.kernel, stride=2, padding=1, groups=self.channels)
+        super().__init__(_Filter((1, 3, 3, 1), channels, stride=2, padding=1) if fir else nn.AvgPool2d(2))
 
 
-class Upsample(nn.Module):
+class Upsample(nn.Sequential):
     """Doubles height and width: FIR, or nearest. ``[N, C, H, W] -> [N, C, 2H, 2W]``.
 
     Args:
@@ -55,47 +37,26 @@ class Upsample(nn.Module):
         margin: rows and columns beyond the image that are returned on each side, for a convolution without padding.
     """
 
-    kernel: Tensor
-
     def __init__(self, channels: int, *, fir: bool = True, margin: int = 0) -> None:
-        super().__init__()
-        self.channels = channels
-        self.fir = fir
-        self.padding = 1 + margin
+        super().__init__(nn.Upsample(scale_factor=2))
         if fir:
-            self.register_buffer("kernel", _depthwise_kernel((1, 2, 1), channels), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        if not self.fir:
-            return x
-        return F.conv2d(x, self.kernel, padding=self.padding, groups=self.channels)
+            self.append(_Filter((1, 2, 1), channels, padding=1 + margin))
 
 
-class ConvDownsample(nn.Module):
+class ConvDownsample(nn.Sequential):
     """Downsampling that ends in a learned 3x3 convolution. ``[N, Cin, H, W] -> [N, Cout, H/2, W/2]``.
 
     With FIR the reference pads once, by two, before the filter; the filtered border then takes the convolution's
     padding. Without FIR it pads one row and one column, at the end only.
     """
 
-    kernel: Tensor
-
     def __init__(self, in_channels: int, out_channels: int, *, fir: bool = True) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.fir = fir
-        if fir:
-            self.register_buffer("kernel", _depthwise_kernel((1, 3, 3, 1), in_channels), persistent=False)
+        self.border = _Filter((1, 3, 3, 1), in_channels, padding=2) if fir else nn.ZeroPad2d((0, 1, 0, 1))
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.fir:
-            return self.conv(F.pad(x, (0, 1, 0, 1)))
-        return self.conv(F.conv2d(x, self.kernel, padding=2, groups=self.in_channels))
 
-
-class ConvUpsample(nn.Module):
+class ConvUpsample(nn.Sequential):
     """Upsampling that ends in a learned 3x3 convolution. ``[N, Cin, H, W] -> [N, Cout, 2H, 2W]``.
 
     The reference runs a transposed convolution and filters its result; both are linear and nothing is cropped between
@@ -107,5 +68,18 @@ class ConvUpsample(nn.Module):
         self.upsample = Upsample(in_channels, fir=fir, margin=1)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=0 if fir else 1)
 
+
+class _Filter(nn.Module):
+    """A depthwise convolution with a separable kernel of unit sum."""
+
+    kernel: Tensor
+
+    def __init__(self, taps: tuple[int, ...], channels: int, *, stride: int = 1, padding: int) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        line = torch.tensor(taps, dtype=torch.float32)
+        kernel = torch.outer(line, line) / line.sum() ** 2
+        self.register_buffer("kernel", kernel.expand(channels, 1, -1, -1).clone(), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.upsample(x))
+        return F.conv2d(x, self.kernel, stride=self.stride, padding=self.padding, groups=len(self.kernel))
