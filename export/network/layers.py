@@ -19,7 +19,7 @@ from sde_onnx.errors import ConfigError
 from sde_onnx.export.network.fir import Downsample, Upsample
 
 __all__ = ["RESAMPLERS", "Combine", "FourierEmbedding", "GroupNorm", "NoiseLevels", "NormActConv",
-           "PositionalEmbedding", "Resampling", "ResidualSum", "ResnetBlock", "Scale", "SelfAttention", "group_norm"]
+           "PositionalEmbedding", "Resampling", "ResidualSum", "ResnetBlock", "SelfAttention", "group_norm"]
 
 Resampling = Literal["up", "down"]
 MakeNorm = Callable[[int], "GroupNorm"]   # from the number of channels
@@ -104,27 +104,20 @@ class NoiseLevels(nn.Module):
         return index, self.sigmas[index.long()]
 
 
-class Scale(nn.Module):
-    """Multiplies by a constant."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor
-
-
 class ResidualSum(nn.Module):
-    """``(x + h) * scale``; a scale of 1 costs no pass over the activations."""
+    """``(x * x_scale + h) * scale``; ``x_scale`` is 1 until fold.py has put h's scale into weights."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.x_scale = scale, 1.0
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        total = x + h
-        return total if self.scale == 1 else total * self.scale
+        return _scaled(_scaled(x, self.x_scale) + h, self.scale)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """``x * factor``; a factor of 1 costs no pass over the activations."""
+    return x if factor == 1 else x * factor
 
 
 class SelfAttention(nn.Module):
@@ -144,7 +137,7 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
-        self.scale_logits = Scale((channels // self.heads) ** -0.5)
+        self.logit_scale: float = (channels // self.heads) ** -0.5
         self.out = nn.Linear(channels, channels)
         self.merge = ResidualSum(scale)
 
@@ -152,7 +145,7 @@ class SelfAttention(nn.Module):
         n, channels, height, width = x.shape
         tokens = self.norm(x).reshape(n, channels, height * width).transpose(1, 2)
         query, key, value = (self._heads_of(layer(tokens)) for layer in (self.query, self.key, self.value))
-        mixed = torch.softmax(self.scale_logits(query @ key.transpose(-2, -1)), dim=-1) @ value
+        mixed = torch.softmax(_scaled(query @ key.transpose(-2, -1), self.logit_scale), dim=-1) @ value
         if self.heads > 1:
             mixed = mixed.transpose(1, 2).reshape(n, height * width, channels)
         return self.merge(x, self.out(mixed).transpose(1, 2).reshape(x.shape))
@@ -225,16 +218,14 @@ class ResnetBlock(nn.Module):
 RESAMPLERS: dict[Resampling, type[Downsample] | type[Upsample]] = {"down": Downsample, "up": Upsample}
 
 
-class NormActConv(nn.Module):
+class NormActConv(nn.Sequential):
     """Group norm, SiLU, 3x3 convolution: how features become an image."""
 
     def __init__(self, in_channels: int, out_channels: int, *, norm: MakeNorm) -> None:
         super().__init__()
         self.norm = norm(in_channels)
+        self.act = nn.SiLU()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv(F.silu(self.norm(h)))
 
 
 class Combine(nn.Module):

@@ -22,18 +22,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sde_onnx.export.network.layers import ResidualSum, ResnetBlock, Scale, SelfAttention
+from sde_onnx.export.network.layers import ResnetBlock, SelfAttention
 
-__all__ = ["ScaledSum", "fold_constants"]
+__all__ = ["fold_constants"]
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-class ScaledSum(ResidualSum):
-    """``x * scale + h``: a residual sum whose h has its scale already."""
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return x * self.scale + h
 
 
 def fold_constants(network: Network) -> Network:
@@ -52,28 +45,25 @@ def _fold_block(block: ResnetBlock) -> None:
     scale = block.merge.scale
     _move_bias(block.conv0, block.emb)
     _multiply(block.conv1, scale)
+    block.merge.scale = 1.0
     if block.shortcut is None:
-        block.merge = ScaledSum(scale) if scale != 1 else ResidualSum(1)
+        block.merge.x_scale = scale
     else:
         _multiply(block.shortcut, scale)
         _move_bias(block.shortcut, block.conv1)
-        block.merge = ResidualSum(1)
 
 
 def _fold_attention(attention: SelfAttention) -> None:
-    query, key, value, out = attention.query, attention.key, attention.value, attention.out
-    scale, scale_logits = attention.merge.scale, attention.scale_logits
-    assert isinstance(scale_logits, Scale)
-    _multiply(out, scale)
-    attention.merge = ScaledSum(scale) if scale != 1 else ResidualSum(1)
-    _multiply(query, scale_logits.factor)
-    replaced = ["scale_logits"]
+    query, key, value, out, merge = attention.query, attention.key, attention.value, attention.out, attention.merge
+    _multiply(out, merge.scale)
+    merge.scale, merge.x_scale = 1.0, merge.scale
+    _multiply(query, attention.logit_scale)
+    attention.logit_scale = 1.0
     if attention.heads == 1:   # of several heads each would need a matrix of its own
         _set(query, key.weight.T.double() @ query.weight.double(), key.weight.T.double() @ query.bias.double())
         _set(out, out.weight.double() @ value.weight.double(), out.weight.double() @ value.bias.double() + out.bias)
-        replaced += ["key", "value"]
-    for name in replaced:
-        setattr(attention, name, nn.Identity())
+        for name in ("key", "value"):
+            setattr(attention, name, nn.Identity())
 
 
 def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:

@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from sde_onnx.export.network.layers import ResidualSum, ResnetBlock, SelfAttention, group_norm
+from sde_onnx.export.network.layers import ResnetBlock, SelfAttention, group_norm
 from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
-from sde_onnx.export.rewrites.fold import ScaledSum, fold_constants
+from sde_onnx.export.rewrites.fold import fold_constants
 
 from networks import relative_error
 from random_unets import randomize
@@ -48,10 +48,9 @@ def test_folding_leaves_no_multiplication_by_the_scale(network):
     assert len(blocks) > 5
     for block in blocks:
         has_weights = isinstance(block, ResnetBlock) and block.shortcut is not None
-        assert (type(block.merge), block.merge.scale) == (
-            (ResidualSum, 1) if has_weights else (ScaledSum, network.config.skip_scale))
+        assert (block.merge.x_scale, block.merge.scale) == (1 if has_weights else network.config.skip_scale, 1)
         if isinstance(block, SelfAttention):
-            assert isinstance(block.scale_logits, torch.nn.Identity)
+            assert block.logit_scale == 1
         elif has_weights:
             assert block.shortcut.bias is None
             assert block.conv0.bias is None
