@@ -7,7 +7,7 @@ with the denoised image as ``x_mean``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from sde_onnx.solvers.plan import Step, check_finite, denoised, sigma_of_each
 from sde_onnx.solvers.protocols import Array, NoiseSource, Score
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["adaptive_sde", "integrate", "rk45"]
+__all__ = ["adaptive_sde", "rk45"]
 
 FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9   # of adaptive_sde; the paper's h_init, theta and r
 SHORTEST_STEP = 1e-7                            # of time; below, an error estimate asks for what no step can give
@@ -100,9 +100,8 @@ def rk45(
     tolerance.
 
     Args:
-        score: the score function.
+        score, schedule: see :func:`adaptive_sde`.
         noise: returns the standard normal latent ``[N, C, H, W]``; called once.
-        schedule: the model's noise levels.
         rtol, atol: relative and absolute tolerance of a step, > 0.
 
     Raises:
@@ -110,65 +109,36 @@ def rk45(
 
     Source: Song et al. 2021, section 4.3 and appendix D.4; Dormand and Prince 1980, as scipy has it.
     """
-    rate = math.log(schedule.sigma_max / schedule.sigma_min)
-    start, end = 1.0, schedule.sampling_eps   # the schedule's own time is log sigma scaled to 1
-    index = 0
-
-    def slope(t: float, x: Array) -> Array:
-        sigma = schedule.sigma_at(t)
-        check_finite(x, index, index + 1, float(sigma))   # a step that grew without bound may ask anywhere
-        towards: Array = -rate * sigma**2 * score(x, sigma_of_each(x, sigma))
-        return towards
-
-    before, sigma = start, schedule.sigma_max
-    for t, x, evaluations in integrate(slope, noise() * schedule.sigma_max, start, end, rtol=rtol, atol=atol,
-                                       name=lambda t: f"sigma {schedule.sigma_at(t):.4g}"):
-        sigma, before = float(schedule.sigma_at(before)), t
-        check_finite(x, index, index + 1, sigma)
-        if t != end:
-            yield Step(index, sigma, evaluations, {"x": x, "x_mean": x}.__getitem__)
-            index += 1
-    last = schedule.sigma_at(end)
-    image = denoised(x, score(x, sigma_of_each(x, last)), last)
-    yield Step(index, sigma, evaluations + 1, {"x": x, "x_mean": image}.__getitem__)
-
-
-def integrate(
-    slope: Callable[[float, Array], Array], x: Array, start: float, end: float, *, rtol: float, atol: float,
-    name: Callable[[float], str] = "time {:.4g}".format,
-) -> Iterator[tuple[float, Array, int]]:
-    """Solves ``dx / dt = slope(t, x)`` with steps as long as the error allows, chosen for the whole array.
-
-    Args:
-        slope: takes and returns float32 of x's shape.
-        x: the value at ``start``.
-        start, end: times; either may be the larger.
-        rtol, atol: relative and absolute tolerance of a step, > 0.
-        name: what messages call a time.
-
-    Yields:
-        After each step its time, x there (float32) and the slopes asked for so far.
-
-    Raises:
-        NonFiniteError: the step size fell to nothing.
-
-    Source: Dormand and Prince 1980, as scipy has it.
-    """
     from scipy.integrate import RK45
 
-    shape = x.shape
+    rate = math.log(schedule.sigma_max / schedule.sigma_min)
+    end = schedule.sampling_eps   # the schedule's own time is log sigma scaled to 1
+    index = 0
+    x = noise() * schedule.sigma_max
 
-    def flat_slope(t: float, values: Array) -> Array:
-        return slope(t, values.reshape(shape).astype(np.float32)).astype(np.float64).ravel()
+    def slope(t: float, values: Array) -> Array:
+        at, sigma = values.reshape(x.shape).astype(np.float32), schedule.sigma_at(t)
+        check_finite(at, index, index + 1, float(sigma))   # a step that grew without bound may ask anywhere
+        towards: Array = -rate * sigma**2 * score(at, sigma_of_each(at, sigma))
+        return towards.astype(np.float64).ravel()
 
     with np.errstate(all="ignore"):
-        solver = RK45(flat_slope, start, x.astype(np.float64).ravel(), end, rtol=rtol, atol=atol)
+        solver = RK45(slope, 1.0, x.astype(np.float64).ravel(), end, rtol=rtol, atol=atol)
     while solver.status == "running":
+        sigma = float(schedule.sigma_at(solver.t))
         with np.errstate(all="ignore"):
             solver.step()
         if solver.status == "failed":
-            raise NonFiniteError(f"RK45 found no step at {name(solver.t)} that keeps rtol {rtol:g} and atol {atol:g}")
-        yield solver.t, solver.y.reshape(shape).astype(np.float32), solver.nfev
+            raise NonFiniteError(f"RK45 found no step at sigma {schedule.sigma_at(solver.t):.4g} that keeps "
+                                 f"rtol {rtol:g} and atol {atol:g}")
+        x = solver.y.reshape(x.shape).astype(np.float32)
+        check_finite(x, index, index + 1, sigma)
+        if solver.status == "running":
+            yield Step(index, sigma, solver.nfev, {"x": x, "x_mean": x}.__getitem__)
+            index += 1
+    last = schedule.sigma_at(end)
+    image = denoised(x, score(x, sigma_of_each(x, last)), last)
+    yield Step(index, sigma, solver.nfev + 1, {"x": x, "x_mean": image}.__getitem__)
 
 
 def _images(values: Array) -> Array:
