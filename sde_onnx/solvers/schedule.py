@@ -89,16 +89,8 @@ class VeSchedule:
         return map(NoiseLevel, sigma_cond, grid[::-1], following, repeat(np.float32(1 / steps)))
 
     def spaced(self, steps: int, schedule: str, rho: float) -> list[float]:
-        """Noise levels by the name of their schedule, ``"karras"`` (with ``rho``) or ``"geometric"``."""
-        return self.karras(steps, rho=rho) if schedule == "karras" else self.geometric(steps)
-
-    def geometric(self, steps: int) -> list[float]:
-        """Noise levels that fall evenly in log sigma, then 0: ``steps + 1`` numbers.
-
-        Raises:
-            InputError: ``steps`` below 2.
-        """
-        return self.karras(steps, rho=math.inf)
+        """Noise levels by their schedule's name: those of :meth:`karras`, or ``"geometric"``, even in log sigma."""
+        return self.karras(steps, rho=rho if schedule == "karras" else math.inf)
 
     def karras(self, steps: int, *, rho: float = 7.0) -> list[float]:
         """Noise levels that fall evenly in ``sigma^(1/rho)``, then 0: ``steps + 1`` numbers.

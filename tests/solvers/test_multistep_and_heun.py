@@ -97,11 +97,12 @@ def test_evaluations_are_counted():
 
 
 def test_schedules_fall_from_the_largest_sigma_to_zero():
-    for sigmas in (SCHEDULE.geometric(5), SCHEDULE.karras(5)):
+    geometric = SCHEDULE.spaced(5, "geometric", 7.0)
+    for sigmas in (geometric, SCHEDULE.karras(5)):
         assert len(sigmas) == 6
         assert sigmas[0] == pytest.approx(20.0)
         assert sigmas[-2:] == [pytest.approx(0.05), 0]
-    ratios = np.divide(SCHEDULE.geometric(5)[1:-1], SCHEDULE.geometric(5)[:-2])
+    ratios = np.divide(geometric[1:-1], geometric[:-2])
     np.testing.assert_allclose(ratios, ratios[0])
     np.testing.assert_allclose(np.diff(np.power(SCHEDULE.karras(5)[:-1], 1 / 7)), (0.05 ** (1 / 7) - 20 ** (1 / 7)) / 4)
 
@@ -115,7 +116,7 @@ def test_in_the_middle_of_a_step_the_image_is_the_denoised_one(rng):
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: SCHEDULE.geometric(1), "steps is 1, expected at least 2"),
+    (lambda: SCHEDULE.spaced(1, "geometric", 7.0), "steps is 1, expected at least 2"),
     (lambda: SCHEDULE.karras(5, rho=0.5), "rho is 0.5"),
 ])
 def test_bad_arguments_are_refused(call, message):
