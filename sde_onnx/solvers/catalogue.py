@@ -138,12 +138,7 @@ class Sampling:
     def run(self, score: Score, noise: NoiseSource) -> Iterator[Step]:
         """Yields the steps, run on the host; nothing is computed before the first is asked for.
 
-        Args:
-            score: the score function, its wrappers around it.
-            noise: returns the next standard normal array ``[N, C, H, W]`` at each call.
-
-        Raises:
-            NonFiniteError: x stopped being finite.
+        Arguments and errors: :func:`sde_onnx.solvers.plan.run_evaluations`; the score has its wrappers around it.
         """
         from sde_onnx.solvers.plan import run
 

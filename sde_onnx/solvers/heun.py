@@ -38,10 +38,7 @@ def heun_step(
     """The step from x, which is remembered, with the score at the guess; ``x_mean`` is D at x.
 
     Args:
-        guess: of :func:`euler_guess`, ``[N, C, H, W]``.
-        score: the score at the guess.
-        z: the next step's noise, standard normal; ``None`` without.
-        memory: x and its score.
+        guess, score, z, memory: see :data:`sde_onnx.solvers.plan.Update`; of :func:`euler_guess`, but z.
         sigma, sigma_next: the noise levels that the step goes from and to.
         deviation: of the next step's noise.
 
@@ -69,9 +66,8 @@ def plan(
         ve: the model's noise levels.
         steps: at least 2.
         schedule, rho: see :meth:`sde_onnx.VeSchedule.spaced`.
-        churn: how much noise, spread over all steps; the paper's S_churn, >= 0.
-        churn_min, churn_max: the range of sigmas in which noise is put in, S_tmin and S_tmax; no end if ``None``.
-        churn_noise: standard deviation of that noise; S_noise.
+        churn, churn_min, churn_max, churn_noise: see :data:`sde_onnx.solvers.options.OPTIONS`; the paper's S_churn,
+            S_tmin, S_tmax and S_noise.
 
     Source: Karras et al. 2022, algorithms 1 and 2.
     """

@@ -53,7 +53,8 @@ __all__ = [
 LangevinNorm = Literal["image", "batch"]
 Memory = tuple[Array, ...]
 Updated = tuple[Array, Array, Memory]   # x, x_mean, memory
-Update = Callable[[Array, Array, Array | None, Memory], Updated]   # of x, score, z (None where none is drawn), memory
+# Of x, its score, and z, standard normal or None where none is drawn, [N, C, H, W] each; and of what is remembered.
+Update = Callable[[Array, Array, Array | None, Memory], Updated]
 
 MEMORY = 2                # arrays that an update may remember
 ROWS_FORMAT = 2           # counted up when COLUMNS change their meaning

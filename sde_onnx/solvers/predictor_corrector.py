@@ -53,10 +53,7 @@ def prediction(x: Array, score: Array, z: Array | None, memory: Memory, *, varia
     """A predictor's step to the next noise level; ``x_mean`` is x before its noise is added.
 
     Args:
-        x: ``[N, C, H, W]``.
-        score: the score at x.
-        z: standard normal; ``None`` in a deterministic step.
-        memory: unread, as nothing is remembered.
+        x, score, z, memory: see :data:`sde_onnx.solvers.plan.Update`; nothing is remembered.
         variance: what the score is multiplied by.
         std: what the noise is multiplied by.
 
@@ -109,12 +106,9 @@ def plan(
     Args:
         schedule: the model's noise levels.
         steps: N, >= 1.
-        snr: the corrector's signal-to-noise ratio, > 0.
-        n_corrector: corrections a step, >= 0.
+        snr, n_corrector, corrector, langevin_norm: see :data:`sde_onnx.solvers.options.OPTIONS`.
         predictor: a key of PREDICTORS; ``"none"`` leaves corrections alone (annealed Langevin dynamics).
-        corrector: ``"langevin"`` (step sizes from norms), ``"ald"`` (from sigma) or ``"none"``.
-        probability_flow: predict along the probability-flow ODE: half the drift and no noise, nor is any drawn for it.
-        langevin_norm: see :func:`sde_onnx.solvers.plan.langevin_step_size`.
+        probability_flow: half the drift and no noise, nor is any drawn for it.
 
     Raises:
         InputError: neither a predictor nor a corrector.
