@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from sde_onnx.errors import MissingExtraError
@@ -12,52 +13,34 @@ EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hu
 
 
 def require_scipy() -> None:
-    """Makes sure that adaptive ODE solvers can run here.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
-    """
-    if find_spec("scipy") is None:
-        raise MissingExtraError("this solver needs scipy, not installed here: pip install 'sde-onnx[ode]'")
+    """Makes sure that adaptive ODE solvers can run here; ``MissingExtraError`` if not."""
+    _require("this solver needs", "scipy", extra="ode")
 
 
 def require_matplotlib() -> None:
-    """Makes sure that a plot can be drawn here.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("a plot needs matplotlib, not installed here: pip install 'sde-onnx[plot]'")
+    """Makes sure that a plot can be drawn here; ``MissingExtraError`` if not."""
+    _require("a plot needs", "matplotlib", extra="plot")
 
 
 def require_diffusers() -> None:
-    """Makes sure that a network of diffusers' own blocks can be read here.
-
-    Raises:
-        MissingExtraError: diffusers is not installed.
-    """
-    if find_spec("diffusers") is None:
-        raise MissingExtraError("this network has other blocks than NCSN++'s, which need diffusers, not installed "
-                                "here: pip install 'sde-onnx[diffusers]'")
+    """Makes sure that a network of diffusers' own blocks can be read here; ``MissingExtraError`` if not."""
+    _require("this network has other blocks than NCSN++'s, which need", "diffusers", extra="diffusers")
 
 
 def require_export() -> None:
-    """Makes sure that a checkpoint can be exported here.
-
-    Raises:
-        MissingExtraError: a package of the export extra is not installed.
-    """
-    if missing := _missing():
-        raise MissingExtraError(
-            f"this needs {', '.join(missing)}, not installed here: pip install 'sde-onnx[export]'"
-        )
+    """Makes sure that a checkpoint can be exported here; ``MissingExtraError`` if not."""
+    _require("this needs", *EXPORT_PACKAGES, extra="export")
 
 
 def has_export() -> bool:
     """Whether the export extra is installed."""
-    return not _missing()
+    return not _missing(EXPORT_PACKAGES)
 
 
-def _missing() -> list[str]:
-    return [name for name in EXPORT_PACKAGES if find_spec(name) is None]
+def _require(needs: str, *packages: str, extra: str) -> None:
+    if missing := _missing(packages):
+        raise MissingExtraError(f"{needs} {', '.join(missing)}, not installed here: pip install 'sde-onnx[{extra}]'")
+
+
+def _missing(packages: Sequence[str]) -> list[str]:
+    return [name for name in packages if find_spec(name) is None]
