@@ -7,7 +7,8 @@ import math
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from sde_onnx.export.network.score_network import ScoreNetwork
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["UNREADABLE", "Checkpoint", "digest_of", "fill", "first_line", "load_network", "option_count",
-           "option_number", "read_pickle", "read_weights"]
+__all__ = ["UNREADABLE", "Checkpoint", "digest_of", "fill", "first_line", "load_network", "naming",
+           "option_count", "option_number", "read_pickle", "read_weights"]
 
 # What torch's and safetensors' readers raise on files that are cut off or hold something else.
 UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError,
@@ -144,6 +145,19 @@ def option_count(options: Mapping[str, Any], name: str, default: int) -> int:
     if value != int(value):
         raise CheckpointError(f"option {name} = {value!r}, expected a whole number")
     return int(value)
+
+
+@contextmanager
+def naming(config: str) -> Iterator[None]:
+    """Turns a missing option, or a value of the wrong type or range, into an error that names the config file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{config} has no option {error}") from None
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{config} holds a value that makes no sense: {error}") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -104,26 +104,23 @@ class _Follower:
             # Such as torch.device(...): it matters only if the network's options read it, and then it is refused there.
             return f"<{ast.unparse(node)}>"
 
-    def _lookup(self, node: ast.Name | ast.Attribute) -> Any:
-        if isinstance(node, ast.Name):
-            if node.id not in self.names:
-                raise self._refusal(node)
-            return self.names[node.id]
-        holder = self._lookup(node.value) if isinstance(node.value, ast.Name | ast.Attribute) else None
-        if not isinstance(holder, dict) or node.attr not in holder:
-            raise self._refusal(node)
-        return holder[node.attr]
+    def _lookup(self, node: ast.expr) -> Any:
+        try:
+            if isinstance(node, ast.Name):
+                return self.names[node.id]
+            if isinstance(node, ast.Attribute):
+                return self._lookup(node.value)[node.attr]
+        except (KeyError, TypeError):   # never assigned, or no tree
+            pass
+        raise self._refusal(node)
 
     def _assign(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):
             self.names[target.id] = value
-            return
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name | ast.Attribute):
-            holder = self._lookup(target.value)
-            if isinstance(holder, dict):
-                holder[target.attr] = value
-                return
-        raise self._refusal(target)
+        elif isinstance(target, ast.Attribute) and isinstance(holder := self._lookup(target.value), dict):
+            holder[target.attr] = value
+        else:
+            raise self._refusal(target)
 
     def _defaults(self, module: str) -> dict[str, Any]:
         """The tree of the file with the defaults: ``configs.default_x`` is looked for beside the file and above it."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sde_onnx.export.checkpoints import (
     Checkpoint,
     digest_of,
     load_network,
+    naming,
     option_count,
     option_number,
     read_weights,
@@ -61,9 +61,8 @@ def from_diffusers(
     Args:
         source: a folder (``model_index.json`` with ``unet/`` and ``scheduler/``; everything at the root, as the oldest
             on the hub; or a ``unet`` folder alone), or the id of a hub model.
-        sigma_min: instead of the scheduler's.
-        sigma_max: instead of the scheduler's: two models on the hub name another than they were trained with.
-        snr: instead of the scheduler's.
+        sigma_min, sigma_max, snr: instead of the scheduler's. Two models on the hub name another sigma_max than they
+            were trained with.
         where: which files, see :func:`find_files`.
 
     Raises:
@@ -73,7 +72,7 @@ def from_diffusers(
     files = find_files(source, **where)
     name = Path(source).resolve().name if os.path.isdir(source) else source
     weights = modern_names(read_weights(files.weights))
-    with _naming(files.unet_config):
+    with naming(str(files.unet_config)):
         network = _network(read_json(files.unet_config, CheckpointError), weights, source=str(files.weights))
     if files.scheduler_config is None and (sigma_max is None or snr is None):
         raise CheckpointError(f"{source} has no scheduler_config.json: give --sigma-max and --snr as trained with")
@@ -168,13 +167,7 @@ def find_files(
 
 def _fetch(repository: str, weights: Sequence[str], **hub: Any) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(snapshot_download(repository, **hub, allow_patterns=["*.json", *weights,
@@ -183,19 +176,8 @@ def _fetch(repository: str, weights: Sequence[str], **hub: Any) -> Path:
         raise CheckpointError(f"{repository} has no revision {hub.get('revision')!r} on the Hugging Face hub") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise CheckpointError(f"{repository} is neither a folder here nor a model on the Hugging Face hub") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except OSError as error:   # all others of the hub's errors are of its kind
         raise CheckpointError(
             f"{repository} is not a folder here, and the Hugging Face hub cannot be reached "
             f"({type(error).__name__}): download it elsewhere and give its folder"
         ) from None
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turns values of the wrong type or range in a config file into an error that names the file."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds a value that makes no sense: {error}") from None

@@ -15,13 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sde_onnx.errors import CheckpointError
-from sde_onnx.export.checkpoints import (
-    Checkpoint,
-    load_network,
-    option_count,
-    option_number,
-    read_pickle,
-)
+from sde_onnx.export.checkpoints import Checkpoint, load_network, naming, option_count, option_number, read_pickle
 from sde_onnx.export.checkpoints.config_files import read_config
 from sde_onnx.export.network.ncsnpp import NCSNppConfig
 from sde_onnx.files import sha256
@@ -49,9 +43,7 @@ def from_score_sde(
     Args:
         path: ``checkpoint_N.pth``.
         config: a key of :data:`sde_onnx.export.checkpoints.presets.PRESETS`, or a config file, ``.json`` or ``.py``.
-        sigma_min: instead of the config's.
-        sigma_max: instead of the config's.
-        snr: instead of the config's.
+        sigma_min, sigma_max, snr: instead of the config's. The levels of a discrete network move with them.
 
     Raises:
         CheckpointError: a file is missing or damaged, the network is of another kind, or the weights do not fit it.
@@ -60,12 +52,9 @@ def from_score_sde(
     tree = read_config(config)
     if not os.path.isfile(path):
         raise CheckpointError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}, expected a .pth file")
-    model, sampling = tree["model"], tree["sampling"]
-    try:
-        if sigma_min is not None or sigma_max is not None:
-            # A discrete network's levels move with them.
-            model = model | {key: value for key, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max))
-                             if value is not None}
+    model, sampling = dict(tree["model"]), tree["sampling"]
+    model |= {key: value for key, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if value is not None}
+    with naming(f"config {config}"):
         network = network_config({**tree, "model": model})
         schedule = VeSchedule(
             sigma_min=option_number(model, "sigma_min", math.nan),
@@ -73,12 +62,6 @@ def from_score_sde(
             num_scales=option_count(model, "num_scales", 0),
             sampling_eps=SAMPLING_EPS,
         )
-    except KeyError as error:
-        raise CheckpointError(f"config {config} has no option {error}") from None
-    except CheckpointError:
-        raise
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise CheckpointError(f"config {config} holds a value that makes no sense: {error}") from None
     contents = read_pickle(path)
     if not isinstance(contents, dict) or not isinstance(contents.get("model"), dict):
         raise CheckpointError(f"{path} is no checkpoint of score_sde: it holds no 'model' with named weights")
