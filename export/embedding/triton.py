@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from sde_onnx.errors import InputError, OutputError
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.runtime.metadata import ModelMetadata
 
@@ -21,7 +20,7 @@ def write_repository(
     sampler: Path, folder: str | os.PathLike[str], metadata: ModelMetadata, *, name: str, max_batch_size: int,
     force: bool = False,
 ) -> Path:
-    """Writes ``FOLDER/NAME/config.pbtxt`` and ``FOLDER/NAME/1/model.onnx``.
+    """Writes ``FOLDER/NAME/config.pbtxt``, whose path is returned, and ``FOLDER/NAME/1/model.onnx``.
 
     Args:
         sampler: a sampler file of :func:`sde_onnx.export.embedding.loop.embed`.
@@ -31,20 +30,10 @@ def write_repository(
         max_batch_size: images that the server may sample together, >= 1.
         force: whether an existing model of that name may be replaced.
 
-    Returns:
-        The path of ``config.pbtxt``.
-
     Raises:
-        InputError: a batch size below 1.
         OutputError: the model exists, or cannot be written.
     """
-    if max_batch_size < 1:
-        raise InputError(f"the batch size is {max_batch_size}, expected at least 1")
     config, graph = check_repository(folder, name=name, force=force)
-    try:
-        graph.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{graph.parent} cannot be made: {error}") from None
     with replacing(graph) as temporary:
         shutil.copyfile(sampler, temporary)
     with replacing(config) as temporary:
