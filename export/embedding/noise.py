@@ -19,34 +19,32 @@ __all__ = ["key_words", "normals"]
 
 def key_words(nodes: Nodes, seed: str) -> tuple[str, str]:
     """The two words of each seed, int64 ``[N]`` in two's complement, as uint32 ``[N, 1]``."""
-    bits = nodes.add("Cast", nodes.reshape(seed, -1, 1), to=TensorProto.UINT64)
+    bits = nodes.cast(nodes.reshape(seed, -1, 1), TensorProto.UINT64)
     low = nodes.add("BitwiseAnd", bits, nodes.constant(np.uint64(0xFFFFFFFF)))
     high = nodes.add("BitShift", bits, nodes.constant(np.uint64(32)), direction="RIGHT")
-    return nodes.add("Cast", low, to=TensorProto.UINT32), nodes.add("Cast", high, to=TensorProto.UINT32)
+    return nodes.cast(low, TensorProto.UINT32), nodes.cast(high, TensorProto.UINT32)
 
 
 def normals(nodes: Nodes, keys: tuple[str, str], draw: str, shape: tuple[int, int, int]) -> str:
-    """A noise array of each image.
+    """A noise array of each image: the name of float32 ``[N, C, H, W]``.
 
     Args:
         nodes: what is added to.
         keys: of :func:`key_words`.
         draw: int64, one value: the number of the array, 0 for the initial latent.
         shape: of an image, ``(C, H, W)``.
-
-    Returns:
-        The name of float32 ``[N, C, H, W]``.
     """
     size = math.prod(shape)
     blocks = (size + 1) // 2
     counter = nodes.constant(np.arange(blocks, dtype=np.uint32).reshape(1, -1))
-    number = nodes.add("Cast", nodes.reshape(draw, 1, 1), to=TensorProto.UINT32)
+    number = nodes.cast(nodes.reshape(draw, 1, 1), TensorProto.UINT32)
     a, b = _threefry2x32(nodes, keys, (counter, number))
     eight, one = nodes.constant(np.uint32(8)), nodes.constant(np.uint32(1))
     a, b = (nodes.add("BitShift", word, eight, direction="RIGHT") for word in (a, b))
-    uniform = nodes.add("Mul", _floats(nodes, nodes.add("Add", a, one)), nodes.constant(np.float32(2**-24)))
+    first = nodes.cast(nodes.add("Add", a, one), TensorProto.FLOAT)
+    uniform = nodes.add("Mul", first, nodes.constant(np.float32(2**-24)))
     radius = nodes.add("Sqrt", nodes.add("Mul", nodes.add("Log", uniform), nodes.constant(np.float32(-2))))
-    angle = nodes.add("Mul", _floats(nodes, b), nodes.constant(np.float32(2 * np.pi * 2**-24)))
+    angle = nodes.add("Mul", nodes.cast(b, TensorProto.FLOAT), nodes.constant(np.float32(2 * np.pi * 2**-24)))
     pairs = [nodes.add("Unsqueeze", nodes.add("Mul", radius, nodes.add(part, angle)), nodes.constant(np.array([2])))
              for part in ("Cos", "Sin")]
     z = nodes.reshape(nodes.add("Concat", *pairs, axis=2), -1, 2 * blocks)
@@ -70,7 +68,3 @@ def _threefry2x32(nodes: Nodes, key: tuple[str, str], counter: tuple[str, str]) 
         b = nodes.add("Add", b, schedule[(group + 2) % 3])
         b = nodes.add("Add", b, nodes.constant(np.uint32(group + 1)))
     return a, b
-
-
-def _floats(nodes: Nodes, words: str) -> str:
-    return nodes.add("Cast", words, to=TensorProto.FLOAT)

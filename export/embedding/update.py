@@ -148,7 +148,7 @@ class _DeviceTurn(nn.Module):
         self.update = _Update(tuple(range(len(COLUMNS))))
 
     def forward(
-        self, x: Tensor, score: Tensor, sigma: Tensor, memory0: Tensor, memory1: Tensor, noise: Tensor, table: Tensor,
+        self, x: Tensor, score: Tensor, memory0: Tensor, memory1: Tensor, noise: Tensor, sigma: Tensor, table: Tensor,
         row: Tensor, bad: Tensor,
     ) -> tuple[Tensor, ...]:
         x, *others = self.update(x, score, memory0, memory1, noise, table.index_select(0, row)[0])
@@ -197,7 +197,6 @@ def _traced_turn(shape: tuple[int, int, int]) -> onnx.GraphProto:
     images = {name: image.clone() for name in ("x", "score", "memory0", "memory1", "noise")}
     arguments = images | {"sigma": torch.ones(2), "table": torch.rand(5, len(COLUMNS)), "row": torch.tensor([0]),
                           "bad": torch.tensor([-1])}
-    order = ("x", "score", "sigma", "memory0", "memory1", "noise", "table", "row", "bad")
     shapes = {name: {0: batch} for name in (*images, "sigma")} | {"table": {0: entries}, "row": {}, "bad": {}}
-    return trace(_DeviceTurn(), tuple(arguments[name] for name in order), inputs=order, outputs=NEXT,
-                 dynamic_shapes={name: shapes[name] for name in order}).graph
+    return trace(_DeviceTurn(), tuple(arguments.values()), inputs=list(arguments), outputs=NEXT,
+                 dynamic_shapes=shapes).graph

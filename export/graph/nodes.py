@@ -47,6 +47,10 @@ class Nodes:
         """Adds a Reshape; at most one size may be -1, and 0 keeps a size."""
         return self.add("Reshape", x, self.constant(np.array(shape, np.int64)))
 
+    def cast(self, x: str, kind: int) -> str:
+        """Adds a Cast to a type of ``onnx.TensorProto``."""
+        return self.add("Cast", x, to=kind)
+
     def normalized(self, x: str, axes: Sequence[int], epsilon: float) -> str:
         """Adds ``(x - mean) / sqrt(variance + epsilon)``, both over some axes: a norm without gain and bias."""
         over = self.constant(np.array(axes))

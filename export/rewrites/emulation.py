@@ -54,8 +54,8 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
 def _convolution(nodes: Nodes, node: onnx.NodeProto, weight: np.ndarray, attributes: dict[str, Any]) -> str:
     x, _, *bias = node.input
     kernel = nodes.constant(np.ascontiguousarray(weight.transpose(TO_FIRST), np.float32))
-    first = nodes.add("Transpose", _single(nodes, x), perm=TO_FIRST)
-    result = nodes.add("Conv", first, kernel, *(_single(nodes, name) for name in bias), **attributes)
+    first = nodes.add("Transpose", nodes.cast(x, TensorProto.FLOAT), perm=TO_FIRST)
+    result = nodes.add("Conv", first, kernel, *(nodes.cast(name, TensorProto.FLOAT) for name in bias), **attributes)
     return nodes.add("Transpose", result, perm=TO_LAST)
 
 
@@ -64,17 +64,13 @@ def _norm(
 ) -> str:
     assert channels_last == 1
     x, gamma, beta, *skip = node.input
-    value = _single(nodes, x)
+    value = nodes.cast(x, TensorProto.FLOAT)
     if skip:
         axes = nodes.constant(np.array([1, 2]))
-        value = nodes.add("Add", value, nodes.add("Unsqueeze", _single(nodes, skip[0]), axes))
+        value = nodes.add("Add", value, nodes.add("Unsqueeze", nodes.cast(skip[0], TensorProto.FLOAT), axes))
     shape = nodes.add("Shape", value)
     first, last = nodes.add("Shape", value, start=0, end=3), nodes.constant(np.array([groups, -1]))
     value = nodes.add("Reshape", value, nodes.add("Concat", first, last, axis=0))
     value = nodes.add("Reshape", nodes.normalized(value, (1, 2, 4), epsilon), shape)
     value = nodes.add("Add", nodes.add("Mul", value, gamma), beta)
     return nodes.add("Mul", value, nodes.add("Sigmoid", value)) if activation else value
-
-
-def _single(nodes: Nodes, x: str) -> str:
-    return nodes.add("Cast", x, to=TensorProto.FLOAT)

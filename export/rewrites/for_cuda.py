@@ -233,24 +233,17 @@ class _Writer:
                     domain=CONTRIB_DOMAIN, kernel_shape=size, strides=size, group=channels)
 
     def _reshape(self, node: onnx.NodeProto) -> None:
-        """Images to tokens and back are views; any other reshape is inside of attention."""
+        """[N, C, H, W] to tokens [N, C, HW] and back are views; any other reshape is inside of attention."""
         x, result = node.input[0], node.output[0]
-        shape = self.shapes[result]
-        if x in self.last:   # [N, C, H, W] to [N, C, HW]
-            if len(shape) != 3 or shape[1] != self.shapes[x][1]:
-                raise ConfigError(f"{result} {shape} has no form for CUDA")
-            self._view(node, [0, shape[2], shape[1]], tokens=True)
-        elif x in self.tokens:
-            if len(shape) != 4 or shape[1] != self.shapes[x][1]:
-                raise ConfigError(f"{result} {shape} has no form for CUDA")
-            self._view(node, [0, shape[2], shape[3], shape[1]], last=True)
-        else:
+        if x not in self.last and x not in self.tokens:
             self._on_tokens(node)
-
-    def _view(self, node: onnx.NodeProto, shape: list[int], *, last: bool = False, tokens: bool = False) -> None:
-        x, result = node.input[0], node.output[0]
-        self._add("Reshape", [self._as(x, self.types[x]), self.nodes.constant(np.array(shape))], f"{result}/last")
-        self._became(result, f"{result}/last", self.types[x], last=last, tokens=tokens)
+            return
+        shape, to_tokens = self.shapes[result], x in self.last
+        if len(shape) != (3 if to_tokens else 4) or shape[1] != self.shapes[x][1]:
+            raise ConfigError(f"{result} {shape} has no form for CUDA")
+        sizes = self.nodes.constant(np.array([0, *shape[2:], shape[1]]))
+        self._add("Reshape", [self._as(x, self.types[x]), sizes], f"{result}/last")
+        self._became(result, f"{result}/last", self.types[x], last=not to_tokens, tokens=to_tokens)
 
     def _transpose(self, node: onnx.NodeProto) -> None:
         x, result = node.input[0], node.output[0]
