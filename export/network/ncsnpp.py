@@ -226,15 +226,7 @@ class NCSNpp(ScoreNetwork):
         return width
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the score.
-
-        Args:
-            x: noisy images in data units, ``[N, C, H, W]``.
-            sigma: noise standard deviation, ``[N]``, > 0.
-
-        Returns:
-            The score ``grad_x log p_sigma(x)``, ``[N, C, H, W]``.
-        """
+        """Returns the score of noisy images with data in [0, 1]: ``[N, C, H, W], sigma [N] > 0 -> [N, C, H, W]``."""
         position = sigma
         if self.noise_levels is not None:
             position, sigma = self.noise_levels(sigma)
@@ -242,15 +234,12 @@ class NCSNpp(ScoreNetwork):
         return out / sigma[:, None, None, None] if self.config.scale_by_sigma else out
 
     def features(self, x: Tensor, position: Tensor, label: Tensor | None = None) -> Tensor:
-        """The network without what stands before and after it.
+        """The network without what stands before and after it: ``[N, C, H, W] -> [N, C, H, W]``.
 
         Args:
-            x: its input, ``[N, C, H, W]``.
+            x: its input.
             position: what the embedding takes: sigma (Fourier), or a number (positional), ``[N]``.
             label: int64 ``[N]``, from 0 on; -1 is no class. Of a conditional network alone.
-
-        Returns:
-            Its output, ``[N, C, H, W]``.
         """
         config = self.config
         emb = self.embedding(position)
