@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
             raise OutputError(f"{path} is also another file of this command: choose another name")
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder, expected a file name")
-        if _is_there(path) and not force:
-            raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
+        with suppress(FileNotFoundError):
+            path.lstat()   # finds a dangling link too, and fails where no file could have the name
+            if not force:
+                raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -43,15 +45,6 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
         raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a file or a link, a dangling one too, has this name; ``OSError`` where no file could have it."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 @contextmanager

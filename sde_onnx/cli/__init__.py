@@ -32,7 +32,14 @@ class _OneLineErrors(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+COMMANDS = [
+    bench_command, decode_command, edit_command, embed_command, encode_command, export_command, gradient_command,
+    info_command, interpolate_command, likelihood_command, sample_command, verify_command,
+]
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
+@click.group(cls=_OneLineErrors, commands=COMMANDS, context_settings=SETTINGS)
 @click.version_option(package_name="sde-onnx")
 def main() -> None:
     """Score-SDE (NCSN++) models as ONNX files, sampled without PyTorch.
@@ -41,17 +48,3 @@ def main() -> None:
     sde-onnx sample --seeds 0-15 -o digits.png      sample the bundled model
     sde-onnx export google/ncsnpp-celebahq-256 -o celebahq.onnx
     """
-
-
-main.add_command(bench_command)
-main.add_command(decode_command)
-main.add_command(edit_command)
-main.add_command(embed_command)
-main.add_command(encode_command)
-main.add_command(export_command)
-main.add_command(gradient_command)
-main.add_command(info_command)
-main.add_command(interpolate_command)
-main.add_command(likelihood_command)
-main.add_command(sample_command)
-main.add_command(verify_command)
