@@ -64,11 +64,7 @@ def image_memory(metadata: ModelMetadata) -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take: what is free, and no more than its container's limit.
-
-    Returns:
-        ``None`` where the system does not tell (not Linux).
-    """
+    """Bytes that this process, in its container, may still take; ``None`` where that is not told (not Linux)."""
     if not MEMINFO.exists():
         return None
     lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)

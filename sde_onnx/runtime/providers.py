@@ -56,14 +56,11 @@ ORT_ERRORS = (
 
 
 def choose_provider(name: str, precision: str = "fp32") -> str:
-    """Returns the provider to use.
+    """Returns the provider to use, a key of PROVIDERS that can run here.
 
     Args:
         name: ``"auto"``, or one of PROVIDERS.
         precision: what it must be able to compute in.
-
-    Returns:
-        A key of PROVIDERS that can run here.
 
     Raises:
         InputError: an unknown name, or a precision that no provider or not this one has.

@@ -225,10 +225,8 @@ def noise_source(generator: Any, shape: tuple[int, ...]) -> NoiseSource:
     Raises:
         InputError: anything else, or not as many as images.
     """
-    if generator is None:
-        return NumpyNoise(np.random.default_rng(), shape)
-    if isinstance(generator, np.random.Generator):
-        return NumpyNoise(generator, shape)
+    if generator is None or isinstance(generator, np.random.Generator):
+        return NumpyNoise(np.random.default_rng(generator), shape)
     if isinstance(generator, int | np.integer):
         return PortableNoise([int(generator) + index for index in range(shape[0])], shape[1:])
     several = list(generator) if isinstance(generator, list | tuple) else [generator]
