@@ -38,7 +38,8 @@ def heun_step(
     """The step from x, which is remembered, with the score at the guess; ``x_mean`` is D at x.
 
     Args:
-        guess, score, z, memory: see :data:`sde_onnx.solvers.plan.Update`; of :func:`euler_guess`, but z.
+        guess, score, z, memory: see :data:`sde_onnx.solvers.plan.Update`. The guess and what is remembered, x and its
+            score, are those of :func:`euler_guess`; z is the next step's noise.
         sigma, sigma_next: the noise levels that the step goes from and to.
         deviation: of the next step's noise.
 

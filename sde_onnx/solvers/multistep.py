@@ -38,7 +38,7 @@ def multistep(
     """A step to the next noise level; to 0 it is the denoised image. ``memory`` holds the last values of D.
 
     Args:
-        x, score, z, memory: see :data:`sde_onnx.solvers.plan.Update`; the newest denoised image is the first.
+        x, score, z, memory: see :data:`sde_onnx.solvers.plan.Update`; the newest denoised image stands first.
         sigmas: the step's own noise level, then those of the denoised images that it uses.
         sigma_next: the next noise level.
         order: denoised images that a step uses where it has them, 1 to 3.
