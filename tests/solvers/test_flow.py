@@ -58,7 +58,7 @@ def test_one_image_takes_the_steps_of_scipy(start, end, rng):
     while solver.status == "running":
         solver.step()
     assert states[-1].nfe == solver.nfev
-    np.testing.assert_allclose(states[-1].y[0], solver.y, rtol=1e-10)
+    np.testing.assert_allclose(states[-1].y[0], solver.y, rtol=1e-10, atol=1e-12)   # some lie near 0
 
 
 def test_an_image_does_not_depend_on_its_batch(rng):

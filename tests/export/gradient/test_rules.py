@@ -18,7 +18,7 @@ F32 = np.float32
 
 
 def array(*shape: int, low: float = -1, high: float = 1, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(low, high, shape).astype(F32)
+    return np.random.default_rng(seed + 2**40).uniform(low, high, shape).astype(F32)   # no seed of `rng` is as large
 
 
 def ints(*values: int) -> np.ndarray:
@@ -185,7 +185,7 @@ def test_rule(operator, shape, inputs, attributes, rng):
     np.testing.assert_allclose(value(x.astype(np.float64)), y, rtol=1e-5, atol=1e-5)
     expected = reference_vjp(plain, {"x": x}, "y", "x", v)
     assert np.linalg.norm(got - expected) <= 2e-6 * np.linalg.norm(expected) + 1e-7
-    direction, step = np.asarray(rng.standard_normal(shape)), 1e-6
+    direction, step = np.asarray(rng.standard_normal(shape)), 1e-7   # few values cross a kink
     along = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
     assert float((along * v).sum()) == pytest.approx(float((expected * direction).sum()), rel=1e-5, abs=1e-6)
 
