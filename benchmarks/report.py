@@ -305,7 +305,7 @@ def gradient_section(result: dict[str, Any] | None) -> str:
 def likelihood_section(result: dict[str, Any] | None) -> str:
     """The README's text on likelihoods, from what benchmarks/likelihood.py has written, if it has."""
     if result is None:
-        return ""
+        return "The likelihoods of the digits are not measured in full yet; `python benchmarks/likelihood.py` does."
     peak, noise = result["floors"]
     lines = ["The bundled digits in bits per dimension, one probe, 32 steps "
              "([`benchmarks/results/likelihood.json`](benchmarks/results/likelihood.json)):", "",
