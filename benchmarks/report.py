@@ -1,4 +1,4 @@
-"""Writes the README's benchmark sections and their plots from the committed results.
+"""Writes the README's benchmark sections from the committed results, and their plots (plots.py).
 
     python benchmarks/report.py
 """
@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
+
+from plots import LINE_TO_BEAT, OURS, TITLES, plot_quality, plot_speed, quality_name
 
 from sde_onnx.solvers.catalogue import MODEL, QUALITIES, SOLVERS
 
@@ -19,11 +20,7 @@ CPU_MARKS, BF16_MARKS, GPU_MARKS, QUALITY_MARKS, GRADIENT_MARKS, LIKELIHOOD_MARK
     (f"<!-- {name} -->", f"<!-- /{name} -->")
     for name in ("cpu", "bf16", "gpu", "quality", "gradients", "likelihood", "codes")
 )
-TITLES = {"digits": "digits 16²", "32": "32², 62 M", "256": "256², 66 M", "1024": "1024², 106 M"}
-OURS = "sde-onnx"
-LINE_TO_BEAT = 2000   # evaluations of the reference that cheap solvers are held against
 CHEAP = 25
-MATRIX_UNITS = "amx_bf16"   # the feature of a processor
 
 
 def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] | None) -> str:
@@ -138,13 +135,13 @@ def quality_section(result: dict[str, Any]) -> str:
     gap = cheapest["frechet"] - reference["frechet"]
     error = (cheapest["frechet_standard_error"]**2 + reference["frechet_standard_error"]**2) ** 0.5
     return "\n".join([
-        f"With {CHEAP} evaluations or fewer the best is {_quality_name(cheapest)} at {cheapest['nfe']:.0f}: "
+        f"With {CHEAP} evaluations or fewer the best is {quality_name(cheapest)} at {cheapest['nfe']:.0f}: "
         f"{_frechet(cheapest)}. The paper's",
         f"sampler has {_frechet(reference)} at {LINE_TO_BEAT:,}, a difference of {gap / error:.1f} standard errors.",
         "",
         "| | evaluations | s an image | images | Fréchet distance | recognised | classes off |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        *(f"| {_preset(row)}{_quality_name(row)} | {row['nfe']:.0f} | {row['seconds_an_image']:.3g} | "
+        *(f"| {_preset(row)}{quality_name(row)} | {row['nfe']:.0f} | {row['seconds_an_image']:.3g} | "
           f"{row.get('images', result['images'])} | {_frechet(row)} | {row['recognised']:.3f} | "
           f"{row['class_distance']:.3f} |" for row in rows),
         *(f"| {title} |  |  | {result['images']} | {_frechet(result[key])} | {result[key]['recognised']:.3f} | "
@@ -169,12 +166,6 @@ def _preset(row: dict[str, Any]) -> str:
         if row["solver"] == solver and {**own, **row["options"]} == {**own, **options} and is_long:
             return f"**{name}**: "
     return ""
-
-
-def _quality_name(row: dict[str, Any]) -> str:
-    options = "".join(f" `--{name.replace('_', '-')}{'' if value is True else f' {value}'}`"
-                      for name, value in row["options"].items())
-    return f"`{row['solver']}`{options}"
 
 
 def _frechet(row: dict[str, Any]) -> str:
@@ -208,75 +199,6 @@ def _speed(subject: dict[str, Any], is_reference: bool) -> str:
     if is_reference:
         return f"{subject['median']:.3g} s"
     return f"{subject['ratio']:.2f}x ({max(subject['errors'].values()):.0e})"
-
-
-def plot(cpu: dict[str, Any], amx: dict[str, Any] | None, path: Path) -> None:
-    """Draws the ratios at batch 1: a group of bars for each network, a panel for each of the two runs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    runs = [run["rows"] for run in (cpu, amx) if run is not None]
-    figure, panels = plt.subplots(len(runs), figsize=(9, 3.7 * len(runs)), layout="constrained", squeeze=False)
-    for axes, rows in zip(panels[:, 0], runs, strict=True):
-        _draw_ratios(axes, [row for row in rows if row["batch"] == 1])
-    panels[0, 0].legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=130)
-
-
-def _draw_ratios(axes: Any, rows: list[dict[str, Any]]) -> None:
-    from matplotlib import colormaps
-
-    names = [name for name in rows[0]["subjects"] if name != rows[0]["reference"]]
-    width = 0.85 / len(names)
-    for index, name in enumerate(names):
-        found = [(place, row["subjects"][name]["ratio"]) for place, row in enumerate(rows)
-                 if "ratio" in row["subjects"].get(name, {})]
-        bars = axes.bar([place + (index - (len(names) - 1) / 2) * width for place, _ in found],
-                        [value for _, value in found], width, label=name,
-                        color=colormaps["Blues" if name.startswith(OURS) else "Greys"](0.35 + 0.12 * index))
-        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(rows)), [TITLES[row["network"]] for row in rows])
-    axes.set_ylabel("times faster than diffusers eager fp32")
-    about = rows[0]["environment"]
-    units = "with" if MATRIX_UNITS in about["cpu_features"] else "without"
-    axes.set_title(f"One network evaluation, batch 1, {about['cores']} cores {units} matrix units (AMX)")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def plot_quality(result: dict[str, Any], path: Path) -> None:
-    """Draws the Fréchet distance against evaluations: a line for each solver with its options."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(result["rows"], key=lambda row: row["nfe"]):
-        curves.setdefault(_quality_name(row).replace("`", ""), []).append(row)
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    for index, (name, rows) in enumerate(curves.items()):
-        is_reference = rows[0]["solver"] == result["reference"]
-        axes.errorbar([row["nfe"] for row in rows], [row["frechet"] for row in rows],
-                      [row["frechet_standard_error"] for row in rows], marker="o", markersize=4, capsize=2, label=name,
-                      color="black" if is_reference else plt.get_cmap("tab20")(index % 20),
-                      linestyle="--" if rows[0]["options"] else "-")
-    [line] = [row for row in result["rows"] if (row["solver"], row["nfe"]) == (result["reference"], LINE_TO_BEAT)]
-    middle, error = line["frechet"], line["frechet_standard_error"]
-    axes.axhspan(middle - error, middle + error, color="black", alpha=0.1, linewidth=0,
-                 label=f"{line['solver']} at {line['nfe']:.0f} evaluations")
-    axes.axhline(result["real"]["frechet"], color="grey", linewidth=0.8, linestyle=":", label="its training digits")
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=0.2, linscale=1.5)   # even around 0, where the best are
-    axes.set_yticks([0, 0.05, 0.1, 0.15, 0.2, 0.5, 1], ["0", "0.05", "0.1", "0.15", "0.2", "0.5", "1"])
-    axes.set_xlabel("network evaluations an image")
-    axes.set_ylabel("Fréchet distance to real digits")
-    axes.set_title("Bundled digits")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=130)
 
 
 def result(name: str) -> dict[str, Any] | None:
@@ -337,7 +259,7 @@ def main() -> None:
     for marks, write, names in SECTIONS:
         text = replaced(text, marks, write(*map(result, names)))
     README.write_text(text, encoding="utf-8")
-    plot(json.loads((RESULTS / "cpu.json").read_text()), result("cpu_amx.json"), PLOT)
+    plot_speed(json.loads((RESULTS / "cpu.json").read_text()), result("cpu_amx.json"), PLOT)
     plot_quality(json.loads((RESULTS / "quality.json").read_text()), QUALITY_PLOT)
 
 
