@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sde_onnx.errors import InputError
-from sde_onnx.generate.sample import batches_of, choose_batch_size, last_images
-from sde_onnx.image_files import Images
+from sde_onnx.generate.sample import batches_of, check_latents, choose_batch_size, last_images
+from sde_onnx.image_files import Images, check_images
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.score_model import LABEL, ScoreModel
 from sde_onnx.solvers.catalogue import resolve
@@ -98,11 +98,10 @@ def decode(
 
     Other arguments and errors: :func:`encode`.
     """
-    if latents.dtype != np.float32:
-        raise InputError(f"latents are {latents.dtype}, expected float32")
+    check_latents(latents, model.metadata.image_shape)
     schedule = model.metadata.schedule
-    return _along_the_flow(model, _data(latents, model.metadata), schedule.sigma_max, schedule.sigma_min, labels=labels,
-                           rtol=rtol, atol=atol, steps=steps, denoise=denoise, batch_size=batch_size, progress=progress)
+    return _along_the_flow(model, latents, schedule.sigma_max, schedule.sigma_min, labels=labels, rtol=rtol, atol=atol,
+                           steps=steps, denoise=denoise, batch_size=batch_size, progress=progress)
 
 
 def interpolate(
@@ -210,7 +209,7 @@ def _along_the_flow(
     steps: int | None, batch_size: int | None, progress: bool, denoise: bool = False,
 ) -> Float32Array:
     """x at sigma ``end``, from x at ``start``; denoised there, if asked for."""
-    label = model.labels_for(None if labels is None else np.asarray(labels), len(x)).get(LABEL)
+    label = model.labels_for(labels, len(x)).get(LABEL)
     size = choose_batch_size(model, len(x), batch_size)
     images: list[Float32Array] = []
     with tqdm(total=100, unit="%", disable=None if progress else True,
@@ -231,14 +230,6 @@ def _along_the_flow(
 
 
 def _data(images: Images, metadata: ModelMetadata) -> Float32Array:
-    """Images in data units, ``[N, C, H, W]`` float32; ``InputError`` if they are not of the model's shape."""
-    if images.ndim != 4 or images.shape[1:] != metadata.image_shape or images.dtype not in (np.uint8, np.float32):
-        shape = ", ".join(map(str, metadata.image_shape))
-        raise InputError(f"images are {images.dtype} {list(images.shape)}, expected uint8 or float32 [N, {shape}]")
-    if len(images) == 0:
-        raise InputError("no images: at least one is needed")
-    if images.dtype == np.uint8:
-        return (images / 255).astype(np.float32)
-    if not np.isfinite(images).all():
-        raise InputError("images hold NaN or infinity, expected finite numbers")
-    return images.astype(np.float32)
+    """Images in data units, ``[N, C, H, W]`` float32; errors: :func:`check_images`."""
+    check_images(images, metadata.image_shape)
+    return (images / 255 if images.dtype == np.uint8 else images).astype(np.float32)

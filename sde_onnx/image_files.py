@@ -14,13 +14,34 @@ from PIL import Image, ImageOps
 from sde_onnx.errors import InputError
 from sde_onnx.images import MODES, to_pil
 
-__all__ = ["Images", "picture_files", "read_images"]
+__all__ = ["Images", "check_images", "picture_files", "read_images"]
 
 Images = NDArray[np.uint8 | np.float32]
 KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alpha"}
 # The modes of Pillow that hold 8 bits or fewer a value, and the one of KINDS that loses nothing.
 LOSSLESS = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "PA": "RGBA"}
 RESIZE = "--resize (resize=True) puts alpha on white, crops the middle and resizes"
+
+
+def check_images(images: Images, image_shape: tuple[int, int, int]) -> None:
+    """Refuses what is no images of a model.
+
+    Args:
+        images: ``[N, C, H, W]``, uint8, or float32 in data units: [0, 1], and noise or what an edit leaves around it.
+        image_shape: the model's ``(C, H, W)``.
+
+    Raises:
+        InputError: another kind, shape or type, no images, or floats that are not about [0, 1].
+    """
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"images is {type(images).__name__}, expected a numpy array")
+    if images.dtype not in (np.uint8, np.float32) or images.shape[1:] != image_shape:
+        raise InputError(f"images is {images.dtype} {list(images.shape)}, expected uint8 or float32 "
+                         f"[N, {', '.join(map(str, image_shape))}]")
+    if len(images) == 0:
+        raise InputError("no images: at least one is needed")
+    if images.dtype == np.float32 and not ((images > -1) & (images < 2)).all():
+        raise InputError(f"images holds {images.min():g} to {images.max():g}, expected values about [0, 1]")
 
 
 def read_images(

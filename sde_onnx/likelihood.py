@@ -32,7 +32,7 @@ from tqdm import tqdm
 from sde_onnx.codes import Labels
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
-from sde_onnx.image_files import Images
+from sde_onnx.image_files import Images, check_images
 from sde_onnx.runtime.score_model import LABEL, NO_GRADIENT, ScoreModel
 from sde_onnx.solvers.flow import FlowState, integrate_each
 from sde_onnx.solvers.noise import check_seeds, portable_normals, portable_uniforms
@@ -132,16 +132,9 @@ def log_likelihood_batches(
 
     Arguments and errors are those of :func:`log_likelihood`; they are checked before the first batch.
     """
-    shape = model.metadata.image_shape
     if not model.metadata.gradient:
         raise InputError(NO_GRADIENT.format(model.path.name))
-    if not isinstance(images, np.ndarray):
-        raise InputError(f"images is {type(images).__name__}, expected a numpy array")
-    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
-        raise InputError(f"images is {images.dtype} {list(images.shape)}, expected uint8 or float32 "
-                         f"[N, {', '.join(map(str, shape))}] with N >= 1")
-    if images.dtype == np.float32 and not ((images > -1) & (images < 2)).all():
-        raise InputError(f"images holds {images.min():g} to {images.max():g}, expected values about [0, 1]")
+    check_images(images, model.metadata.image_shape)
     for name, value in (("probes", probes), ("dequantizations", dequantizations)):
         if value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")

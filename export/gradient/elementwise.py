@@ -156,28 +156,30 @@ def clip(write: GradientWriter, call: Call) -> Contributions:
 
 def larger(write: GradientWriter, call: Call) -> Contributions:
     """``y = max(a, b)``: g of the larger one; of equal ones, a."""
-    return _chosen(write, call, write.add("GreaterOrEqual", *call.inputs))
+    return _larger_or_smaller(write, call, "GreaterOrEqual")
 
 
 def smaller(write: GradientWriter, call: Call) -> Contributions:
     """``y = min(a, b)``: g of the smaller one; of equal ones, a."""
-    return _chosen(write, call, write.add("LessOrEqual", *call.inputs))
+    return _larger_or_smaller(write, call, "LessOrEqual")
 
 
 def where(write: GradientWriter, call: Call) -> Contributions:
     """``y = a where c, else b``: g where each was taken."""
-    condition, *_ = call.inputs
-    zero = write.number(0, call.outputs[0])
-    taken = write.add("Where", condition, call.g, zero), write.add("Where", condition, zero, call.g)
-    return [None, *(write.reduced(part, call, place) for place, part in enumerate(taken, 1))]
+    return [None, *_chosen(write, call, call.inputs[0], 1)]
 
 
-def _chosen(write: GradientWriter, call: Call, first: str) -> Contributions:
+def _larger_or_smaller(write: GradientWriter, call: Call, comparison: str) -> Contributions:
     if len(call.inputs) != 2:
         raise GradientError(f"the rule is for two inputs, there are {len(call.inputs)}")
+    return _chosen(write, call, write.add(comparison, *call.inputs), 0)
+
+
+def _chosen(write: GradientWriter, call: Call, first: str, place: int) -> Contributions:
+    """The contributions to an input and to the next one, of which the first was taken where ``first`` is true."""
     zero = write.number(0, call.outputs[0])
     parts = write.add("Where", first, call.g, zero), write.add("Where", first, zero, call.g)
-    return [write.reduced(part, call, place) for place, part in enumerate(parts)]
+    return [write.reduced(part, call, index) for index, part in enumerate(parts, place)]
 
 
 def identity(write: GradientWriter, call: Call) -> Contributions:

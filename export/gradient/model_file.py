@@ -15,7 +15,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from sde_onnx.errors import GradientError, ModelFileError, ParityError
-from sde_onnx.export.gradient.reference import reference_vjp
+from sde_onnx.export.gradient.reference import Reference
 from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases
 from sde_onnx.files import replacing
@@ -59,10 +59,11 @@ def export_gradient(source: Path, path: Path, *, force: bool = False) -> ModelMe
     session = cpu_session(model)
     batches = (1, 3) if math.prod(metadata.image_shape) <= LARGEST_BATCHED else (1,)
     generator = np.random.default_rng(0)
+    reference = Reference(plain, "score", "x", dtype=torch.float32)   # in which the phases of sigma are, too
     parity = {}
     for case, inputs in parity_cases(metadata.image_shape, metadata.schedule, metadata.labels, batches=batches):
         v = generator.standard_normal(inputs["x"].shape, np.float32)
-        expected = reference_vjp(plain, inputs, "score", "x", v, dtype=torch.float32)   # as the phases of sigma are
+        expected = reference.vjp(inputs, v)
         got, = session.run([GRADIENT], {**inputs, COTANGENT: v})
         parity[f"vjp {case}"] = error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
         if not error <= TOLERANCE:

@@ -21,53 +21,66 @@ from torch import Tensor
 from sde_onnx.errors import GradientError
 from sde_onnx.export.graph.nodes import attributes_of, read_by
 
-__all__ = ["evaluate", "reference_vjp"]
+__all__ = ["Reference", "evaluate"]
 
 
-def reference_vjp(
-    model: onnx.ModelProto, inputs: Mapping[str, np.ndarray], of: str, at: str, cotangent: np.ndarray,
-    *, dtype: torch.dtype = torch.float64,
-) -> np.ndarray:
+class Reference:
     """The vector-Jacobian product of a graph's output, by torch.
+
+    What does not depend on ``at`` is read from ONNX Runtime, of any operators.
 
     Args:
         model: the graph without a gradient.
-        inputs: of the graph, by name.
         of, at: names of the output and the input.
-        cotangent: of the output.
         dtype: of all floating-point numbers.
-
-    Raises:
-        GradientError: an operator that has no rule either.
     """
-    fixed = _independent(model, inputs, at)
-    tensors = {name: _tensor(value, dtype) for name, value in {**inputs, **fixed}.items()}
-    tensors[at].requires_grad_()
-    result = evaluate(model.graph, tensors, of, dtype=dtype)
-    gradient, = torch.autograd.grad(result, tensors[at], _tensor(cotangent, dtype))
-    return gradient.numpy()
 
+    def __init__(self, model: onnx.ModelProto, of: str, at: str, *, dtype: torch.dtype = torch.float64) -> None:
+        self.of, self.at, self.dtype = of, at, dtype
+        self.graph = model.graph
+        self.constants = {item.name: _tensor(numpy_helper.to_array(item), dtype) for item in model.graph.initializer}
+        self._fixed = self._read_from_outside()
+        if self._fixed:
+            extended = onnx.ModelProto()
+            extended.CopyFrom(model)
+            del extended.graph.output[:]
+            extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._fixed)
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            self._session = ort.InferenceSession(extended.SerializeToString(), options,
+                                                 providers=["CPUExecutionProvider"])
 
-def _independent(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray], at: str) -> dict[str, np.ndarray]:
-    """What does not depend on ``at`` and is read by what does, as ONNX Runtime computes it: of any operators."""
-    depends, fixed, there = {at}, {}, {item.name for item in model.graph.initializer} | set(inputs)
-    for node in model.graph.node:
-        if depends.isdisjoint(read_by(node)):
-            continue
-        depends.update(node.output)
-        fixed.update(dict.fromkeys(name for name in node.input if name and name not in depends | there))
-    if not fixed:
-        return {}
-    extended = onnx.ModelProto()
-    extended.CopyFrom(model)
-    del extended.graph.output[:]
-    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in fixed)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(extended.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    asked = {item.name for item in session.get_inputs()}
-    found = session.run(list(fixed), {name: value for name, value in inputs.items() if name in asked})
-    return dict(zip(fixed, found, strict=True))
+    def vjp(self, inputs: Mapping[str, np.ndarray], cotangent: np.ndarray) -> np.ndarray:
+        """The product, of the shape of ``at``.
+
+        Args:
+            inputs: of the graph, by name.
+            cotangent: of the output.
+
+        Raises:
+            GradientError: an operator that has no rule either.
+        """
+        fixed = {}
+        if self._fixed:
+            asked = {item.name for item in self._session.get_inputs()}
+            given = {name: value for name, value in inputs.items() if name in asked}
+            fixed = dict(zip(self._fixed, self._session.run(self._fixed, given), strict=True))
+        tensors = {name: _tensor(value, self.dtype) for name, value in {**inputs, **fixed}.items()}
+        tensors[self.at].requires_grad_()
+        result = evaluate(self.graph, {**self.constants, **tensors}, self.of, dtype=self.dtype)
+        gradient, = torch.autograd.grad(result, tensors[self.at], _tensor(cotangent, self.dtype))
+        return gradient.numpy()
+
+    def _read_from_outside(self) -> list[str]:
+        """What does not depend on ``at``, and is read by what does."""
+        there = set(self.constants) | {item.name for item in self.graph.input}
+        depends: set[str] = {self.at}
+        read: dict[str, None] = {}
+        for node in self.graph.node:
+            if not depends.isdisjoint(read_by(node)):
+                depends.update(node.output)
+                read.update(dict.fromkeys(name for name in node.input if name and name not in depends | there))
+        return list(read)
 
 
 def evaluate(
@@ -77,14 +90,15 @@ def evaluate(
 
     Args:
         graph: of operators in OPERATORS.
-        inputs: of the graph, and what else is known of its values.
+        inputs: of the graph, constants, and what else is known of its values.
         of: the output.
         dtype: of the numbers.
 
     Raises:
         GradientError: another operator.
     """
-    constants = {item.name: _tensor(numpy_helper.to_array(item), dtype) for item in graph.initializer}
+    constants = {item.name: _tensor(numpy_helper.to_array(item), dtype) for item in graph.initializer
+                 if item.name not in inputs}
     values: dict[str, Tensor | None] = {"": None, **constants, **inputs}
     needed, nodes = {of}, []
     for node in reversed(graph.node):

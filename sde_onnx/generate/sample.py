@@ -22,8 +22,8 @@ from sde_onnx.solvers.noise import LatentFirst, PortableNoise, check_seeds
 from sde_onnx.solvers.plan import Plan, Step
 from sde_onnx.solvers.protocols import NoiseSource, Score
 
-__all__ = ["WRAPPERS", "Batch", "batches_of", "choose_batch_size", "default_batch_size", "label_of", "last_images",
-           "sample", "sample_batches", "steps_of"]
+__all__ = ["WRAPPERS", "Batch", "batches_of", "check_latents", "choose_batch_size", "default_batch_size", "label_of",
+           "last_images", "sample", "sample_batches", "steps_of"]
 
 # Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
 VALUES_A_BATCH = 1 << 19
@@ -117,7 +117,9 @@ def batches_of(
     """
     check_seeds(seeds)
     if latents is not None:
-        _check_latents(latents, (len(seeds), *model.metadata.image_shape))
+        check_latents(latents, model.metadata.image_shape)
+        if len(latents) != len(seeds):
+            raise InputError(f"{len(latents)} latents for {len(seeds)} seeds: give one for each seed")
     label = label_of(seeds, labels)
     model.labels_for(label, len(seeds))   # refuses what the model does not have
     size = choose_batch_size(model, len(seeds), batch_size, images_depend=sampling.depends_on_batch)
@@ -138,7 +140,7 @@ def last_images(batches: Iterator[Batch], steps: int, *, progress: bool) -> NDAr
 
     Args:
         batches: of :func:`batches_of`.
-        steps: of all images together, 0 where that shows on the way.
+        steps: of all images together, 0 where it is not known before.
         progress: show a progress bar on standard error if it is a terminal.
     """
     images = []
@@ -150,11 +152,13 @@ def last_images(batches: Iterator[Batch], steps: int, *, progress: bool) -> NDAr
     return np.concatenate(images)
 
 
-def _check_latents(latents: NDArray[np.float32], shape: tuple[int, ...]) -> None:
-    """``InputError`` where latents are not finite float32 of a shape."""
-    if not isinstance(latents, np.ndarray) or latents.dtype != np.float32 or latents.shape != shape:
-        got = f"{latents.dtype} {list(latents.shape)}" if isinstance(latents, np.ndarray) else type(latents).__name__
-        raise InputError(f"latents is {got}, expected float32 {list(shape)}: one for each seed")
+def check_latents(latents: NDArray[np.float32], image_shape: tuple[int, int, int]) -> None:
+    """``InputError`` where latents are not finite float32 ``[N, C, H, W]`` with N >= 1."""
+    if not isinstance(latents, np.ndarray):
+        raise InputError(f"latents is {type(latents).__name__}, expected a numpy array")
+    if latents.dtype != np.float32 or latents.shape[1:] != image_shape or len(latents) == 0:
+        raise InputError(f"latents is {latents.dtype} {list(latents.shape)}, expected float32 "
+                         f"[N, {', '.join(map(str, image_shape))}] with N >= 1")
     if not np.isfinite(latents).all():
         raise InputError("latents holds NaN or infinity, expected finite numbers")
 

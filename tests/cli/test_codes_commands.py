@@ -2,33 +2,22 @@
 
 import json
 
+import commands
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 import sde_onnx
-from sde_onnx.cli import main
 from sde_onnx.files import sha256
 from sde_onnx.images import load_png, save_png, to_uint8
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, [*map(str, arguments), "--provider", "cpu"])
-
-
 def done(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
+    return commands.done(*arguments, "--provider", "cpu")
 
 
 def refuses(message, *arguments, status=1):
-    result = run(*arguments)
-    assert result.exit_code == status, result.output
-    assert message in result.output
-    if status == 1:
-        assert result.output.count("\n") == 1
+    return commands.refuses(message, *arguments, "--provider", "cpu", status=status)
 
 
 @pytest.fixture(scope="module")

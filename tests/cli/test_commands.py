@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import done, refuses, run
 from PIL import Image
 
 import sde_onnx
@@ -17,25 +17,8 @@ from sde_onnx.generate.seeds import format_seeds
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refuses(message, *arguments, status=1):
-    """The command fails with one line that holds the message, and no traceback."""
-    result = run(*arguments)
-    assert result.exit_code == status, result.output
-    assert message in result.output
-    if status == 1:
-        assert result.output.startswith("Error: ")
-        assert result.output.count("\n") == 1
-    return result
-
-
 def sample(*arguments):
-    result = run("sample", *arguments, "--provider", "cpu")
-    assert result.exit_code == 0, result.output
-    return result
+    return done("sample", *arguments, "--provider", "cpu")
 
 
 def test_every_command_and_option_is_documented():

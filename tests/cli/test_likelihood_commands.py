@@ -9,27 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from click.testing import CliRunner
+from commands import refuses, run
 from onnx import parser
 
 import sde_onnx
 from sde_onnx import images as pictures
 from sde_onnx.cli import likelihood as likelihood_module
-from sde_onnx.cli import main
 from sde_onnx.models import bundled_gradient
 from sde_onnx.runtime import score_model
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refuses(message, *arguments, status=1):
-    """The command fails with one line that holds the message, and no traceback."""
-    result = run(*arguments)
-    assert (result.exit_code, message in result.output) == (status, True), result.output
-    if status == 1:
-        assert result.output.startswith("Error: ") and result.output.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_what_is_not_given_is_the_models_own(model):
     ({"steps": 0}, "steps is 0"),
     ({"solver": "pc", "steps": 0}, "steps is 0"),
     ({"batch_size": 0}, "batch_size is 0"),
-    ({"latents": np.zeros((2, 3, 16, 16), np.float32)}, r"float32 \[2, 3, 16, 16\], expected float32 \[1, 3, 16, 16\]"),
+    ({"latents": np.zeros((2, 3, 16, 16), np.float32)}, r"2 latents for 1 seeds: give one for each seed"),
     ({"latents": np.zeros((1, 3, 16, 16))}, "latents is float64"),
     ({"latents": np.full((1, 3, 16, 16), np.nan, np.float32)}, "latents holds NaN or infinity"),
     ({"solver": "pc", "snr": -1.0}, "snr is -1.0"),

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sde_onnx.errors import GradientError
 from sde_onnx.export.gradient import add_gradient
-from sde_onnx.export.gradient.reference import evaluate, reference_vjp
+from sde_onnx.export.gradient.reference import Reference, evaluate
 from sde_onnx.export.gradient.rules import RULES
 
 F32 = np.float32
@@ -183,7 +183,7 @@ def test_rule(operator, shape, inputs, attributes, rng):
         return evaluate(plain.graph, {"x": torch.from_numpy(np.asarray(at))}, "y").numpy()
 
     np.testing.assert_allclose(value(x.astype(np.float64)), y, rtol=1e-5, atol=1e-5)
-    expected = reference_vjp(plain, {"x": x}, "y", "x", v)
+    expected = Reference(plain, "y", "x").vjp({"x": x}, v)
     assert np.linalg.norm(got - expected) <= 2e-6 * np.linalg.norm(expected) + 1e-7
     direction, step = np.asarray(rng.standard_normal(shape)), 1e-7   # few values cross a kink
     along = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
