@@ -34,7 +34,7 @@ from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.image_files import Images, check_images
 from sde_onnx.runtime.score_model import LABEL, NO_GRADIENT, ScoreModel
-from sde_onnx.solvers.flow import FlowState, integrate_each
+from sde_onnx.solvers.flow import FlowState, check_steps, integrate_each
 from sde_onnx.solvers.noise import check_seeds, portable_normals, portable_uniforms
 from sde_onnx.solvers.schedule import VeSchedule
 
@@ -43,7 +43,7 @@ __all__ = ["PROBES", "STEPS", "Likelihood", "log_likelihood", "log_likelihood_ba
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 PROBES = ("rademacher", "gaussian")   # signs, which have the least variance, or normals
-STEPS, TOLERANCE = 32, 1e-5
+STEPS = 32
 FIRST_DRAW = 1 << 31   # of the portable noise: far from those that a sampled image of the same seed was made of
 Integrator = Callable[..., Iterator[FlowState]]
 
@@ -90,7 +90,7 @@ def log_likelihood(
         dequantizations: of each image, >= 1.
         kind: of the probes, one of PROBES.
         steps: even in ln sigma, >= 1, of six evaluations each; STEPS if no tolerance is given either.
-        rtol, atol: in place of steps, tolerances of a step, > 0; TOLERANCE if only the other is given. Each image has
+        rtol, atol: in place of steps, tolerances of a step, > 0; 1e-5 if only the other is given. Each image has
             steps of its own then. They follow the rounding of float32, which differs between batch sizes: so does the
             result, by about what the tolerances allow.
         labels: of a model that has them: one for all images, or one for each.
@@ -148,7 +148,6 @@ def log_likelihood_batches(
     label = model.labels_for(labels, len(images)).get(LABEL)
     size = choose_batch_size(model, len(images), batch_size)
     integrate = _integrator(steps, rtol, atol)
-    integrate(_at_rest, np.zeros((1, 1)), 0.0, 1.0)   # refuses tolerances and steps out of their range
 
     def measured() -> Iterator[Likelihood]:
         with tqdm(total=len(images) * dequantizations, unit="image", disable=None if progress else True,
@@ -162,15 +161,12 @@ def log_likelihood_batches(
 
 
 def _integrator(steps: int | None, rtol: float | None, atol: float | None) -> Integrator:
-    if rtol is None and atol is None:
-        return partial(integrate_each, steps=STEPS if steps is None else steps)
-    if steps is not None:
+    tolerances = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    if tolerances and steps is not None:
         raise InputError("steps and tolerances exclude each other: give steps, or rtol and atol")
-    return partial(integrate_each, rtol=TOLERANCE if rtol is None else rtol, atol=TOLERANCE if atol is None else atol)
-
-
-def _at_rest(u: Float64Array, y: Float64Array) -> Float64Array:
-    return np.zeros_like(y)
+    how: dict[str, Any] = tolerances or {"steps": STEPS if steps is None else steps}
+    check_steps(**how)
+    return partial(integrate_each, **how)
 
 
 def _measure(

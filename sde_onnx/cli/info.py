@@ -58,7 +58,7 @@ def _lines(model: Path, metadata: ModelMetadata) -> list[tuple[str, str]]:
         ("labels", labels),
         ("sigma", f"{schedule.sigma_min:g} to {schedule.sigma_max:g}, for data in [0, 1]"),
         ("error", error or "not measured"),
-        *([("gradient", "vjp, of an input v: sampling takes two to three times as long as with a file without")]
+        *([("gradient", "vjp, of an input v; for sampling alone a file without it is faster")]
           if metadata.gradient else []),
         *((name, f"--quality {name}: {sampling}, {sampling.evaluations} evaluations an image")
           for name, sampling in samplings),

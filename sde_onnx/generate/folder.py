@@ -70,8 +70,8 @@ class FolderRun:
 
         Args:
             settings: everything that an image depends on, as JSON values.
-            seeds: that are asked for now.
-            batch_size: images at a time, now.
+            seeds: of this call; those of calls before are kept with them.
+            batch_size: images at a time.
             depends_on_batch: whether an image depends on those beside it: then seeds and batch size must stay as well.
 
         Raises:

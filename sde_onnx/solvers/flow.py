@@ -24,7 +24,7 @@ from sde_onnx.errors import InputError, NonFiniteError
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.protocols import Score
 
-__all__ = ["FlowState", "Slope", "integrate_each", "probability_flow"]
+__all__ = ["FlowState", "Slope", "check_steps", "integrate_each", "probability_flow"]
 
 Float64Array = NDArray[np.float64]
 Slope = Callable[[Float64Array, Float64Array], Float64Array]   # of u [N] and y [N, M]: dy / du [N, M]
@@ -92,12 +92,18 @@ def integrate_each(
         InputError: a tolerance or ``steps`` out of its range; at once.
         NonFiniteError: a slope is NaN or infinite, or a step size fell to nothing.
     """
+    check_steps(rtol, atol, steps)
     if steps is None:
-        rtol, atol = (OPTIONS[name].checked(name, value) for name, value in (("rtol", rtol), ("atol", atol)))
         return _adapted_steps(slope, y, start, end, rtol, atol)
-    if steps < 1:
-        raise InputError(f"steps is {steps}, expected at least 1")
     return _equal_steps(slope, y, start, end, steps)
+
+
+def check_steps(rtol: float = 1e-5, atol: float = 1e-5, steps: int | None = None) -> None:
+    """``InputError`` where tolerances, or steps in their place, are out of their range."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        OPTIONS[name].checked(name, value)
+    if steps is not None and steps < 1:
+        raise InputError(f"steps is {steps}, expected at least 1")
 
 
 def _equal_steps(slope: Slope, y: Float64Array, start: float, end: float, steps: int) -> Iterator[FlowState]:
