@@ -45,7 +45,7 @@ def power(write: GradientWriter, call: Call) -> Contributions:
     """``y = a^p`` with a p that does not depend on the input: g p a^(p - 1), and 0 where p is."""
     a, p = call.inputs
     if write.values.type_of(p) != write.values.type_of(a):   # an exponent may be whole
-        p = write.add("Cast", p, to=write.values.type_of(a))
+        p = write.cast(p, write.values.type_of(a))
     slope = write.add("Mul", p, write.add("Pow", a, write.add("Sub", p, write.number(1, a))))
     slope = write.add("Where", write.add("Equal", p, write.number(0, a)), write.number(0, a), slope)
     return [write.reduced(write.add("Mul", call.g, slope), call, 0)]
@@ -196,4 +196,4 @@ def dropout(write: GradientWriter, call: Call) -> Contributions:
 
 def cast(write: GradientWriter, call: Call) -> Contributions:
     """``y = x`` in another floating-point type: g in x's type."""
-    return [write.add("Cast", call.g, to=write.values.type_of(call.inputs[0]))]
+    return [write.cast(call.g, write.values.type_of(call.inputs[0]))]

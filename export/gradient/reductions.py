@@ -150,7 +150,7 @@ def max_pool(write: GradientWriter, call: Call) -> Contributions:
         view = write.add("Slice", padded, *limits, all_axes, steps)
         views.append(write.add("Unsqueeze", view, apart))
     equal = write.add("Equal", write.add("Concat", *views, axis=2), write.add("Unsqueeze", y, apart))
-    before = write.add("CumSum", write.add("Cast", equal, to=write.values.type_of(x)), write.constant(np.array(2)),
+    before = write.add("CumSum", write.cast(equal, write.values.type_of(x)), write.constant(np.array(2)),
                        exclusive=1)
     first = write.add("And", equal, write.add("Equal", before, write.number(0, x)))
     chosen = write.add("Where", first, write.add("Unsqueeze", call.g, apart), write.number(0, x))

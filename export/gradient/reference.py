@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from sde_onnx.errors import GradientError
-from sde_onnx.export.graph.nodes import attributes_of, read_by
+from sde_onnx.export.graph.nodes import attributes_of, needed_for, read_by
 
 __all__ = ["Reference", "evaluate"]
 
@@ -100,12 +100,8 @@ def evaluate(
     constants = {item.name: _tensor(numpy_helper.to_array(item), dtype) for item in graph.initializer
                  if item.name not in inputs}
     values: dict[str, Tensor | None] = {"": None, **constants, **inputs}
-    needed, nodes = {of}, []
-    for node in reversed(graph.node):
-        if not (needed - set(values)).isdisjoint(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    for node in reversed(nodes):
+    unknown = [node for node in graph.node if values.keys().isdisjoint(node.output)]
+    for node in needed_for(unknown, [of]):
         if node.op_type not in OPERATORS:
             raise GradientError(f"operator {node.op_type} (node {node.name!r}) cannot be evaluated in torch")
         found = OPERATORS[node.op_type](attributes_of(node), *(values[name] for name in node.input))

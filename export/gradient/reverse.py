@@ -21,7 +21,7 @@ import onnx.inliner
 from sde_onnx.errors import GradientError
 from sde_onnx.export.gradient.rules import RULES
 from sde_onnx.export.gradient.writer import Call, GradientWriter, Values
-from sde_onnx.export.graph.nodes import attributes_of, read_by, replace_nodes
+from sde_onnx.export.graph.nodes import attributes_of, needed_for, read_by, replace_nodes
 
 __all__ = ["add_gradient"]
 
@@ -79,17 +79,14 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         items.add().CopyFrom(like)
         items[-1].name = name
     graph.initializer.extend(writer.constants.values())
-    replace_nodes(graph, [*graph.node, *_needed(writer.nodes, result)])
+    replace_nodes(graph, [*graph.node, *needed_for(writer.nodes, [result])])
     if opened is not model:
         model.CopyFrom(opened)
 
 
 def _between(graph: onnx.GraphProto, of: str, at: str, values: Values) -> set[str]:
     """The values that depend on ``at`` and that ``of`` depends on."""
-    leads = {of}
-    for node in reversed(graph.node):
-        if not leads.isdisjoint(node.output):
-            leads.update(read_by(node))
+    leads = {of}.union(*map(read_by, needed_for(graph.node, [of])))
     depends = {at}
     for node in graph.node:
         if depends.isdisjoint(read_by(node)):
@@ -126,13 +123,3 @@ def _contributions(
 
 def _told(node: onnx.NodeProto) -> str:
     return f"operator {node.domain + '::' if node.domain else ''}{node.op_type} (node {node.name or node.output[0]!r})"
-
-
-def _needed(nodes: list[onnx.NodeProto], result: str) -> list[onnx.NodeProto]:
-    """The nodes that a result depends on, in their order."""
-    names, kept = {result}, []
-    for node in reversed(nodes):
-        if not names.isdisjoint(node.output):
-            names.update(node.input)
-            kept.append(node)
-    return kept[::-1]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Nodes", "attributes_of", "concatenated", "inlined", "read_by", "readers_of", "remove_opset",
+__all__ = ["Nodes", "attributes_of", "concatenated", "inlined", "needed_for", "read_by", "readers_of", "remove_opset",
            "replace_nodes", "shapes_of", "silu_of"]
 
 
@@ -78,6 +78,16 @@ def read_by(node: onnx.NodeProto) -> set[str]:
         for graph in (item.g, *item.graphs):
             names.update(*(read_by(inner) for inner in graph.node), (output.name for output in graph.output))
     return names
+
+
+def needed_for(nodes: Sequence[onnx.NodeProto], names: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that values depend on, in their order."""
+    needed, kept = set(names), []
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.output):
+            needed |= read_by(node)
+            kept.append(node)
+    return kept[::-1]
 
 
 def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
