@@ -28,6 +28,7 @@ from sde_onnx.runtime.score_model import LABEL, ScoreModel
 from sde_onnx.solvers.catalogue import resolve
 from sde_onnx.solvers.flow import integrate_each, probability_flow
 from sde_onnx.solvers.noise import PortableNoise
+from sde_onnx.solvers.options import FLOW_TOLERANCE
 from sde_onnx.solvers.plan import denoised
 from sde_onnx.solvers.protocols import Array, Score
 
@@ -43,8 +44,8 @@ def encode(
     images: Images,
     *,
     labels: Labels = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: float = FLOW_TOLERANCE,
+    atol: float = FLOW_TOLERANCE,
     steps: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -79,8 +80,8 @@ def decode(
     latents: Float32Array,
     *,
     labels: Labels = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: float = FLOW_TOLERANCE,
+    atol: float = FLOW_TOLERANCE,
     steps: int | None = None,
     denoise: bool = False,
     batch_size: int | None = None,
@@ -111,8 +112,8 @@ def interpolate(
     frames: int,
     *,
     label: int | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: float = FLOW_TOLERANCE,
+    atol: float = FLOW_TOLERANCE,
     steps: int | None = None,
     denoise: bool = False,
     batch_size: int | None = None,

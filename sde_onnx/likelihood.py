@@ -36,14 +36,13 @@ from sde_onnx.image_files import Images, check_images
 from sde_onnx.runtime.score_model import LABEL, NO_GRADIENT, ScoreModel
 from sde_onnx.solvers.flow import FlowState, check_steps, integrate_each
 from sde_onnx.solvers.noise import check_seeds, portable_normals, portable_uniforms
+from sde_onnx.solvers.options import LIKELIHOOD_STEPS, PROBE_KINDS
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["PROBES", "STEPS", "Likelihood", "log_likelihood", "log_likelihood_batches", "lowest_bits_per_dim"]
+__all__ = ["Likelihood", "log_likelihood", "log_likelihood_batches", "lowest_bits_per_dim"]
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
-PROBES = ("rademacher", "gaussian")   # signs, which have the least variance, or normals
-STEPS = 32
 FIRST_DRAW = 1 << 31   # of the portable noise: far from those that a sampled image of the same seed was made of
 Integrator = Callable[..., Iterator[FlowState]]
 
@@ -71,7 +70,7 @@ def log_likelihood(
     *,
     probes: int = 2,
     dequantizations: int = 1,
-    kind: str = "rademacher",
+    kind: str = PROBE_KINDS[0],
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -88,11 +87,11 @@ def log_likelihood(
             its seed and not on the images beside it.
         probes: v for each dequantization, >= 1. An evaluation of the network is made for each.
         dequantizations: of each image, >= 1.
-        kind: of the probes, one of PROBES.
-        steps: even in ln sigma, >= 1, of six evaluations each; STEPS if no tolerance is given either.
-        rtol, atol: in place of steps, tolerances of a step, > 0; 1e-5 if only the other is given. Each image has
-            steps of its own then. They follow the rounding of float32, which differs between batch sizes: so does the
-            result, by about what the tolerances allow.
+        kind: of the probes, one of PROBE_KINDS.
+        steps: even in ln sigma, >= 1, of six evaluations each; LIKELIHOOD_STEPS if no tolerance is given either.
+        rtol, atol: in place of steps, tolerances of a step, > 0; FLOW_TOLERANCE if only the other is given. Each image
+            has steps of its own then. They follow the rounding of float32, which differs between batch sizes: so does
+            the result, by about what the tolerances allow.
         labels: of a model that has them: one for all images, or one for each.
         batch_size: images at a time, >= 1; chosen by their size if not given.
         progress: show a progress bar on standard error if it is a terminal.
@@ -120,7 +119,7 @@ def log_likelihood_batches(
     *,
     probes: int = 2,
     dequantizations: int = 1,
-    kind: str = "rademacher",
+    kind: str = PROBE_KINDS[0],
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -140,8 +139,8 @@ def log_likelihood_batches(
             raise InputError(f"{name} is {value}, expected at least 1")
     if dequantizations > 1 and images.dtype != np.uint8:
         raise InputError("dequantizations are of 8-bit images: float32 images have one value each")
-    if kind not in PROBES:
-        raise InputError(f"kind is {kind!r}, expected one of: {', '.join(PROBES)}")
+    if kind not in PROBE_KINDS:
+        raise InputError(f"kind is {kind!r}, expected one of: {', '.join(PROBE_KINDS)}")
     checked = check_seeds(range(len(images)) if seeds is None else seeds)
     if len(checked) != len(images):
         raise InputError(f"{len(checked)} seeds for {len(images)} images: give one for each image")
@@ -164,7 +163,7 @@ def _integrator(steps: int | None, rtol: float | None, atol: float | None) -> In
     tolerances = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if tolerances and steps is not None:
         raise InputError("steps and tolerances exclude each other: give steps, or rtol and atol")
-    how: dict[str, Any] = tolerances or {"steps": STEPS if steps is None else steps}
+    how: dict[str, Any] = tolerances or {"steps": LIKELIHOOD_STEPS if steps is None else steps}
     check_steps(**how)
     return partial(integrate_each, **how)
 

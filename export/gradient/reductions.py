@@ -20,14 +20,14 @@ __all__ = [
 
 def reduce_sum(write: GradientWriter, call: Call) -> Contributions:
     """``y = sum x``: g for every x."""
-    return [write.spread(_kept(write, call), call.inputs[0])]
+    return [write.spread(_kept(write, call))]
 
 
 def reduce_mean(write: GradientWriter, call: Call) -> Contributions:
     """``y = mean x``, of n: g / n for every x."""
     x = call.inputs[0]
     count = math.prod(write.values.sizes(x, write.axes(call)))
-    return [write.spread(write.times(_kept(write, call), 1 / count, x), x)]
+    return [write.spread(write.times(_kept(write, call), 1 / count, x))]
 
 
 def reduce_sum_square(write: GradientWriter, call: Call) -> Contributions:
@@ -111,7 +111,7 @@ def global_average_pool(write: GradientWriter, call: Call) -> Contributions:
     """The mean of each channel's n values: g / n for every one."""
     x = call.inputs[0]
     count = math.prod(write.values.sizes(x, range(2, len(write.values.shape(x)))))
-    return [write.spread(write.times(call.g, 1 / count, x), x)]
+    return [write.spread(write.times(call.g, 1 / count, x))]
 
 
 def average_pool(write: GradientWriter, call: Call) -> Contributions:

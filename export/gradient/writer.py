@@ -158,8 +158,8 @@ class GradientWriter(Nodes):
             return self.add("Reshape", g, self.add("Shape", x))
         return self.reshape(g, *shape)
 
-    def spread(self, g: str, x: str) -> str:
-        """A cotangent of a value that broadcasts to its shape: it is expanded only where nothing adds it to another."""
+    def spread(self, g: str) -> str:
+        """A cotangent that broadcasts to its value's shape: it is expanded only where nothing adds it to another."""
         self._spread.add(g)
         return g
 

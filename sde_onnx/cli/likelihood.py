@@ -9,6 +9,7 @@ import click
 
 from sde_onnx.cli.options import flow_options, label_option, notes, picture_options, runtime_options
 from sde_onnx.extras import has_export, require_matplotlib
+from sde_onnx.solvers.options import FLOW_TOLERANCE, LIKELIHOOD_STEPS, PROBE_KINDS
 
 if TYPE_CHECKING:
     from sde_onnx.runtime.score_model import ScoreModel
@@ -24,12 +25,12 @@ __all__ = ["likelihood_command"]
               help="Estimates of an image's divergence, each an evaluation more; their spread is its standard error.")
 @click.option("--dequantizations", type=click.IntRange(min=1), default=1,
               help="How often each 8-bit picture is measured, with other noise below its last bit.")
-@click.option("--kind", type=click.Choice(["rademacher", "gaussian"]), default="rademacher", help="Of the probes.")
+@click.option("--kind", type=click.Choice(PROBE_KINDS), default=PROBE_KINDS[0], help="Of the probes.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the first image; the others follow.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
               help="Also a histogram, .png, .svg or .pdf. Needs matplotlib.")
 @label_option
-@flow_options(usual_steps=32)
+@flow_options(usual_steps=LIKELIHOOD_STEPS)
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files, and begin anew.")
 def likelihood_command(
@@ -80,6 +81,10 @@ def likelihood_command(
     with notes():
         score_model = _with_gradient(model, provider, precision, threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
+    if steps is None and rtol is None and atol is None:
+        steps = LIKELIHOOD_STEPS
+    elif steps is None:   # so that a default that is typed makes the same run
+        rtol, atol = (FLOW_TOLERANCE if value is None else value for value in (rtol, atol))
     pixels = hashlib.sha256(images.tobytes()).hexdigest()
     settings = {"model": sha256(model), "images": pixels, "precision": score_model.precision, "probes": probes,
                 "dequantizations": dequantizations, "kind": kind, "seed": seed, "labels": labels, "steps": steps,

@@ -13,7 +13,7 @@ import click
 from sde_onnx.errors import InputError, SlowPrecisionWarning
 from sde_onnx.generate.seeds import parse_seeds
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
-from sde_onnx.solvers.options import OPTIONS, Choice, Number, Option, Switch
+from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
 __all__ = ["PROVIDER", "flow_options", "given", "label_option", "notes", "numbers", "picture_options",
            "request_options", "runtime_options", "solver_options", "split_model"]
@@ -86,8 +86,8 @@ def flow_options(usual_steps: int | None = None) -> Callable[[Callable[..., Any]
     Args:
         usual_steps: of a command that takes tolerances only if they are given.
     """
-    tolerance = ({"default": 1e-5} if usual_steps is None
-                 else {"show_default": "1e-5 with the other, else --steps"})
+    tolerance = ({"default": FLOW_TOLERANCE} if usual_steps is None
+                 else {"show_default": f"{FLOW_TOLERANCE:g} with the other, else --steps"})
     steps = "by the tolerances" if usual_steps is None else str(usual_steps)
     options = (
         click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",

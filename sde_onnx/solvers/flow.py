@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError, NonFiniteError
-from sde_onnx.solvers.options import OPTIONS
+from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS
 from sde_onnx.solvers.protocols import Score
 
 __all__ = ["FlowState", "Slope", "check_steps", "integrate_each", "probability_flow"]
@@ -72,8 +72,8 @@ def _flow(score: Score, image_shape: tuple[int, int, int], u: Float64Array, y: F
 
 
 def integrate_each(
-    slope: Slope, y: Float64Array, start: float, end: float, *, rtol: float = 1e-5, atol: float = 1e-5,
-    steps: int | None = None,
+    slope: Slope, y: Float64Array, start: float, end: float, *, rtol: float = FLOW_TOLERANCE,
+    atol: float = FLOW_TOLERANCE, steps: int | None = None,
 ) -> Iterator[FlowState]:
     """Solves ``dy / du = slope(u, y)`` from ``start`` to ``end`` for each image by itself.
 
@@ -98,7 +98,7 @@ def integrate_each(
     return _equal_steps(slope, y, start, end, steps)
 
 
-def check_steps(rtol: float = 1e-5, atol: float = 1e-5, steps: int | None = None) -> None:
+def check_steps(rtol: float = FLOW_TOLERANCE, atol: float = FLOW_TOLERANCE, steps: int | None = None) -> None:
     """``InputError`` where tolerances, or steps in their place, are out of their range."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         OPTIONS[name].checked(name, value)

@@ -50,7 +50,8 @@ def test_json_says_how_it_was_measured(folder, tmp_path):
     result = run("likelihood", folder, "--steps", 1, "--probes", 1, "--seed", 5, "-o", tmp_path / "l.json")
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "l.json").read_text())
-    assert found["settings"]["probes"] == 1 and len(found["settings"]["model"]) == 64
+    assert found["settings"]["probes"] == found["settings"]["steps"] == 1
+    assert len(found["settings"]["model"]) == 64
     assert [image["seed"] for image in found["images"]] == [5, 6, 7]
     assert found["images"][0]["standard_error"] is None   # of one estimate
     assert set(found["floors"]) == {"of the density's peak", "of noise of sigma_min, on average"}
