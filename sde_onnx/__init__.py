@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from sde_onnx.image_files import read_images as read_images
     from sde_onnx.likelihood import Likelihood as Likelihood
     from sde_onnx.likelihood import log_likelihood as log_likelihood
+    from sde_onnx.models import bundled_classifier as bundled_classifier
     from sde_onnx.models import bundled_gradient as bundled_gradient
     from sde_onnx.models import bundled_model as bundled_model
     from sde_onnx.pipeline import ImagePipelineOutput as ImagePipelineOutput
     from sde_onnx.pipeline import ScoreSdeVePipeline as ScoreSdeVePipeline
+    from sde_onnx.restoration import restore as restore
+    from sde_onnx.runtime.classifier import load_classifier as load_classifier
     from sde_onnx.runtime.metadata import ModelMetadata as ModelMetadata
     from sde_onnx.runtime.score_model import ScoreModel as ScoreModel
     from sde_onnx.runtime.score_model import load as load
@@ -40,8 +43,10 @@ _HOMES = {   # of the public names
     "generate.sample": ["sample", "sample_batches"],
     "image_files": ["read_images"],
     "likelihood": ["Likelihood", "log_likelihood"],
-    "models": ["bundled_gradient", "bundled_model"],
+    "models": ["bundled_classifier", "bundled_gradient", "bundled_model"],
     "pipeline": ["ImagePipelineOutput", "ScoreSdeVePipeline"],
+    "restoration": ["restore"],
+    "runtime.classifier": ["load_classifier"],
     "runtime.metadata": ["ModelMetadata"],
     "runtime.score_model": ["ScoreModel", "load", "read_metadata"],
     "solvers.catalogue": ["Sampling", "resolve"],

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import batches_of, check_latents, choose_batch_size, last_images
-from sde_onnx.image_files import Images, check_images
+from sde_onnx.image_files import Images, check_images, in_data_units
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.score_model import LABEL, ScoreModel
 from sde_onnx.solvers.catalogue import resolve
@@ -233,4 +233,4 @@ def _along_the_flow(
 def _data(images: Images, metadata: ModelMetadata) -> Float32Array:
     """Images in data units, ``[N, C, H, W]`` float32; errors: :func:`check_images`."""
     check_images(images, metadata.image_shape)
-    return (images / 255 if images.dtype == np.uint8 else images).astype(np.float32)
+    return in_data_units(images)

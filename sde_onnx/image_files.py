@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from sde_onnx.errors import InputError
 from sde_onnx.images import MODES, to_pil
 
-__all__ = ["Images", "check_images", "picture_files", "read_images"]
+__all__ = ["Images", "check_images", "in_data_units", "picture_files", "read_images"]
 
 Images = NDArray[np.uint8 | np.float32]
 KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alpha"}
@@ -42,6 +42,11 @@ def check_images(images: Images, image_shape: tuple[int, int, int]) -> None:
         raise InputError("no images: at least one is needed")
     if images.dtype == np.float32 and not ((images > -1) & (images < 2)).all():
         raise InputError(f"images holds {images.min():g} to {images.max():g}, expected values about [0, 1]")
+
+
+def in_data_units(images: Images) -> NDArray[np.float32]:
+    """Images in data units ([0, 1]): 8-bit values over 255, floats as they are."""
+    return (images / 255 if images.dtype == np.uint8 else images).astype(np.float32)
 
 
 def read_images(

@@ -13,7 +13,7 @@ from PIL import Image
 from sde_onnx.errors import InputError
 from sde_onnx.files import replacing
 
-__all__ = ["grid", "load_png", "save_gif", "save_png", "to_pil", "to_uint8"]
+__all__ = ["grid", "load_png", "panel", "save_gif", "save_png", "to_pil", "to_uint8"]
 
 UInt8Array = NDArray[np.uint8]
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -51,6 +51,31 @@ def grid(images: UInt8Array, *, zoom: int = 1, columns: int | None = None) -> UI
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * height, columns * width, channels)
     return sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def panel(measurement: UInt8Array, samples: UInt8Array, *, clean: UInt8Array | None = None) -> tuple[UInt8Array, float]:
+    """What a restoration shows, side by side: measurement, samples, their mean and their standard deviation.
+
+    Args:
+        measurement: ``[h, w, c]``; a smaller one is enlarged by whole pixels, gray takes the samples' channels.
+        samples: ``[N, H, W, C]``, N >= 1.
+        clean: what the measurement was made of, ``[H, W, C]``; it stands last.
+
+    Returns:
+        The pictures ``[N + 3 or 4, H, W, C]``, and what white stands for in that of the standard deviation, in [0, 1]:
+        its largest value.
+    """
+    _, height, width, channels = samples.shape
+    enlarged = measurement.repeat(max(1, height // len(measurement)), axis=0).repeat(
+        max(1, width // measurement.shape[1]), axis=1)[:height, :width]
+    shown = np.zeros((height, width, channels), np.uint8)
+    shown[: len(enlarged), : enlarged.shape[1]] = enlarged
+    mean = samples.mean(axis=0).round().astype(np.uint8)
+    deviation = samples.std(axis=0).mean(axis=2, keepdims=True)
+    white = float(deviation.max())
+    spread = (deviation * (255 / max(white, 1e-9))).round().astype(np.uint8).repeat(channels, axis=2)
+    last = [] if clean is None else [clean]
+    return np.stack([shown, *samples, mean, spread, *last]), white / 255
 
 
 def save_png(path: Path, image: UInt8Array) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch and ONNX Runtime are imported: each of several workers has one core, and so one thread of either.
@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 import sde_onnx
@@ -52,6 +53,23 @@ def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         return path
 
     return made
+
+
+@pytest.fixture(scope="session")
+def torchvision_folder() -> Iterator[Path]:
+    """A folder with torchvision, and deepinv and azula, which import it, on the path: its kernels may need CUDA.
+
+    ``pip install --no-deps --target FOLDER torchvision==0.28.0 deepinv azula einops natsort h5py torchmetrics
+    lightning-utilities`` makes one, SDE_ONNX_TORCHVISION names it.
+    """
+    folder = os.environ.get("SDE_ONNX_TORCHVISION")
+    if not folder:
+        pytest.skip("SDE_ONNX_TORCHVISION names no folder with torchvision")
+    for kernel in ("nms", "qnms"):   # which its import asks for
+        torch.library.define(f"torchvision::{kernel}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

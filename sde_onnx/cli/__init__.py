@@ -16,6 +16,7 @@ from sde_onnx.cli.gradient import gradient_command
 from sde_onnx.cli.info import info_command
 from sde_onnx.cli.interpolate import interpolate_command
 from sde_onnx.cli.likelihood import likelihood_command
+from sde_onnx.cli.restore import restore_command
 from sde_onnx.cli.sample import sample_command
 from sde_onnx.errors import SdeOnnxError
 
@@ -34,7 +35,7 @@ class _OneLineErrors(click.Group):
 
 COMMANDS = [
     bench_command, decode_command, edit_command, embed_command, encode_command, export_command, gradient_command,
-    info_command, interpolate_command, likelihood_command, sample_command, verify_command,
+    info_command, interpolate_command, likelihood_command, restore_command, sample_command, verify_command,
 ]
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 

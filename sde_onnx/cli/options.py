@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import click
 
 from sde_onnx.errors import InputError, SlowPrecisionWarning
 from sde_onnx.generate.seeds import parse_seeds
+from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["PROVIDER", "flow_options", "given", "label_option", "notes", "numbers", "picture_options",
-           "request_options", "runtime_options", "solver_options", "split_model"]
+__all__ = ["PROVIDER", "flow_options", "given", "label_option", "method_options", "notes", "numbers",
+           "picture_options", "request_options", "runtime_options", "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"])
 NOTES = (ResourceWarning, SlowPrecisionWarning)   # of these a user of the command line is told
@@ -139,7 +140,17 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of all solvers to a command; whether they go with the chosen one, the solver says."""
     for name, option in reversed(OPTIONS.items()):
-        command = _click_option(name, option)(command)
+        owners = [solver for solver, entry in SOLVERS.items() if name in entry.options]
+        command = _click_option(name, option, defaults_of(name), owners)(command)
+    return command
+
+
+def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of all methods of restoration to a command; whether they go with the chosen one, it says."""
+    for name, option in reversed(METHOD_OPTIONS.items()):
+        owner, = (owner for owner, entry in METHODS.items() if name in entry.options)
+        default = option.shown(METHODS[owner].options[name])
+        command = _click_option(name, option, {default: [owner]}, [owner])(command)
     return command
 
 
@@ -148,9 +159,10 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _click_option(name: str, option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    defaults = defaults_of(name)
-    owners = [solver for solver, entry in SOLVERS.items() if name in entry.options]
+def _click_option(
+    name: str, option: Option, defaults: Mapping[str, list[str]], owners: list[str]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option of those that have it, with its defaults and who has which."""
     usual, *others = sorted(defaults, key=lambda value: -len(defaults[value]))
     shown = "; ".join([usual, *(f"{value} of {', '.join(defaults[value])}" for value in others)])
     details: dict[str, Any] = {"show_default": shown, "help": f"{option.help} [{', '.join(owners)}]"}

@@ -18,7 +18,7 @@ from sde_onnx.files import check_writable, replacing
 from sde_onnx.generate.folder import FolderRun
 from sde_onnx.solvers.plan import Step
 
-__all__ = ["SampleOutput", "picture_paths", "plan_outputs"]
+__all__ = ["RestoredPicture", "SampleOutput", "picture_paths", "plan_outputs"]
 
 GIF_FRAMES = 40
 
@@ -135,6 +135,61 @@ def plan_outputs(
         if path:
             check_writable(path, force=force, inputs=[model])
     return plan
+
+
+class RestoredPicture:
+    """The restorations of one picture: a folder NAME of them, resumed where it stopped, and a panel NAME.png.
+
+    Args:
+        panel: the PNG, one of :func:`picture_paths`; the folder stands beside it.
+        zoom: enlarges the pixels of the panel.
+        force: whether the images of another run may be replaced.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+
+    def __init__(self, panel: Path, *, zoom: int, force: bool) -> None:
+        self._panel = panel   # made anew of what is in the folder
+        self._run = FolderRun(panel.with_suffix(""), shards=False, force=force)
+        self._zoom = zoom
+
+    def begin(
+        self, settings: Mapping[str, Any], seeds: Sequence[int], batch_size: int, *, depends_on_batch: bool
+    ) -> None:
+        """See :meth:`FolderRun.begin`."""
+        self._run.begin(settings, seeds=seeds, batch_size=batch_size, depends_on_batch=depends_on_batch)
+
+    def missing(self, seeds: Sequence[int]) -> list[int]:
+        """The seeds whose restorations are not there yet."""
+        return [seed for seed in seeds if not self._run.has([seed])]
+
+    def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> None:
+        """Writes restorations, ``[N, C, H, W]``."""
+        self._run.write(seeds, images)
+
+    def panel(
+        self, seeds: Sequence[int], measurement: NDArray[np.uint8 | np.float32],
+        clean: NDArray[np.uint8 | np.float32] | None,
+    ) -> str:
+        """Writes the panel and returns what to say of it; measurement and clean image are ``[C, H, W]``."""
+        samples = self._run.read(seeds)
+        sheet, white = pictures.panel(_pixels(measurement), samples, clean=None if clean is None else _pixels(clean))
+        pictures.save_png(self._panel, pictures.grid(sheet, zoom=self._zoom, columns=len(sheet)))
+        said = f"{self._panel}: measurement, {len(seeds)} samples, mean, standard deviation (white is {white:.3f})"
+        if clean is None:
+            return said
+        errors = ((samples / 255 - _pixels(clean) / 255) ** 2).mean(axis=(1, 2, 3))
+        psnr = -10 * np.log10(np.maximum(errors, 1e-10))
+        return f"{said}, clean; a sample has {psnr.mean():.1f} dB"
+
+
+def _pixels(image: NDArray[np.uint8 | np.float32]) -> NDArray[np.uint8]:
+    """An image ``[C, H, W]`` as a picture ``[H, W, C]``."""
+    if image.dtype == np.uint8:
+        return image.transpose(1, 2, 0).astype(np.uint8)
+    pixels: NDArray[np.uint8] = pictures.to_uint8(image[None].astype(np.float32))[0]
+    return pixels
 
 
 def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Sequence[Path]) -> list[Path]:

@@ -13,21 +13,26 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sde_onnx.errors import InputError
+from sde_onnx.guidance.classifier import classifier_guided
 from sde_onnx.guidance.measured_noise import tell_measured_noise
+from sde_onnx.runtime.classifier import Classifier
 from sde_onnx.runtime.device_loop import DeviceLoop, room_for
 from sde_onnx.runtime.machine import available_cores, available_memory, image_memory
 from sde_onnx.runtime.score_model import ON_A_GPU, ScoreModel
 from sde_onnx.solvers.catalogue import Sampling, resolve
 from sde_onnx.solvers.noise import LatentFirst, PortableNoise, check_seeds
+from sde_onnx.solvers.options import GUIDANCE
 from sde_onnx.solvers.plan import Plan, Step
 from sde_onnx.solvers.protocols import NoiseSource, Score
 
-__all__ = ["WRAPPERS", "Batch", "batches_of", "check_latents", "choose_batch_size", "default_batch_size", "label_of",
-           "last_images", "sample", "sample_batches", "steps_of"]
+__all__ = ["WRAPPERS", "Batch", "Labels", "Loop", "batches_of", "check_latents", "choose_batch_size",
+           "default_batch_size", "label_of", "last_images", "sample", "sample_batches", "steps_of"]
 
 # Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
 VALUES_A_BATCH = 1 << 19
 Labels = int | Sequence[int] | None
+# Runs in place of a request's own loop: of which images a batch holds, its score and its noise.
+Loop = Callable[[slice, Score, NoiseSource], Iterator[Step]]
 # What a request can put around the score, by the names of Sampling.wrappers.
 WRAPPERS: dict[str, Callable[[Score], Score]] = {"measured-noise": tell_measured_noise}
 
@@ -50,6 +55,8 @@ def sample(
     sampling: Sampling | None = None,
     labels: Labels = None,
     latents: NDArray[np.float32] | None = None,
+    classifier: Classifier | None = None,
+    guidance: float = GUIDANCE,
     batch_size: int | None = None,
     progress: bool = False,
     **options: Any,
@@ -68,6 +75,9 @@ def sample(
         labels: of a model that has them: one for all images, or several, which seeds take in turn: :func:`label_of`.
         latents: x at sigma_max, one for each seed, ``[N, C, H, W]`` float32, in place of sigma_max times the seed's
             first noise array. The arrays after it stay the seed's.
+        classifier: of :func:`sde_onnx.load_classifier`; the labels are then its own and not the model's.
+        guidance: the weight of the classifier, >= 0: 0 leaves the images as they are, 1 is Bayes' rule, more gives more
+            typical images of the class.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
         progress: show a progress bar on standard error if it is a terminal.
@@ -82,7 +92,8 @@ def sample(
         NonFiniteError: NaN or infinity appeared.
     """
     sampling = _request(model, sampling, quality=quality, solver=solver, steps=steps, options=options)
-    batches = batches_of(model, seeds, sampling, labels=labels, latents=latents, batch_size=batch_size)
+    batches = batches_of(model, seeds, sampling, labels=labels, latents=latents, classifier=classifier,
+                         guidance=guidance, batch_size=batch_size)
     return last_images(batches, len(seeds) * (sampling.steps or 0), progress=progress)
 
 
@@ -96,6 +107,8 @@ def sample_batches(
     sampling: Sampling | None = None,
     labels: Labels = None,
     latents: NDArray[np.float32] | None = None,
+    classifier: Classifier | None = None,
+    guidance: float = GUIDANCE,
     batch_size: int | None = None,
     **options: Any,
 ) -> Iterator[Batch]:
@@ -104,16 +117,19 @@ def sample_batches(
     Arguments and errors are those of :func:`sample`; they are checked before the first batch.
     """
     sampling = _request(model, sampling, quality=quality, solver=solver, steps=steps, options=options)
-    return batches_of(model, seeds, sampling, labels=labels, latents=latents, batch_size=batch_size)
+    return batches_of(model, seeds, sampling, labels=labels, latents=latents, classifier=classifier, guidance=guidance,
+                      batch_size=batch_size)
 
 
 def batches_of(
-    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, labels: Labels, latents: NDArray[np.float32] | None,
-    batch_size: int | None,
+    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, labels: Labels, batch_size: int | None,
+    latents: NDArray[np.float32] | None = None, classifier: Classifier | None = None, guidance: float = GUIDANCE,
+    loop: Loop | None = None,
 ) -> Iterator[Batch]:
     """The batches of a resolved request, whose noise levels need not be all of the model's.
 
-    Arguments and errors are those of :func:`sample`; ``latents`` are x at the request's own sigma_max.
+    Arguments and errors are those of :func:`sample`; ``latents`` are x at the request's own sigma_max, and ``loop`` is
+    what runs in place of the request's own.
     """
     check_seeds(seeds)
     if latents is not None:
@@ -121,18 +137,40 @@ def batches_of(
         if len(latents) != len(seeds):
             raise InputError(f"{len(latents)} latents for {len(seeds)} seeds: give one for each seed")
     label = label_of(seeds, labels)
+    if classifier is not None:
+        loop, label = _guided(classifier, guidance, sampling, label), None
     model.labels_for(label, len(seeds))   # refuses what the model does not have
     size = choose_batch_size(model, len(seeds), batch_size, images_depend=sampling.depends_on_batch)
     threads = 1 if model.loop_for is None else available_cores() or 1   # where a GPU does the rest, the cores are free
 
     def start(first: int) -> Batch:
-        chunk, its_labels = seeds[first : first + size], None if label is None else label[first : first + size]
+        rows = slice(first, first + size)
+        chunk, its_labels = seeds[rows], None if label is None else label[rows]
         noise: NoiseSource = PortableNoise(chunk, model.metadata.image_shape, threads=threads)
         if latents is not None:
-            noise = LatentFirst(latents[first : first + size] / np.float32(sampling.schedule.sigma_max), noise)
-        return Batch(list(chunk), steps_of(model, noise, len(chunk), sampling, label=its_labels))
+            noise = LatentFirst(latents[rows] / np.float32(sampling.schedule.sigma_max), noise)
+        its_loop = None if loop is None else partial(loop, rows)
+        return Batch(list(chunk), steps_of(model, noise, len(chunk), sampling, label=its_labels, loop=its_loop))
 
     return map(start, range(0, len(seeds), size))
+
+
+def _guided(
+    classifier: Classifier, guidance: float, sampling: Sampling, label: NDArray[np.int64] | None
+) -> Loop | None:
+    """The request's loop with a classifier beside the score."""
+    if not 0 <= guidance < np.inf:
+        raise InputError(f"guidance is {guidance}, expected a weight of 0 or more")
+    if label is None:
+        raise InputError(f"a classifier guides to a label: give labels, 0 to {classifier.classes - 1}")
+    classifier.check_labels(label)
+    if guidance == 0:
+        return None
+
+    def loop(rows: slice, score: Score, noise: NoiseSource) -> Iterator[Step]:
+        return sampling.run(classifier_guided(score, classifier.gradient, label[rows], weight=guidance), noise)
+
+    return loop
 
 
 def last_images(batches: Iterator[Batch], steps: int, *, progress: bool) -> NDArray[np.float32]:
@@ -184,7 +222,8 @@ def label_of(seeds: Sequence[int], labels: Labels) -> NDArray[np.int64] | None:
 
 
 def steps_of(
-    model: ScoreModel, noise: NoiseSource, images: int, sampling: Sampling, *, label: NDArray[np.int64] | None = None
+    model: ScoreModel, noise: NoiseSource, images: int, sampling: Sampling, *, label: NDArray[np.int64] | None = None,
+    loop: Callable[[Score, NoiseSource], Iterator[Step]] | None = None,
 ) -> Iterator[Step]:
     """The steps of a request: in the loop on the device, where the file has one and the solver a plan, or on the host.
 
@@ -194,16 +233,17 @@ def steps_of(
         images: N.
         sampling: how.
         label: of each image, of a model that has labels.
+        loop: what runs on the host in place of the request's own.
 
     Raises:
         NonFiniteError: NaN or infinity appeared. Nothing is computed before the first step is asked for.
     """
-    if model.loop_for is not None and sampling.plan is not None and not sampling.wrappers:
+    if loop is None and model.loop_for is not None and sampling.plan is not None and not sampling.wrappers:
         return _on_the_device(model.loop_for, sampling.plan, noise, images)
     score: Score = model if label is None else partial(model, label=label)
     for name in sampling.wrappers:
         score = WRAPPERS[name](score)
-    return sampling.run(score, noise)
+    return (loop or sampling.run)(score, noise)
 
 
 def _on_the_device(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["bundled_gradient", "bundled_model"]
+__all__ = ["bundled_classifier", "bundled_gradient", "bundled_model"]
 
 
 def bundled_model() -> Path:
@@ -16,3 +16,8 @@ def bundled_model() -> Path:
 def bundled_gradient() -> Path:
     """The gradient file of :func:`bundled_model`."""
     return Path(str(files(__name__) / "digits-gradient.onnx"))
+
+
+def bundled_classifier() -> Path:
+    """The classifier of noisy digits, with its gradient; ``examples/digits`` is how it was trained."""
+    return Path(str(files(__name__) / "digits_classifier.onnx"))

@@ -14,11 +14,13 @@ from typing import Any
 
 from sde_onnx.errors import InputError
 
-__all__ = ["FLOW_TOLERANCE", "LIKELIHOOD_STEPS", "OPTIONS", "PROBE_KINDS", "Choice", "Number", "Option", "Switch"]
+__all__ = ["FLOW_TOLERANCE", "GUIDANCE", "LIKELIHOOD_STEPS", "OPTIONS", "PROBE_KINDS", "Choice", "Number", "Option",
+           "Switch"]
 
 # Of the probability flow, for codes and likelihoods; the commands show them in their help.
 FLOW_TOLERANCE = 1e-5       # of a step, relative and absolute
 LIKELIHOOD_STEPS = 32
+GUIDANCE = 2.0   # weight of a classifier: docs/restoration.md has what it was chosen by
 PROBE_KINDS = ("rademacher", "gaussian")   # signs, which have the least variance, or normals
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 
 import numpy as np
 import onnx
@@ -191,19 +190,9 @@ def test_an_old_opset_is_refused_by_a_line():
 
 
 @pytest.fixture(scope="module")
-def vision_models():
-    """torchvision's networks, which are plain Python, from a folder of their own: its kernels may need CUDA.
-
-    ``pip install --no-deps --target FOLDER torchvision==0.28.0`` makes one, SDE_ONNX_TORCHVISION names it.
-    """
-    folder = os.environ.get("SDE_ONNX_TORCHVISION")
-    if not folder:
-        pytest.skip("SDE_ONNX_TORCHVISION names no folder with torchvision")
-    for kernel in ("nms", "qnms"):   # which its import asks for
-        torch.library.define(f"torchvision::{kernel}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield importlib.import_module("torchvision.models")
+def vision_models(torchvision_folder):
+    """torchvision's networks, which are plain Python."""
+    return importlib.import_module("torchvision.models")
 
 
 NETWORKS = {

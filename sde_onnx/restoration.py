@@ -1,0 +1,267 @@
+"""Restoration: images that agree with a measurement, sampled by an unconditional model.
+
+    y = A x_0 + sigma_y n
+
+``operators`` has A, ``guidance`` the methods, and what is here joins them to a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sde_onnx.errors import InputError
+from sde_onnx.generate.sample import Labels, batches_of, label_of, last_images
+from sde_onnx.guidance.measurement import Measurement, Product
+from sde_onnx.guidance.methods import METHODS, default_method, options_of
+from sde_onnx.image_files import Images, in_data_units
+from sde_onnx.operators import Operator, parse_operator
+from sde_onnx.operators.foreign import adapted
+from sde_onnx.runtime.score_model import ScoreModel
+from sde_onnx.solvers.catalogue import ModelDefaults, Sampling, resolve
+from sde_onnx.solvers.noise import check_seeds, portable_normals
+from sde_onnx.solvers.plan import Step
+from sde_onnx.solvers.protocols import Array, NoiseSource, Score
+
+__all__ = ["ROUNDING", "Restoration", "degrade", "operator_for", "resolve_restoration", "restore"]
+
+Float32Array = NDArray[np.float32]
+ROUNDING = 1 / 255 / 12**0.5   # the standard deviation of what 8 bits round away
+FIRST_DRAW = 1 << 30           # of the portable noise: far from those that a sampled image of the same seed is made of
+ADJOINT_TOLERANCE = 1e-4       # of <A x, y> and <x, A^T y>, relative to |A x| |y|: float32, and transforms in it
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """A resolved request: how to restore."""
+
+    method: str                   # a key of METHODS
+    options: Mapping[str, Any]    # the method's own
+    sampling: Sampling            # the solver that it runs under, or whose noise levels it takes
+
+    @property
+    def evaluations(self) -> int | None:
+        """Network evaluations an image, at most; ``None`` where that shows on the way."""
+        count = self.sampling.evaluations
+        return None if count is None else count * int(self.options.get("ode_steps", 1))
+
+    @property
+    def products(self) -> int:
+        """Vector-Jacobian products for each network evaluation."""
+        return int(self.options.get("iterations", 1)) if METHODS[self.method].needs_gradient else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """All that an image depends on but model, measurement, operator and seed, as JSON values."""
+        return {"method": self.method, "method_options": dict(self.options), **self.sampling.to_json()}
+
+    def __str__(self) -> str:
+        """For people."""
+        named = "".join(f" {name} {value}" for name, value in self.options.items())
+        return f"{self.method}{named}, {self.sampling}"
+
+
+def restore(
+    model: ScoreModel,
+    measurement: Images,
+    operator: Any,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    *,
+    method: str | None = None,
+    noise: float = 0.0,
+    gradient: ScoreModel | None = None,
+    solver: str | None = None,
+    quality: str | None = None,
+    restoration: Restoration | None = None,
+    labels: Labels = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Float32Array:
+    """Samples images that agree with a measurement, one for each seed.
+
+    Args:
+        model: a loaded model file.
+        measurement: what the operator makes of an image: ``[C, H, W]`` for all seeds, or ``[N, C, H, W]``, one for
+            each; float32 in data units ([0, 1]), or uint8, whose rounding counts as noise. What a mask hides is not
+            read.
+        operator: of :mod:`sde_onnx.operators`, a text such as ``"blur:1.5,down:2"``, or an object of one's own,
+            deepinv's or azula's: :func:`sde_onnx.operators.foreign.adapted`.
+        seeds: 0 to 2^64 - 1 each.
+        steps, solver, quality: see :func:`sde_onnx.sample`; the solver that the method runs under.
+        method: a key of :data:`sde_onnx.guidance.methods.METHODS`; ``"posterior"`` where there is a gradient, else
+            ``"null-space"``.
+        noise: sigma_y, the standard deviation of the measurement's noise, data units, >= 0.
+        gradient: the model's gradient file, loaded, for methods that need one; ``model`` itself if it is one, but then
+            each of its evaluations costs a product.
+        restoration: in place of method, solver, steps, quality and options, of :func:`resolve_restoration`.
+        labels, batch_size, progress: see :func:`sde_onnx.sample`.
+        options: of the method (:data:`sde_onnx.guidance.methods.METHOD_OPTIONS`) and of the solver.
+
+    Returns:
+        ``[N, C, H, W]`` float32 in [0, 1].
+
+    Raises:
+        InputError: an argument out of its range, a measurement of another shape than the operator gives, an operator
+            that does not fit the model's images or whose adjoint is none, or a method whose gradient is missing.
+        NonFiniteError: NaN or infinity appeared.
+    """
+    if gradient is None and model.metadata.gradient:
+        gradient = model
+    asked: dict[str, Any] = {"method": method, "solver": solver, "quality": quality, "steps": steps,
+                             "options": options}
+    if restoration is None:
+        restoration = resolve_restoration(model.metadata, has_gradient=gradient is not None, **asked)
+    elif named := [name for name, value in asked.items() if value not in (None, {})]:
+        raise InputError(f"restoration says how already: leave out {', '.join(named)}")
+    check_seeds(seeds)
+    linear = operator_for(operator, model.metadata.image_shape)
+    known = _measurement(measurement, linear, noise, model.metadata.image_shape, len(seeds))
+    loop = partial(_loop, restoration, known, _products(model, gradient, seeds, labels)
+                   if METHODS[restoration.method].needs_gradient else None)
+    batches = batches_of(model, seeds, restoration.sampling, labels=labels, batch_size=batch_size, loop=loop)
+    return last_images(batches, len(seeds) * (restoration.sampling.steps or 0), progress=progress)
+
+
+def resolve_restoration(
+    model: ModelDefaults, *, has_gradient: bool, method: str | None = None, solver: str | None = None,
+    quality: str | None = None, steps: int | None = None, options: Mapping[str, Any] | None = None,
+) -> Restoration:
+    """Completes and checks what was asked for, before anything is computed.
+
+    Args:
+        model: decides what solvers leave to it.
+        has_gradient: whether there is a gradient file.
+        method, solver, quality, steps, options: see :func:`restore`.
+
+    Raises:
+        InputError: a method without its gradient, an unknown name, an option that neither method nor solver has, or a
+            value out of its range.
+    """
+    name = default_method(has_gradient=has_gradient) if method is None else method
+    own, others = options_of(name, options or {})
+    if METHODS[name].needs_gradient and not has_gradient:
+        free = [other for other, candidate in METHODS.items() if not candidate.needs_gradient]
+        raise InputError(f"method {name} needs the model's gradient file, which `sde-onnx gradient` makes; without one "
+                         f"there are {', '.join(free)}")
+    sampling = resolve(model, quality=quality, solver=solver, steps=steps, options=others)
+    if METHODS[name].is_loop and sampling.plan is None:
+        raise InputError(f"method {name} takes its noise levels from the solver, and {sampling.solver} chooses them as "
+                         "it goes: take another")
+    if METHODS[name].needs_gradient and sampling.wrappers:
+        raise InputError(f"measure_noise does not go with method {name}, whose products are at the solver's sigma")
+    return Restoration(name, own, sampling)
+
+
+def operator_for(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
+    """The operator that is meant, which was found to fit a model's images and its own adjoint.
+
+    Args:
+        operator: see :func:`restore`.
+        image_shape: the model's ``(C, H, W)``.
+
+    Raises:
+        InputError: it is none, does not fit, or fails the adjoint test; names both numbers.
+    """
+    linear = parse_operator(operator) if isinstance(operator, str) else adapted(operator, image_shape)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((2, *image_shape), np.float32)
+    measured = linear.A(x)
+    if not isinstance(measured, np.ndarray) or len(measured) != 2 or measured.ndim < 2:
+        raise InputError(f"the operator gives {getattr(measured, 'shape', type(measured).__name__)} of images "
+                         f"{list(x.shape)}, expected a measurement for each")
+    y = generator.standard_normal(measured.shape).astype(np.float32)
+    back = linear.adjoint(y)
+    if getattr(back, "shape", None) != x.shape:
+        raise InputError(f"the operator's adjoint gives {getattr(back, 'shape', type(back).__name__)} of measurements "
+                         f"{list(y.shape)}, expected {list(x.shape)}")
+    forth, also = float(np.vdot(measured, y)), float(np.vdot(x, back))
+    if not abs(forth - also) <= ADJOINT_TOLERANCE * float(np.linalg.norm(measured) * np.linalg.norm(y)):
+        raise InputError(f"the operator's adjoint is none: <A x, y> is {forth:.6g} and <x, adjoint(y)> is {also:.6g}")
+    return linear
+
+
+def degrade(images: Float32Array, operator: Operator, seeds: Sequence[int], *, noise: float = 0.0) -> Float32Array:
+    """Measurements of clean images, ``A x + noise n``; n is the seed's, and none of what its sample is made of.
+
+    Args:
+        images: ``[N, C, H, W]`` float32 in data units.
+        operator: of :func:`operator_for`.
+        seeds: one for each image.
+        noise: sigma_y, >= 0.
+    """
+    _check_noise(noise)
+    clean = operator.A(images)
+    n = portable_normals(check_seeds(seeds), FIRST_DRAW, int(np.prod(clean.shape[1:]))).reshape(clean.shape)
+    return (clean + np.float32(noise) * _seen(operator, n, images.shape[1:])).astype(np.float32)
+
+
+def _measurement(
+    measurement: Images, operator: Operator, noise: float, image_shape: tuple[int, int, int], images: int
+) -> Measurement:
+    """The measurement of each image, checked."""
+    _check_noise(noise)
+    shape = operator.A(np.zeros((1, *image_shape), np.float32)).shape[1:]
+    if not isinstance(measurement, np.ndarray) or measurement.dtype not in (np.uint8, np.float32):
+        kind = getattr(measurement, "dtype", type(measurement).__name__)
+        raise InputError(f"the measurement is {kind}, expected a numpy array, uint8 or float32")
+    if measurement.shape not in (shape, (images, *shape)):
+        raise InputError(f"the measurement has shape {list(measurement.shape)}, the operator gives {list(shape)} of "
+                         f"images {list(image_shape)}")
+    y: Array = in_data_units(measurement)
+    if measurement.dtype == np.uint8:
+        noise = float(np.hypot(noise, ROUNDING))
+    if not np.isfinite(y).all():
+        raise InputError("the measurement holds NaN or infinity")
+    seen = _seen(operator, y if y.ndim > len(shape) else y[None], image_shape)
+    return Measurement(np.broadcast_to(seen, (images, *shape)), operator, noise)
+
+
+def _seen(operator: Operator, y: Array, image_shape: tuple[int, ...]) -> Array:
+    """The measurement, and 0 where it holds 0 for whatever image, as where a mask hides it."""
+    generic = np.random.default_rng(0).uniform(1, 2, (1, *image_shape)).astype(np.float32)
+    return np.where(operator.A(generic) != 0, y, np.float32(0))
+
+
+def _check_noise(noise: float) -> None:
+    if not 0 <= noise < np.inf:
+        raise InputError(f"noise is {noise}, expected a standard deviation of 0 or more, in data units")
+
+
+def _products(
+    model: ScoreModel, gradient: ScoreModel | None, seeds: Sequence[int], labels: Labels
+) -> Callable[[slice], Product]:
+    """Of which images a batch holds: the vector-Jacobian product of their scores."""
+    if gradient is None:
+        raise InputError("a gradient file is needed, which `sde-onnx gradient` makes")
+    if not gradient.metadata.gradient:
+        raise InputError(f"{gradient.path.name} has no gradient: `sde-onnx gradient` makes the file that has")
+    if (gradient.metadata.source, gradient.metadata.image_shape) != (model.metadata.source, model.metadata.image_shape):
+        raise InputError(f"{gradient.path.name} is the gradient of another model than {model.path.name}")
+    label = label_of(seeds, labels)
+    if label is None:
+        return lambda rows: gradient.vjp
+    return lambda rows: partial(gradient.vjp, label=label[rows])
+
+
+def _loop(
+    restoration: Restoration, measurement: Measurement, products: Callable[[slice], Product] | None, rows: slice,
+    score: Score, noise: NoiseSource,
+) -> Iterator[Step]:
+    """The steps of one batch."""
+    method, sampling = METHODS[restoration.method], restoration.sampling
+    module, _, name = method.function.partition(".")
+    function = getattr(import_module(f"sde_onnx.guidance.{module}"), name)
+    arguments: dict[str, Any] = dict(restoration.options)
+    if products is not None:
+        arguments["vjp"] = products(rows)
+    if not method.is_loop:
+        return sampling.run(function(score, measurement.of(rows), **arguments), noise)
+    steps: Iterator[Step] = function(score, noise, measurement.of(rows), sampling=sampling, **arguments)
+    return steps

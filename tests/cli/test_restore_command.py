@@ -1,0 +1,84 @@
+"""``sde-onnx restore``, and classes with ``sde-onnx sample``."""
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+
+import sde_onnx
+from sde_onnx.images import load_png, save_png, to_uint8
+from sde_onnx.operators import parse_operator
+
+BOX = "box:5,5,6,6"
+
+
+def done(*arguments):
+    return commands.done("restore", *arguments, "--provider", "cpu", "--seeds", "0-2", "--steps", 6, "--solver",
+                         "sde-dpmpp-2m")
+
+
+def refuses(message, *arguments, status=1):
+    return commands.refuses(message, "restore", *arguments, "--provider", "cpu", status=status)
+
+
+@pytest.fixture(scope="module")
+def clean(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clean")
+    for seed, picture in enumerate(to_uint8(sde_onnx.sample(digits, range(2)))):
+        save_png(folder / f"digit{seed}.png", picture)
+    return folder
+
+
+def test_a_folder_is_restored_and_resumed(clean, digits, tmp_path):
+    result = done(clean, "--degrade", "--operator", BOX, "--method", "null-space", "-o", tmp_path / "out", "--zoom", 2)
+    panel = load_png(tmp_path / "out" / "digit0.png")
+    assert panel.shape == (32, 2 * 16 * (1 + 3 + 2 + 1), 3)   # measurement, samples, mean, deviation, clean
+    first = load_png(clean / "digit0.png")
+    np.testing.assert_array_equal(panel[::2, -32::2], first)
+    y = parse_operator(BOX).A((first / 255).astype(np.float32).transpose(2, 0, 1)[None])[0]
+    np.testing.assert_array_equal(panel[::2, :32:2], to_uint8(y[None])[0])
+    restored = load_png(tmp_path / "out" / "digit1" / "000002.png")
+    second = (load_png(clean / "digit1.png") / 255).astype(np.float32).transpose(2, 0, 1)
+    expected = sde_onnx.restore(digits, parse_operator(BOX).A(second[None])[0], BOX, [0, 1, 2], 6,
+                                solver="sde-dpmpp-2m", method="null-space")
+    np.testing.assert_array_equal(restored, to_uint8(expected)[2])
+    assert "6 images, null-space trust 1.0, sde-dpmpp-2m, 6 steps, nfe 6, cpu fp32" in result.output
+    assert "dB" in result.output
+    (tmp_path / "out" / "digit1" / "000001.png").unlink()
+    again = done(clean, "--degrade", "--operator", BOX, "--method", "null-space", "-o", tmp_path / "out")
+    assert "5 of 6 images were there already" in again.output and "1 images" in again.output
+    refused = commands.refuses("its operator is", "restore", clean, "--degrade", "--operator", "gray", "--method",
+                               "null-space", "--seeds", "0-2", "--steps", 6, "--solver", "sde-dpmpp-2m", "-o",
+                               tmp_path / "out", "--provider", "cpu")
+    assert "--force" in refused.output
+
+
+def test_a_measurement_is_restored_with_the_bundled_gradient(clean, tmp_path):
+    with Image.open(clean / "digit0.png") as picture:
+        picture.resize((8, 8), Image.Resampling.BOX).save(tmp_path / "small.png")
+    result = done(tmp_path / "small.png", "--operator", "down:2", "-o", tmp_path / "out")
+    assert "posterior iterations 2" in result.output and "with 2 products each" in result.output
+    assert "clean" not in result.output
+    assert load_png(tmp_path / "out" / "small.png").shape == (16, 16 * 6, 3)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--operator", "sharpen"], "unknown operator 'sharpen'"),
+    (["--operator", "down:3", "--degrade"], "16 rows cannot be divided by 3"),
+    (["--operator", "gray"], "digit0.png"),
+    (["--operator", "down:2"], "digit0.png is 16x16"),
+    (["--operator", "mask:missing.png", "--degrade"], "missing.png cannot be read"),
+    (["--operator", BOX, "--method", "null-space", "--zeta", "1"], "option zeta belongs to dps"),
+    (["--operator", BOX, "--degrade", "-o", "."], ""),
+])
+def test_bad_input_is_one_line(arguments, said, clean, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if arguments[-1] == ".":
+        monkeypatch.chdir(clean)
+        said = "digit0.png is also another file of this command"
+    refuses(said, clean, *arguments)
+
+
+def test_help_names_the_methods():
+    assert "null-space|posterior|dps|daps|replacement" in commands.run("restore", "--help").output.replace("\n", "")
+    refuses("Missing option '--operator'", "x.png", status=2)

@@ -1,0 +1,227 @@
+"""Operators against dense algebra, Pillow, deepinv and azula."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sde_onnx import operators
+from sde_onnx.errors import InputError, SdeOnnxError
+from sde_onnx.operators.foreign import adapted
+from sde_onnx.operators.operator import least_squares
+
+SHAPE = (3, 12, 16)
+EXACT = 1e-10      # float64, closed forms
+ITERATED = 1e-4    # of least squares by conjugate gradients, whose residual is 1e-6 of a badly conditioned system
+CUT_OFF = 1e-4     # of singular values, which count as 0 below: what A A^+ A lacks of A
+
+KERNEL = np.random.default_rng(1).uniform(0, 1, (3, 5))
+OPERATORS = {
+    "mask": (operators.mask(np.random.default_rng(0).integers(0, 2, (12, 16))), EXACT),
+    "mask of channels": (operators.mask(np.random.default_rng(0).integers(0, 2, SHAPE)), EXACT),
+    "box": (operators.box(2, 3, 5, 4), EXACT),
+    "random": (operators.random(0.7), EXACT),
+    "gray": (operators.gray(), EXACT),
+    "down": (operators.down(4), EXACT),
+    "bicubic": (operators.bicubic(4), EXACT),
+    "blur": (operators.blur(1.5), CUT_OFF),
+    "kernel": (operators.convolve(KERNEL), CUT_OFF),
+    "gray, down": (operators.compose(operators.gray(), operators.down(2)), EXACT),
+    "blur, bicubic, gray": (operators.parse_operator("blur:0.8,bicubic:2,gray"), EXACT),
+    "gray, mask": (operators.parse_operator("gray,box:2,3,5,4"), ITERATED),
+    "mask, down": (operators.parse_operator("random:0.3,down:2"), ITERATED),
+    "kernel, down": (operators.compose(operators.convolve(KERNEL / KERNEL.sum()), operators.down(2)), ITERATED),
+}
+
+
+@pytest.fixture(params=list(OPERATORS))
+def case(request):
+    return OPERATORS[request.param]
+
+
+def dense(function, shape):
+    """The matrix of a linear function of arrays of a shape."""
+    unit = np.eye(int(np.prod(shape))).reshape(-1, *shape)
+    return function(unit).reshape(len(unit), -1).T
+
+
+def test_the_adjoint_is_the_transposed_matrix(case):
+    operator, _ = case
+    matrix = dense(operator.A, SHAPE)
+    measured = operator.A(np.zeros((1, *SHAPE))).shape[1:]
+    np.testing.assert_allclose(dense(operator.adjoint, measured), matrix.T, atol=EXACT)
+
+
+def test_the_pseudo_inverse_obeys_penrose(case, rng):
+    operator, tolerance = case
+    x = rng.standard_normal((2, *SHAPE))
+    y = operator.A(x)
+    assert np.linalg.norm(operator.A(operator.pinv(y)) - y) <= tolerance * np.linalg.norm(x)
+    # The shortest solution lies in the range of A^T: it has no part in the null space of A.
+    solution = operator.pinv(y)
+    null = x - operator.pinv(y)
+    assert abs(np.vdot(solution, null)) <= 10 * tolerance * np.linalg.norm(x) ** 2
+
+
+def test_damping_is_that_of_least_squares(case, rng):
+    operator, _ = case
+    matrix = dense(operator.A, SHAPE)
+    measured = operator.A(np.zeros((1, *SHAPE))).shape[1:]
+    y = rng.standard_normal((2, *measured))
+    damping = np.array([0.03, 0.5])
+    got = operator.pinv(y, damping[:, None, None, None])
+    for one, image, its in zip(y, got, damping, strict=True):
+        expected = matrix.T @ np.linalg.solve(matrix @ matrix.T + its * np.eye(len(matrix)), one.ravel())
+        np.testing.assert_allclose(image.ravel(), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_an_image_does_not_depend_on_its_batch(case, rng):
+    operator, _ = case
+    y = operator.A(rng.standard_normal((5, *SHAPE)).astype(np.float32))
+    together, alone = operator.pinv(y), operator.pinv(y[3:4])
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together[3:4], alone, atol=1e-3 * np.abs(alone).max())
+
+
+def test_bicubic_is_pillows(rng):
+    plane = rng.uniform(0, 1, (24, 32)).astype(np.float32)
+    expected = np.asarray(Image.fromarray(plane, "F").resize((8, 6), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(operators.bicubic(4).A(plane[None, None])[0, 0], expected, atol=1e-6)
+
+
+def test_constant_images_stay_as_they_are():
+    x = np.full((1, 3, 12, 12), 0.37)
+    for text in ("gray", "down:3", "bicubic:2", "blur:2.5", "blur:9"):
+        np.testing.assert_allclose(operators.parse_operator(text).A(x), 0.37, atol=1e-12, err_msg=text)
+
+
+def test_a_kernel_is_centred(rng):
+    x = rng.standard_normal((1, 1, 9, 8))
+    unit = np.zeros((3, 4))
+    unit[1, 2] = 1
+    np.testing.assert_allclose(operators.convolve(unit).A(x), x, atol=1e-12)
+
+
+def test_masks():
+    x = np.ones((1, 1, 10, 10))
+    assert operators.random(0.7).A(x).sum() == 30
+    assert (operators.random(0.7).A(x) == operators.random(0.7, 0).A(x)).all()
+    assert (operators.random(0.7).A(x) != operators.random(0.7, 1).A(x)).any()
+    kept = operators.box(1, 2, 3, 4).A(x)[0, 0]
+    assert (kept[2:6, 1:4] == 0).all() and kept.sum() == 88
+
+
+def test_files(tmp_path, rng):
+    known = rng.integers(0, 2, SHAPE[1:]).astype(np.uint8)
+    Image.fromarray(known * 255).save(tmp_path / "mask.png")
+    x = rng.standard_normal((1, *SHAPE))
+    np.testing.assert_array_equal(operators.parse_operator(f"mask:{tmp_path}/mask.png").A(x), known * x)
+    np.save(tmp_path / "kernel.npy", KERNEL)
+    both = operators.parse_operator(f"kernel:{tmp_path}/kernel.npy,down:2")
+    np.testing.assert_allclose(both.A(x), operators.down(2).A(operators.convolve(KERNEL).A(x)))
+    Image.fromarray((KERNEL * 255).astype(np.uint8)).save(tmp_path / "kernel.png")
+    blurred = operators.parse_operator(f"kernel:{tmp_path}/kernel.png").A(np.ones((1, *SHAPE)))
+    np.testing.assert_allclose(blurred, 1, atol=1e-12)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "unknown operator ''"), ("sharpen", "unknown operator 'sharpen', expected one of mask:FILE"),
+    ("down", "operator 'down': expected down:FACTOR"), ("down:x", "expected down:FACTOR"),
+    ("down:2,3", "expected down:FACTOR"), ("down:1", "the factor is 1"), ("gray:1", "expected gray"),
+    ("box:1,2,3", "expected box:X,Y,WIDTH,HEIGHT"), ("box:1,1,0,4", "the box is 1,1,0,4"),
+    ("random:1", "share of missing pixels is 1"), ("blur:0", "sigma is 0"), ("blur:nan", "sigma is nan"),
+    ("mask:none.png", "none.png cannot be read as a picture"), ("kernel:none.npy", "none.npy cannot be read"),
+    ("mask", "cannot be read as a picture"),
+])
+def test_bad_texts_are_refused(text, said):
+    with pytest.raises(InputError) as error:
+        operators.parse_operator(text)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("operator", "shape", "said"), [
+    (operators.down(5), SHAPE, "12 rows cannot be divided by 5"),
+    (operators.gray(), (1, 8, 8), "images of 1 channel have no colours to lose"),
+    (operators.gray(), (4, 8, 8), "gray values are of 3 channels, the images have 4"),
+    (operators.box(2, 2, 8, 8), (3, 8, 8), "is not inside an image of 8x8"),
+    (operators.box(0, 0, 8, 8), (3, 8, 8), "leaves no pixel"),
+    (operators.mask(np.ones((4, 4))), (3, 8, 8), "the mask has shape [4, 4], the images [3, 8, 8]"),
+    (operators.random(0.999), (3, 4, 4), "leaves no pixel"),
+    (operators.convolve(np.ones((9, 9))), (3, 8, 8), "the kernel of 9x9 is larger than the images of 8x8"),
+])
+def test_what_does_not_fit_is_refused(operator, shape, said):
+    with pytest.raises(InputError) as error:
+        operator.A(np.zeros((1, *shape)))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("made", "said"), [
+    (lambda: operators.mask(np.full((4, 4), 0.5)), "the mask holds 0.5: expected 1 where a pixel is known"),
+    (lambda: operators.mask(np.zeros((4, 4))), "nothing is known"),
+    (lambda: operators.mask(np.ones(4)), "expected [H, W] or [C, H, W]"),
+    (lambda: operators.convolve(np.ones(4)), "expected finite numbers [h, w]"),
+    (lambda: operators.convolve(np.full((2, 2), np.nan)), "expected finite numbers"),
+    (lambda: operators.compose(), "no operator"),
+    (lambda: adapted(3, SHAPE), "operator is int: expected one of sde_onnx.operators"),
+])
+def test_what_makes_no_sense_is_refused(made, said):
+    with pytest.raises(SdeOnnxError, match=r".") as error:
+        made()
+    assert said in str(error.value)
+
+
+class Halves:
+    """A user's own: the upper half of an image, without a pseudo-inverse."""
+
+    def A(self, x):   # noqa: N802
+        return 2 * x[:, :, : x.shape[2] // 2]
+
+    def adjoint(self, y):
+        return np.concatenate([2 * y, np.zeros_like(y)], axis=2)
+
+
+def test_a_users_own(rng):
+    x = rng.standard_normal((2, *SHAPE))
+    operator = adapted(Halves(), SHAPE)
+    np.testing.assert_allclose(operator.pinv(operator.A(x))[:, :, :6], x[:, :, :6], atol=1e-6)
+    np.testing.assert_allclose(operator.pinv(operator.A(x), 4.0)[:, :, :6], x[:, :, :6] / 2, atol=1e-6)
+
+
+def test_deepinvs(rng, torchvision_folder):
+    deepinv = importlib.import_module("deepinv")
+    x = rng.standard_normal((2, *SHAPE)).astype(np.float32)
+    for physics in (
+        deepinv.physics.Inpainting(SHAPE, mask=0.4), deepinv.physics.Downsampling(SHAPE, factor=4, filter=None),
+        deepinv.physics.Decolorize(channels=3),
+        deepinv.physics.BlurFFT(SHAPE, filter=deepinv.physics.blur.gaussian_blur(sigma=1.0)),
+    ):
+        operator = adapted(physics, SHAPE)
+        y = operator.A(x)
+        np.testing.assert_allclose(operator.A(operator.pinv(y)), y, atol=2e-3 * np.abs(y).max(), err_msg=repr(physics))
+        again = rng.standard_normal(y.shape).astype(np.float32)
+        assert np.vdot(y, again) == pytest.approx(np.vdot(x, operator.adjoint(again)), rel=1e-3, abs=1e-3)
+
+
+def test_azulas_and_other_functions_of_tensors(rng):
+    x = rng.standard_normal((2, *SHAPE)).astype(np.float32)
+    operator = adapted(lambda tensor: torch.nn.functional.avg_pool2d(tensor, 2), SHAPE)
+    np.testing.assert_allclose(operator.A(x), operators.down(2).A(x), atol=1e-6)
+    y = rng.standard_normal((2, 3, 6, 8)).astype(np.float32)
+    np.testing.assert_allclose(operator.adjoint(y), operators.down(2).adjoint(y), atol=1e-6)
+    np.testing.assert_allclose(operator.pinv(y), operators.down(2).pinv(y), atol=1e-5)
+
+
+def test_least_squares_of_a_singular_system_is_its_shortest_solution(rng):
+    class Singular:
+        matrix = rng.standard_normal((6, 4)) @ rng.standard_normal((4, 12))
+
+        def A(self, x):   # noqa: N802
+            return x @ self.matrix.T
+
+        def adjoint(self, y):
+            return y @ self.matrix
+
+    y = Singular().A(rng.standard_normal((3, 12)))
+    np.testing.assert_allclose(least_squares(Singular(), y), y @ np.linalg.pinv(Singular.matrix).T, atol=1e-5)

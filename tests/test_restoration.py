@@ -1,0 +1,144 @@
+"""Restoration with the bundled digits."""
+
+import numpy as np
+import pytest
+
+import sde_onnx
+from sde_onnx import operators
+from sde_onnx.errors import InputError
+from sde_onnx.guidance.methods import METHODS
+from sde_onnx.restoration import ROUNDING, degrade, operator_for, resolve_restoration
+
+SHAPE = (3, 16, 16)
+BOX = "box:5,5,6,6"
+EXACT = 2e-3   # float32, and pixels that are sampled with values outside [0, 1]
+REACHED = {"posterior": 0.02, "dps": 0.2}   # with two iterations, and by steps towards the measurement
+
+
+@pytest.fixture(scope="module")
+def gradient():
+    return sde_onnx.load(sde_onnx.bundled_gradient(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def clean(digits):
+    return sde_onnx.sample(digits, range(100, 104))
+
+
+def psnr(a, b):
+    return -10 * np.log10(((a - b) ** 2).mean(axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_hole_is_filled(method, digits, gradient, clean):
+    """With what was there, or nearly: a black hole has some 9 dB, and a grey one 15."""
+    operator = operator_for(BOX, SHAPE)
+    y = operator.A(clean)
+    needs = {"gradient": gradient} if METHODS[method].needs_gradient else {}
+    solver = {"solver": "ancestral", "steps": 100} if method == "replacement" else {}
+    restored = sde_onnx.restore(digits, y, BOX, range(4), method=method, **needs, **solver)
+    assert restored.shape == clean.shape and restored.dtype == np.float32
+    known = operator.A(np.ones_like(clean)) > 0
+    np.testing.assert_allclose(restored[known], clean[known], atol=REACHED.get(method, EXACT))
+    gain = psnr(restored, clean) - psnr(y, clean)
+    print(method, psnr(restored, clean))
+    assert gain.mean() > 5
+
+
+def test_an_image_does_not_depend_on_its_batch(digits, gradient, clean):
+    y = degrade(clean, operator_for("blur:1,down:2", SHAPE), range(4), noise=0.05)
+    for method in ("null-space", "posterior", "daps"):
+        needs = {"gradient": gradient} if METHODS[method].needs_gradient else {}
+        together = sde_onnx.restore(digits, y, "blur:1,down:2", range(4), 8, method=method, noise=0.05, **needs)
+        one = sde_onnx.restore(digits, y[2], "blur:1,down:2", [2], 8, method=method, noise=0.05, **needs)
+        np.testing.assert_allclose(together[2:3], one, atol=2e-3)
+
+
+def test_one_measurement_serves_all_seeds(digits, clean):
+    y = operator_for("gray", SHAPE).A(clean)
+    samples = sde_onnx.restore(digits, y[0], "gray", range(3), 8)
+    same = sde_onnx.restore(digits, np.repeat(y[:1], 3, axis=0), operators.gray(), range(3), 8)
+    np.testing.assert_array_equal(samples, same)
+    assert np.abs(samples[0] - samples[1]).max() > 0.02
+    inside = ((samples > 0) & (samples < 1)).all(axis=1)   # where nothing was clipped
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(samples.mean(axis=1)[inside], np.repeat(y[0], 3, axis=0)[inside], atol=EXACT)
+
+
+def test_what_a_mask_hides_is_not_read(digits, clean):
+    operator = operator_for(BOX, SHAPE)
+    y = operator.A(clean)
+    marked = np.where(operator.A(np.ones_like(y)) > 0, y, 7).astype(np.float32)
+    np.testing.assert_array_equal(sde_onnx.restore(digits, y, BOX, range(4), 8),
+                                  sde_onnx.restore(digits, marked, BOX, range(4), 8))
+
+
+def test_rounding_to_8_bits_counts_as_noise(digits, clean):
+    """A blur's pseudo-inverse makes noise of it otherwise."""
+    y = operator_for("blur:1.5", SHAPE).A(clean)
+    rounded = (y * 255).round().astype(np.uint8)
+    restored = sde_onnx.restore(digits, rounded, "blur:1.5", range(4))
+    exactly = sde_onnx.restore(digits, (rounded / 255).astype(np.float32), "blur:1.5", range(4), noise=ROUNDING)
+    np.testing.assert_allclose(restored, exactly, atol=1e-6)
+    assert (psnr(restored, clean) > psnr(y, clean) + 3).all()
+
+
+def test_the_gradient_file_alone_will_do(gradient, digits, clean):
+    y = operator_for("down:2", SHAPE).A(clean)
+    alone = sde_onnx.restore(gradient, y, "down:2", range(4), 6)
+    beside = sde_onnx.restore(digits, y, "down:2", range(4), 6, gradient=gradient, method="posterior")
+    np.testing.assert_allclose(alone, beside, atol=2e-3)
+
+
+def test_a_measurement_has_the_noise_that_was_asked_for():
+    images = np.full((64, *SHAPE), 0.5, np.float32)
+    operator = operator_for("random:0.5", SHAPE)
+    y = degrade(images, operator, range(64), noise=0.2)
+    known = operator.A(images) > 0
+    assert (y[~known] == 0).all()
+    assert (y[known] - 0.5).std() == pytest.approx(0.2, rel=0.02)
+    np.testing.assert_array_equal(y[3:4], degrade(images[:1], operator, [3], noise=0.2))
+
+
+class Wrong:
+    def A(self, x):   # noqa: N802
+        return x[:, :, ::2]
+
+    def adjoint(self, y):
+        return np.repeat(y, 2, axis=2)
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"operator": "down:3"}, "16 rows cannot be divided by 3"),
+    ({"operator": "down:4"}, "the measurement has shape [3, 8, 8], the operator gives [3, 4, 4] of images [3, 16, 16]"),
+    ({"operator": Wrong()}, "the operator's adjoint is none: <A x, y> is "),
+    ({"operator": 5}, "operator is int"),
+    ({"noise": -0.1}, "noise is -0.1"),
+    ({"noise": float("nan")}, "noise is nan"),
+    ({"measurement": np.zeros((5, 3, 8, 8), np.float32)}, "the measurement has shape [5, 3, 8, 8]"),
+    ({"measurement": np.zeros((3, 8, 8))}, "the measurement is float64"),
+    ({"measurement": np.full((3, 8, 8), np.nan, np.float32)}, "the measurement holds NaN"),
+    ({"method": "dps"}, "method dps needs the model's gradient file, which `sde-onnx gradient` makes; without one "
+                        "there are null-space, daps, replacement"),
+    ({"method": "nothing"}, "unknown method 'nothing'"),
+    ({"zeta": 1.0}, "option zeta belongs to dps; method null-space has trust"),
+    ({"method": "daps", "solver": "rk45"}, "method daps takes its noise levels from the solver"),
+    ({"seeds": []}, "no seeds"),
+    ({"labels": 3}, "has no labels"),
+])
+def test_bad_input_is_refused(changed, said, digits):
+    arguments = {"measurement": np.zeros((3, 8, 8), np.float32), "operator": "down:2", "seeds": range(2)} | changed
+    with pytest.raises(InputError) as error:
+        sde_onnx.restore(digits, **arguments)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_gradient_of_another_model_is_refused(digits, clean, model_file):
+    with pytest.raises(InputError, match="has no gradient"):
+        sde_onnx.restore(digits, clean, BOX, range(4), gradient=digits, method="posterior")
+
+
+def test_measured_noise_does_not_go_with_products(digits):
+    with pytest.raises(InputError, match="measure_noise does not go with method posterior"):
+        resolve_restoration(digits.metadata, has_gradient=True, method="posterior", solver="dpmpp-2m",
+                            options={"measure_noise": True})
