@@ -5,6 +5,7 @@ A golden file (``.npz``) holds what the host's loop gives for a few seeds:
     format      int64
     seed        int64 [N], in two's complement
     label       int64 [N], of a model with labels
+    mask, measurement    float32 [1, 1, H, W] and [1, C, H, W], of a file with an operator
     latent      float32 [N, C, H, W], the start
     x_first, x_last    x after the first and after the last evaluation
     sample      float32 [N, C, H, W] in [0, 1];  image  uint8 [N, H, W, C]
@@ -27,19 +28,24 @@ from numpy.typing import NDArray
 from sde_onnx.errors import InputError, ModelFileError, OutputError, ProviderError
 from sde_onnx.files import replacing
 from sde_onnx.generate.sample import choose_batch_size
+from sde_onnx.guidance.measurement import Measurement
+from sde_onnx.guidance.null_space import null_space
 from sde_onnx.images import to_uint8
-from sde_onnx.runtime.metadata import SAMPLER_FORMAT, SAMPLER_KEY
+from sde_onnx.operators import box, mask
+from sde_onnx.runtime.metadata import SAMPLER_FORMATS, SAMPLER_KEY
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.runtime.score_model import ScoreModel
 from sde_onnx.solvers.catalogue import Sampling
 from sde_onnx.solvers.noise import PortableNoise
 from sde_onnx.solvers.plan import latent, run_evaluations
+from sde_onnx.solvers.protocols import Score
 
 __all__ = ["Comparison", "verify", "write_golden"]
 
-GOLDEN_FORMAT = 2
+GOLDEN_FORMATS = (2, 3)   # without and with a measurement: older versions read what they can
 GOLDEN_SEEDS = (0, 1, 12345678901234567890, 2**64 - 1)   # with bits in both words, and beyond int64
 SAME_SHARE, MOST_LEVELS = 0.999, 1                       # of 8-bit values equal; largest difference of any
+OTHER_INPUTS = ("label", "mask", "measurement")          # of a sampler file, beside seed and steps
 MOST_ERROR = 1e-3                                        # of states, relative: rounding, carried through every step
 
 
@@ -57,27 +63,32 @@ class Comparison:
         return self.same >= SAME_SHARE and self.largest <= MOST_LEVELS and (self.x_error or 0) < MOST_ERROR
 
 
-def write_golden(model: ScoreModel, path: Path, sampling: Sampling) -> None:
+def write_golden(model: ScoreModel, path: Path, sampling: Sampling, *, operator: str | None = None) -> None:
     """Writes what the host's loop gives for GOLDEN_SEEDS.
 
     Args:
         model: the model that the sampler file is made of.
         path: the ``.npz`` file; it is replaced if it exists.
         sampling: what the sampler file holds.
+        operator: that the file was made for, if any.
     """
     assert sampling.plan is not None   # no file holds a solver without one
     labels = np.arange(len(GOLDEN_SEEDS)) % model.metadata.labels if model.metadata.labels else None
+    measured = {} if operator is None else _measured(model.metadata.image_shape)
     parts = []
     size = choose_batch_size(model, len(GOLDEN_SEEDS), None)
     for first in range(0, len(GOLDEN_SEEDS), size):
         noise = PortableNoise(GOLDEN_SEEDS[first : first + size], model.metadata.image_shape)
-        score = model if labels is None else partial(model, label=labels[first : first + size])
+        score: Score = model if labels is None else partial(model, label=labels[first : first + size])
+        if measured:
+            score = null_space(score, Measurement(measured["measurement"], mask(measured["mask"][0, 0]), noise=0.0))
         states = [(x, x_mean) for _, x, x_mean in run_evaluations(sampling.plan, score, noise)]
         parts.append((states[0][0], *states[-1]))
     x_first, x_last, x_mean = (np.concatenate(states) for states in zip(*parts, strict=True))
     noise = PortableNoise(GOLDEN_SEEDS, model.metadata.image_shape)
     values: dict[str, Any] = {} if labels is None else {"label": labels}
-    values |= {"format": np.int64(GOLDEN_FORMAT), "seed": np.array(GOLDEN_SEEDS, np.uint64).view(np.int64),
+    values |= {**measured, "format": np.int64(GOLDEN_FORMATS[operator is not None]),
+               "seed": np.array(GOLDEN_SEEDS, np.uint64).view(np.int64),
                "latent": latent(sampling.plan, noise), "x_first": x_first, "x_last": x_last,
                "sample": np.clip(x_mean, 0, 1), "image": to_uint8(x_mean)}
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -93,7 +104,7 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         provider: as for :func:`sde_onnx.load`.
 
     Raises:
-        InputError: the two are of different image sizes, or an unknown provider.
+        InputError: the two are of different image sizes or inputs, or an unknown provider.
         ModelFileError: a file that is damaged, or not what it should be.
         OutputError: the golden file cannot be read.
         ProviderError: the provider cannot run here, or failed while running.
@@ -102,13 +113,14 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         with np.load(golden) as held:
             number = int(held["format"]) if "format" in held else 1
             expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
-            inputs = {name: held[name] for name in ("seed", "label") if name in held}
+            inputs = {name: held[name] for name in ("seed", *OTHER_INPUTS) if name in held}
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
         reason = "no .npz" if "pickle" in str(error) else error   # numpy's advice is how to read what it is not
         raise OutputError(f"{golden} cannot be read as golden values: {reason}") from None
-    if number != GOLDEN_FORMAT:
-        raise OutputError(f"{golden} has golden format {number}, this sde-onnx reads format {GOLDEN_FORMAT}: write it "
-                          "again with `sde-onnx embed --golden`")
+    if number not in GOLDEN_FORMATS:
+        mend = "upgrade sde-onnx" if number > GOLDEN_FORMATS[-1] else "write it again with `sde-onnx embed --golden`"
+        raise OutputError(f"{golden} has golden format {number}, this sde-onnx reads {GOLDEN_FORMATS[0]} to "
+                          f"{GOLDEN_FORMATS[-1]}: {mend}")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     chosen = choose_provider(provider)
@@ -121,6 +133,11 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
     made = next(item.shape[1:] for item in session.get_outputs() if item.name in ("x_mean", "sample"))
     if tuple(made) != shape:
         raise InputError(f"{sampler} makes images {made}, {golden} holds {list(shape)}")
+    asked = {item.name for item in session.get_inputs()}
+    for name in OTHER_INPUTS:
+        if (name in asked) != (name in inputs):
+            raise InputError(f"{sampler} has {'an' if name in asked else 'no'} input {name}, {golden} holds "
+                             f"{'one' if name in inputs else 'none'}: it is of another sampler")
     try:
         if about["kind"] == "evaluation":
             image, x_error = _drive(session, expected, inputs, about["steps"])
@@ -130,6 +147,14 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         raise ProviderError(f"{chosen} failed on {sampler}: {str(error).splitlines()[0][:200]}") from error
     difference = np.abs(image.astype(int) - expected["image"])
     return Comparison(float((difference == 0).mean()), int(difference.max()), x_error)
+
+
+def _measured(image_shape: tuple[int, int, int]) -> dict[str, NDArray[np.float32]]:
+    """A mask whose middle is missing, and a ramp, which a port must not read there."""
+    _, height, width = image_shape
+    known = box(width // 4, height // 4, (width + 1) // 2, (height + 1) // 2).known(image_shape)
+    ramp = np.linspace(0, 1, width, dtype=np.float32)
+    return {"mask": known[None, None].astype(np.float32), "measurement": np.tile(ramp, (1, *image_shape[:2], 1))}
 
 
 def _about(session: ort.InferenceSession, name: str) -> dict[str, Any]:
@@ -142,9 +167,10 @@ def _about(session: ort.InferenceSession, name: str) -> dict[str, Any]:
         number, _ = int(about["format"]), about["kind"]
     except (KeyError, TypeError, ValueError):
         raise ModelFileError(f"{name}: its metadata is damaged; make it again with `sde-onnx embed`") from None
-    if number != SAMPLER_FORMAT:
-        mend = "upgrade sde-onnx" if number > SAMPLER_FORMAT else "make it again with `sde-onnx embed`"
-        raise ModelFileError(f"{name} has sampler format {number}, this sde-onnx reads format {SAMPLER_FORMAT}: {mend}")
+    if number not in SAMPLER_FORMATS:
+        mend = "upgrade sde-onnx" if number > SAMPLER_FORMATS[-1] else "make it again with `sde-onnx embed`"
+        raise ModelFileError(f"{name} has sampler format {number}, this sde-onnx reads {SAMPLER_FORMATS[0]} to "
+                             f"{SAMPLER_FORMATS[-1]}: {mend}")
     return about   # type: ignore[no-any-return]  # it has keys
 
 

@@ -25,19 +25,21 @@ std::vector<uint8_t> to_pixels(const float* x, const std::vector<int64_t>& shape
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const auto asked = take_option("--steps", argc, argv), label = take_option("--label", argc, argv);
+  auto options = take_options({{"--steps", ""}, {"--label", ""}, {"--mask", ""}, {"--measurement", ""}}, argc, argv);
   if (argc < 4) {
-    std::cerr << "usage: evaluate [--steps N] [--label N] EVALUATION.onnx PREFIX SEED...\n";
+    std::cerr << "usage: evaluate [--steps N] [--label N] [--mask FILE --measurement FILE] EVALUATION.onnx PREFIX "
+                 "SEED...\n";
     return 2;
   }
   auto seeds = parse_seeds(argc - 3, argv + 3);
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "evaluate");
   auto session = open_session(env, argv[1]);
-  auto steps = number_of_steps(session, "evaluation", asked);
-  auto labels = labels_for(session, label, seeds.size());
+  auto steps = number_of_steps(session, "evaluation", options["--steps"]);
+  auto labels = labels_for(session, options["--label"], seeds.size());
+  auto measurement = measurement_for(session, options["--mask"], options["--measurement"]);
 
   Ort::AllocatorWithDefaultOptions allocator;
-  std::vector<std::string> names;   // x, what the solver remembers, index, seed, perhaps label, steps; then what comes out
+  std::vector<std::string> names;   // x, what the solver remembers, index, seed, perhaps others; then what comes out
   for (std::size_t i = 0; i < session.GetInputCount(); ++i)
     names.emplace_back(session.GetInputNameAllocated(i, allocator).get());
   const std::size_t inputs = session.GetInputCount(), states = session.GetOutputCount() - 2;   // x_mean, remaining
@@ -63,6 +65,7 @@ int main(int argc, char** argv) try {
     values.push_back(Ort::Value::CreateTensor<int64_t>(memory, seeds.data(), seeds.size(), &count, 1));
     if (!labels.empty())
       values.push_back(Ort::Value::CreateTensor<int64_t>(memory, labels.data(), labels.size(), &count, 1));
+    for (auto& picture : measurement) values.push_back(picture.tensor());
     if (inputs > values.size()) values.push_back(Ort::Value::CreateTensor<int64_t>(memory, &steps, 1, &one, 1));
     values = session.Run(Ort::RunOptions{}, pointers.data(), values.data(), values.size(), pointers.data() + inputs,
                          states + 2);

@@ -1,21 +1,23 @@
 // Seeds in, pictures out, from a file that `sde-onnx embed` made:
 //
 //     sample [--steps 25] [--label 3] sampler.onnx out/ 0 1 2         steps: of a file made with --max-steps
+//     sample --mask known.pgm --measurement torn.ppm restore.onnx out/ 0 1 2    of one made with --operator mask
 #include <iostream>
 
 #include "images.h"
 
 int main(int argc, char** argv) try {
-  const auto asked = take_option("--steps", argc, argv), label = take_option("--label", argc, argv);
+  auto options = take_options({{"--steps", ""}, {"--label", ""}, {"--mask", ""}, {"--measurement", ""}}, argc, argv);
   if (argc < 4) {
-    std::cerr << "usage: sample [--steps N] [--label N] SAMPLER.onnx PREFIX SEED...\n";
+    std::cerr << "usage: sample [--steps N] [--label N] [--mask FILE --measurement FILE] SAMPLER.onnx PREFIX SEED...\n";
     return 2;
   }
   auto seeds = parse_seeds(argc - 3, argv + 3);
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "sample");
   auto session = open_session(env, argv[1]);
-  auto steps = number_of_steps(session, "sampler", asked);
-  auto labels = labels_for(session, label, seeds.size());
+  auto steps = number_of_steps(session, "sampler", options["--steps"]);
+  auto labels = labels_for(session, options["--label"], seeds.size());
+  auto measurement = measurement_for(session, options["--mask"], options["--measurement"]);
 
   const int64_t count = static_cast<int64_t>(seeds.size()), one = 1;
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -25,6 +27,10 @@ int main(int argc, char** argv) try {
   if (!labels.empty()) {
     inputs.push_back(Ort::Value::CreateTensor<int64_t>(memory, labels.data(), labels.size(), &count, 1));
     input_names.push_back("label");
+  }
+  for (std::size_t i = 0; i < measurement.size(); ++i) {
+    inputs.push_back(measurement[i].tensor());
+    input_names.push_back(i == 0 ? "mask" : "measurement");
   }
   if (session.GetOverridableInitializerCount() > 0) {   // steps can be asked for
     inputs.push_back(Ort::Value::CreateTensor<int64_t>(memory, &steps, 1, &one, 1));

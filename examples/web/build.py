@@ -36,10 +36,12 @@ def main() -> None:
     for solver, steps, max_steps in SAMPLERS:
         file = f"{solver}.onnx"
         sampling = sde_onnx.resolve(metadata, solver=solver, steps=steps)
-        embed(sde_onnx.bundled_model(), folder / file, sampling, max_steps=max_steps, kind="evaluation", force=True)
+        embed(sde_onnx.bundled_model(), folder / file, sampling, max_steps=max_steps, kind="evaluation",
+              operator="mask", force=True)
         about = {item.key: item.value for item in onnx.load(folder / file).metadata_props}[SAMPLER_KEY]
         steps = {key: json.loads(about)[key] for key in ("solver", "min_steps", "steps", "max_steps")}
-        choices.append({"file": file, "labels": metadata.labels, "label_optional": metadata.label_optional} | steps)
+        choices.append({"file": file, "operator": "mask", "labels": metadata.labels,
+                        "label_optional": metadata.label_optional} | steps)
     (folder / "samplers.json").write_text(json.dumps(choices, indent=1) + "\n")
 
 

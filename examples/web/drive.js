@@ -1,9 +1,12 @@
-// Fills in the page's form in headless Chromium, once for every four arguments, and prints what the page shows.
+// Fills in the page's forms in headless Chromium, once for every case, and prints what the page shows.
 //
-//     node drive.js URL SEEDS FILE STEPS LABEL [...]      FILE as in samplers.json; the page's own STEPS if ""; LABEL if any
+//     node drive.js URL '[{"seeds": "0-15", "file": "pc.onnx"}, ...]'
+//
+// A case has a file as in samplers.json, and may have steps and a label. If it has `rub`, places on the canvas in its own
+// pixels, the pointer is drawn along them, and the page restores what is left, with the seeds `fill` if there are any.
 import { chromium } from "playwright-core";
 
-const [url, ...fields] = process.argv.slice(2);
+const [url, cases] = process.argv.slice(2);
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -16,24 +19,48 @@ try {
   await page.goto(url);
   await page.waitForFunction(() => document.querySelectorAll("option").length > 0 ||
                                    document.querySelector("#message.error"));
+
+  const send = async (button) => {
+    await page.click(button);
+    await page.waitForFunction(() => !document.querySelector("#start").disabled, null, { timeout: 300_000 });
+  };
+  const pictures = (selector) => page.evaluate((selector) => {
+    const canvas = document.querySelector(selector);
+    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return { width: canvas.width, height: canvas.height, pixels: Array.from(pixels) };
+  }, selector);
+  const rub = async (places) => {
+    await page.locator("#canvas").scrollIntoViewIfNeeded();
+    const box = await page.locator("#canvas").boundingBox();
+    const { width, height } = await pictures("#canvas");
+    const moves = places.map(([x, y]) => [box.x + x * box.width / width, box.y + y * box.height / height]);
+    await page.mouse.move(...moves[0]);
+    await page.mouse.down();
+    for (const move of moves) await page.mouse.move(...move);
+    await page.mouse.up();
+  };
+
   const shown = [];
-  for (let index = 0; index < fields.length; index += 4) {
-    const [seeds, file, steps, label] = fields.slice(index, index + 4);
+  for (const { seeds, file, steps, label, rub: places, fill } of JSON.parse(cases)) {
     await page.fill("#seeds", seeds);
     const value = await page.locator("option").evaluateAll(
       (options, file) => options.map((option) => option.value).find((value) => JSON.parse(value).file === file), file);
     await page.selectOption("#sampler", value);
     if (steps) await page.fill("#steps", steps);
     if (label) await page.fill("#label", label);
-    await page.click("#start");
-    await page.waitForFunction(() => !document.querySelector("#start").disabled, null, { timeout: 300_000 });
-    shown.push(await page.evaluate(() => {
-      const canvas = document.querySelector("canvas");
-      const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    await send("#start");
+    let restored = null;
+    if (places) {
+      await rub(places);
+      if (fill) await page.fill("#fill", fill);
+      await send("#restore");
+      restored = await pictures("#restored");
+    }
+    const said = await page.evaluate(() => {
       const message = document.querySelector("#message");
-      return { width: canvas.width, height: canvas.height, pixels: Array.from(pixels), message: message.textContent,
-               error: message.classList.contains("error") };
-    }));
+      return { message: message.textContent, error: message.classList.contains("error") };
+    });
+    shown.push({ ...await pictures("#canvas"), restored, ...said });
   }
   if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT, fullPage: true });
   console.log(JSON.stringify({ shown, requests }));

@@ -61,17 +61,24 @@ export class Sampler {
 
   /**
    * The state after every evaluation: { index, remaining, x_mean: { data, dims: [N, C, H, W] } }.
-   * Of a file with labels `label` is that of all images; -1 is none, where a label may be left out.
+   * Of a file with labels `label` is that of all images; -1 is none, where a label may be left out. A file for a mask
+   * restores `pictures`: one for all seeds, or one for each, as toPixels gives them, with alpha 0 where a pixel is missing.
    */
-  async *run(seeds, steps, label = -1) {
+  async *run(seeds, steps, label = -1, pictures = null) {
     const [, ...shape] = this.session.inputMetadata.find((input) => input.name === "x").shape;
-    const states = this.session.inputNames.filter((name) => !["index", "seed", "label", "steps"].includes(name));
+    const states = this.session.inputNames.filter((name) => this.session.outputNames.includes(`${name}_next`));
     const dims = [seeds.length, ...shape];
     const start = new Float32Array(dims.reduce((product, size) => product * size));   // the first evaluation makes its own
     let feeds = Object.fromEntries(states.map((name) => [name, new ort.Tensor("float32", start, dims)]));
     const integers = (...values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [values.length]);
     const fixed = { seed: integers(...seeds), steps: integers(steps) };
     if (this.session.inputNames.includes("label")) fixed.label = integers(...seeds.map(() => label));
+    if (this.session.inputNames.includes("mask")) {
+      const known = pictures ?? [new Uint8ClampedArray(shape[1] * shape[2] * 4)];   // or nothing: alpha is 0
+      const [mask, measurement] = fromPixels(known, shape);
+      fixed.mask = new ort.Tensor("float32", mask, [known.length, 1, ...shape.slice(1)]);
+      fixed.measurement = new ort.Tensor("float32", measurement, [known.length, ...shape]);
+    }
     for (let index = 0, remaining = 1; remaining > 0; index++) {
       const results = await this.session.run({ ...feeds, ...fixed, index: integers(index) });
       feeds = Object.fromEntries(states.map((name) => [name, results[`${name}_next`]]));
@@ -92,4 +99,20 @@ export function toPixels({ data, dims: [count, channels, height, width] }) {
           Math.fround(Math.min(1, Math.max(0, data[(image * channels + (channel % channels)) * area + place])) * 255);
     return pixels;
   });
+}
+
+/** The mask and the measurement of pictures of toPixels, whose missing pixels have alpha 0. */
+function fromPixels(pictures, [channels, height, width]) {
+  const area = height * width;
+  if (pictures.some((pixels) => pixels.length !== area * 4))
+    throw new Error("the file makes pictures of another size than those that are to be restored");
+  const [mask, measurement] = [1, channels].map((size) => new Float32Array(pictures.length * size * area));
+  pictures.forEach((pixels, image) => {
+    for (let place = 0; place < area; place++) {
+      mask[image * area + place] = pixels[place * 4 + 3] > 0 ? 1 : 0;
+      for (let channel = 0; channel < channels; channel++)
+        measurement[(image * channels + channel) * area + place] = pixels[place * 4 + channel] / 255;
+    }
+  });
+  return [mask, measurement];
 }

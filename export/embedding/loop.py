@@ -3,8 +3,9 @@
     sampler       seed int64 [N] -> image uint8 [N, H, W, C], sample float32 [N, C, H, W]; frames if asked for
     evaluation    x, memory..., index int64, seed -> x, memory..., x_mean, remaining int64
 
-Of a model with labels either also has an input ``label`` int64 [N]. Either may have an input ``steps`` int64: how many,
-up to a maximum for which the file holds rows.
+Of a model with labels either also has an input ``label`` int64 [N]. Either may have the inputs of a measurement: see
+:mod:`sde_onnx.export.embedding.measurement`. Either may have an input ``steps`` int64: how many, up to a maximum for
+which the file holds rows.
 
 An evaluation is traced from the functions that the host's loop calls, with one node in place of the network; then the
 network's nodes take that node's place, and the portable noise is written before it. The sampler is an ONNX ``Loop``
@@ -33,6 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
 from sde_onnx.errors import InputError
+from sde_onnx.export.embedding.measurement import OPERATORS, measured_inputs
 from sde_onnx.export.embedding.noise import key_words, normals
 from sde_onnx.export.embedding.update import (
     SCORE,
@@ -45,7 +47,7 @@ from sde_onnx.export.embedding.update import (
 from sde_onnx.export.graph.nodes import Nodes, inlined
 from sde_onnx.export.to_onnx import check_model_output
 from sde_onnx.files import replacing, sha256
-from sde_onnx.runtime.metadata import KEY, SAMPLER_FORMAT, SAMPLER_KEY
+from sde_onnx.runtime.metadata import KEY, SAMPLER_FORMATS, SAMPLER_KEY
 from sde_onnx.runtime.score_model import read_metadata
 from sde_onnx.solvers.catalogue import SOLVERS, Sampling
 from sde_onnx.solvers.plan import COLUMNS, rows
@@ -66,6 +68,7 @@ def embed(
     max_steps: int | None = None,
     kind: str = "sampler",
     every: int | None = None,
+    operator: str | None = None,
     force: bool = False,
 ) -> None:
     """Writes a sampler file.
@@ -79,6 +82,7 @@ def embed(
         kind: ``"sampler"``, the whole loop, or ``"evaluation"``, one turn of it for hosts with their own.
         every: also an output ``frames``, uint8 ``[steps / every, N, H, W, C]``: the image after every so many steps,
             the last one among them. While it runs it holds those of all evaluations.
+        operator: ``"mask"`` for a file that restores images: two more inputs, ``mask`` and ``measurement``.
         force: whether an existing file may be replaced.
 
     Raises:
@@ -92,13 +96,16 @@ def embed(
         raise InputError(f"kind is {kind!r}, expected one of: {', '.join(KINDS)}")
     if kind == "evaluation" and every is not None:
         raise InputError("every is for samplers: the host of an evaluation sees every one")
+    if operator is not None and operator not in OPERATORS:
+        raise InputError(f"operator is {operator!r}, expected one of: {', '.join(OPERATORS)}; its values are inputs of "
+                         "the file")
     metadata = read_metadata(model)
     sampling.check_model(metadata)
     held = _rows(sampling, max_steps, every)
     inputs = ["x", "sigma", *(["label"] if metadata.labels else [])]
     network = Extractor(onnx.load(os.fspath(model))).extract_model(inputs, ["score"])   # no loop for a device
     labels = range(-1 if metadata.label_optional else 0, metadata.labels)
-    graph = _evaluation(held, metadata.image_shape, network.graph, max_steps is not None, labels)
+    graph = _evaluation(held, metadata.image_shape, network.graph, max_steps is not None, labels, operator)
     if kind == "sampler":
         default = None if max_steps is None else sampling.steps
         graph = _sampler(graph, held, metadata.image_shape, default, frames=every is not None)
@@ -106,9 +113,12 @@ def embed(
                               producer_name="sde-onnx")
     onnx.checker.check_model(built)
     about: dict[str, Any] = {
-        "format": SAMPLER_FORMAT, "kind": kind, **sampling.to_json(), "evaluations": sampling.evaluations,
+        "format": SAMPLER_FORMATS[operator is not None], "kind": kind, **sampling.to_json(),
+        "evaluations": sampling.evaluations,
         "model": sha256(Path(model)), "versions": {"sde_onnx": version("sde-onnx"), "torch": torch.__version__},
     }
+    if operator is not None:
+        about |= {"operator": operator}
     if max_steps is not None:
         about |= {"min_steps": held.counts[0], "max_steps": max_steps}
     helper.set_model_props(built, {KEY: replace(metadata, gradient=False).to_json(), SAMPLER_KEY: json.dumps(about)})
@@ -155,7 +165,8 @@ def _rows(sampling: Sampling, max_steps: int | None, every: int | None) -> _Rows
 
 
 def _evaluation(
-    held: _Rows, shape: tuple[int, int, int], network: onnx.GraphProto, asks: bool, labels: range
+    held: _Rows, shape: tuple[int, int, int], network: onnx.GraphProto, asks: bool, labels: range,
+    operator: str | None,
 ) -> onnx.GraphProto:
     """An evaluation as a graph, of images ``shape`` = ``(C, H, W)``; ``steps`` is an input of one that ``asks``.
 
@@ -179,7 +190,7 @@ def _evaluation(
     latent = _latent(made, held, keys, place, shape)
     before.add("If", before.add("Equal", "index", zero), output="x_from",
                then_branch=_branch("make", made, latent), else_branch=_branch("take", Nodes("taken"), "x"))
-    traced = trace_evaluation(held.table, held.columns, shape)
+    traced = trace_evaluation(held.table, held.columns, shape, operator)
     nodes, constants = [], list(traced.initializer)
     for node in traced.node:   # outside, what goes in and what comes out have the same names, in and out
         node.input[:] = ["x_from" if name == "x" else name for name in node.input]
@@ -196,6 +207,7 @@ def _evaluation(
         [*before.nodes, *nodes], "evaluation",
         [*(_value(FLOAT, name, images) for name in states), _value(INT64, "index", [1]), _value(INT64, "seed", ["N"]),
          *([_value(INT64, "label", ["N"])] if labels else []),
+         *(_value(FLOAT, name, sizes) for name, sizes in measured_inputs(operator, shape).items()),
          *([_value(INT64, "steps", [1])] if asks else [])],
         [*(_value(FLOAT, name, images) for name in (*(f"{name}_next" for name in states), "x_mean")),
          _value(INT64, "remaining", [1])],
@@ -211,8 +223,8 @@ def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, in
     images: Sizes = ["N", *shape]
     pixels: Sizes = ["N", height, width, channels]
     carried = [item.name for item in evaluation.output if item.name != "remaining"]
-    labelled = [item for item in evaluation.input if item.name == "label"]
-    states = [item for item in evaluation.input if item.name not in ("index", "seed", "label", "steps")]
+    states = [item for item in evaluation.input if f"{item.name}_next" in carried]
+    others = [item for item in evaluation.input if item not in states and item.name not in ("index", "steps")]
     inside.add("Reshape", "iteration", inside.constant(np.array([1])), output="index")
     more = after.add("Greater", "remaining", after.constant(np.array([0])))
     after.add("Reshape", more, after.constant(np.array([], np.int64)), output="goes_on")
@@ -237,7 +249,7 @@ def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, in
     if frames:
         outside.add("Compress", "all_frames", outside.reshape("all_shown", -1), axis=0, output="frames")
         outputs.append(_value(UINT8, "frames", ["frames", *pixels]))
-    inputs, constants = [_value(INT64, "seed", ["N"]), *labelled], list(outside.constants.values())
+    inputs, constants = others, list(outside.constants.values())
     if steps is not None:   # a constant that is also an input is its default
         inputs.append(_value(INT64, "steps", [1]))
         constants.append(numpy_helper.from_array(np.array([steps]), "steps"))

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from sde_onnx.export.embedding.measurement import measured_inputs
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.runtime.metadata import ModelMetadata
 
@@ -18,7 +19,7 @@ QUEUE_MICROSECONDS = 2000
 
 def write_repository(
     sampler: Path, folder: str | os.PathLike[str], metadata: ModelMetadata, *, name: str, max_batch_size: int,
-    force: bool = False,
+    operator: str | None = None, force: bool = False,
 ) -> Path:
     """Writes ``FOLDER/NAME/config.pbtxt``, whose path is returned, and ``FOLDER/NAME/1/model.onnx``.
 
@@ -28,6 +29,7 @@ def write_repository(
         metadata: of the model that the sampler was made of.
         name: of the model in the repository.
         max_batch_size: images that the server may sample together, >= 1.
+        operator: that the sampler was made for, if any.
         force: whether an existing model of that name may be replaced.
 
     Raises:
@@ -37,7 +39,8 @@ def write_repository(
     with replacing(graph) as temporary:
         shutil.copyfile(sampler, temporary)
     with replacing(config) as temporary:
-        temporary.write_text(repository_config(metadata, name=name, max_batch_size=max_batch_size))
+        temporary.write_text(repository_config(metadata, name=name, max_batch_size=max_batch_size,
+                                               operator=operator))
     return config
 
 
@@ -53,17 +56,26 @@ def check_repository(
     return paths
 
 
-def repository_config(metadata: ModelMetadata, *, name: str, max_batch_size: int) -> str:
+def repository_config(
+    metadata: ModelMetadata, *, name: str, max_batch_size: int, operator: str | None = None
+) -> str:
     """The text of ``config.pbtxt``: a batch is what the requests of a moment add up to."""
     channels, height, width = metadata.image_shape
     # Triton adds the batch to dims, which must not be empty: a request's seed [1] goes into the graph's [N].
-    inputs = ",".join(f'''
+    numbers = [f'''
   {{
     name: "{number}"
     data_type: TYPE_INT64
     dims: [ 1 ]
     reshape: {{ shape: [ ] }}
-  }}''' for number in ("seed", *(["label"] if metadata.labels else [])))
+  }}''' for number in ("seed", *(["label"] if metadata.labels else []))]
+    measured = [f'''
+  {{
+    name: "{image}"
+    data_type: TYPE_FP32
+    dims: [ {", ".join(str(size if isinstance(size, int) else -1) for size in sizes)} ]
+  }}''' for image, (_, *sizes) in measured_inputs(operator, metadata.image_shape).items()]
+    inputs = ",".join([*numbers, *measured])
     return f'''name: "{name}"
 platform: "onnxruntime_onnx"
 max_batch_size: {max_batch_size}

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from sde_onnx.export.embedding.measurement import known_put_right, measured_inputs
 from sde_onnx.export.graph.nodes import inlined
 from sde_onnx.export.graph.tracing import trace
 from sde_onnx.solvers.plan import COLUMNS, MEMORY, RESULTS, TERMS, langevin_scaled, langevin_step_size, sigma_of_each
@@ -121,7 +122,7 @@ class _Update(nn.Module):
 
 
 class _Evaluation(nn.Module):
-    """An evaluation of a solver: a node in the network's place, and the update."""
+    """An evaluation of a solver: a node in the network's place, the measurement if there is one, and the update."""
 
     table: Tensor
 
@@ -131,10 +132,14 @@ class _Evaluation(nn.Module):
         self.memory = remembered(columns)
         self.register_buffer("table", torch.from_numpy(np.ascontiguousarray(table)))
 
-    def forward(self, x: Tensor, memory: list[Tensor], row: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, x: Tensor, memory: list[Tensor], row: Tensor, z: Tensor, measured: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         entry = self.table.index_select(0, row)[0] if self.table.shape[1] else self.table
         sigma = _sigma_of_each(x, self.update.column(entry, "sigma"))
         score = torch.onnx.ops.symbolic(f"{SCORE_DOMAIN}::{SCORE}", (x, sigma), dtype=x.dtype, shape=x.shape, version=1)
+        if measured:
+            score = known_put_right(score, x, sigma, *measured)
         unused = [0 * x] * (MEMORY - self.memory)
         x_next, x_mean, *remembers = self.update(x, score, *memory, *unused, z, entry)
         return x_next, *remembers[: self.memory], x_mean
@@ -159,17 +164,22 @@ class _DeviceTurn(nn.Module):
 
 
 def trace_evaluation(
-    table: NDArray[np.float32], columns: Columns, shape: tuple[int, int, int]
+    table: NDArray[np.float32], columns: Columns, shape: tuple[int, int, int], operator: str | None = None
 ) -> onnx.GraphProto:
-    """An evaluation as a graph: inputs x, memory0.., row (of the table), z; outputs x_next, memory0_next.., x_mean."""
+    """An evaluation as a graph.
+
+    Inputs are x, memory0.., row (of the table), z, and what the operator adds; outputs x_next, memory0_next.., x_mean.
+    """
     module = _Evaluation(table, columns)
     x = torch.rand(2, *shape)   # the others must not be the same tensor: they would be taken for one input
     names = [f"memory{place}" for place in range(module.memory)]
+    measured = list(measured_inputs(operator, shape))
     batch = torch.export.Dim("N")
     return trace(
-        module, (x, [x.clone() for _ in names], torch.tensor([0]), x.clone()), inputs=["x", *names, "row", "z"],
-        outputs=["x_next", *(f"{name}_next" for name in names), "x_mean"],
-        dynamic_shapes={"x": {0: batch}, "memory": [{0: batch}] * module.memory, "row": {}, "z": {0: batch}},
+        module, (x, [x.clone() for _ in names], torch.tensor([0]), x.clone(), [x.clone() for _ in measured]),
+        inputs=["x", *names, "row", "z", *measured], outputs=["x_next", *(f"{name}_next" for name in names), "x_mean"],
+        dynamic_shapes={"x": {0: batch}, "memory": [{0: batch}] * len(names), "row": {}, "z": {0: batch},
+                        "measured": [{0: batch}] * len(measured)},
     ).graph
 
 

@@ -22,6 +22,8 @@ __all__ = ["embed_command", "verify_command"]
               help="The whole loop, or one evaluation of it for programs with their own.")
 @click.option("--every", type=click.IntRange(min=1),
               help="Also an output `frames`: the image after every so many steps.")
+@click.option("--operator", metavar="mask",
+              help="Also inputs `mask` and `measurement`: restores images of which the mask's pixels are known.")
 @click.option("--golden", type=click.Path(dir_okay=False, path_type=Path),
               help="Also a .npz of what a port must reproduce, for `sde-onnx verify`.")
 @click.option("--triton", type=click.Path(file_okay=False, path_type=Path),
@@ -37,6 +39,7 @@ def embed_command(
     max_steps: int | None,
     kind: str,
     every: int | None,
+    operator: str | None,
     golden: Path | None,
     triton: Path | None,
     force: bool,
@@ -74,13 +77,14 @@ def embed_command(
     metadata = read_metadata(model)
     sampling = resolve(metadata, quality=quality, solver=solver, steps=steps, options=given(options))
     golden_model = None if golden is None else load(model, "cpu")   # refused, if it is, before the work
-    embed(model, output, sampling, max_steps=max_steps, kind=kind, every=every, force=force)
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {kind} of {sampling}, nfe {sampling.evaluations}")
+    embed(model, output, sampling, max_steps=max_steps, kind=kind, every=every, operator=operator, force=force)
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {kind} of {sampling}, nfe {sampling.evaluations}"
+               f"{f', operator {operator}' * bool(operator)}")
     if golden is not None and golden_model is not None:
-        write_golden(golden_model, golden, sampling)
+        write_golden(golden_model, golden, sampling, operator=operator)
         click.echo(golden)
     if triton is not None:
-        click.echo(write_repository(output, triton, metadata, name=output.stem, force=force,
+        click.echo(write_repository(output, triton, metadata, name=output.stem, force=force, operator=operator,
                                     max_batch_size=default_batch_size(metadata.image_shape)))
 
 

@@ -11,13 +11,13 @@ from sde_onnx.errors import ConfigError, ModelFileError
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["FORMAT", "KEY", "ROWS_KEY", "SAMPLER_FORMAT", "SAMPLER_KEY", "ModelMetadata", "metadata_properties"]
+__all__ = ["FORMAT", "KEY", "ROWS_KEY", "SAMPLER_FORMATS", "SAMPLER_KEY", "ModelMetadata", "metadata_properties"]
 
 KEY = "sde_onnx"
 SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
 ROWS_KEY = "sde_onnx_rows"         # of files with a loop for a device, beside KEY: the format of a plan's rows
 FORMAT = 3
-SAMPLER_FORMAT = 2
+SAMPLER_FORMATS = (2, 3)           # without and with an operator: older versions read what they can
 
 
 @dataclass(frozen=True)

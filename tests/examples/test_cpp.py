@@ -13,10 +13,14 @@ import pytest
 from PIL import Image
 
 import sde_onnx
+from sde_onnx import operators
 from sde_onnx.export import export, from_edm
 from sde_onnx.export.embedding.loop import embed
+from sde_onnx.guidance.measurement import Measurement
+from sde_onnx.guidance.null_space import null_space
 from sde_onnx.images import to_uint8
 from sde_onnx.runtime.metadata import SAMPLER_KEY
+from sde_onnx.solvers.noise import PortableNoise
 
 FOLDER = os.environ.get("SDE_ONNX_CPP")
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="the C++ programs are not built: make cpp")
@@ -83,6 +87,60 @@ def test_labels_are_those_of_the_command(program, kind, golden, shared, tmp_path
     assert "the file has no labels" in result.stderr
 
 
+@pytest.mark.parametrize("program", ["sample", "evaluate"])
+def test_a_digit_with_a_rubbed_out_part_is_restored(program, files, solver, tmp_path):
+    """As the host does it, of a picture that the program wrote; a mask may be of one channel or of the picture's."""
+    restoring = tmp_path / "restore.onnx"
+    embed_as(restoring, *solver, kind=FILES[program].removesuffix(".onnx"), operator="mask")
+    assert run(program, files / FILES[program], f"{tmp_path}/", 100).returncode == 0
+    digit = np.asarray(Image.open(tmp_path / "000100.ppm"))
+    known = np.ones((16, 16), bool)
+    known[3:10, 4:13] = False
+    Image.fromarray(np.where(known[..., None], digit, np.uint8(77))).save(tmp_path / "torn.ppm")
+    Image.fromarray(known.astype(np.uint8) * 255).save(tmp_path / "known.pgm")
+    Image.fromarray(known.astype(np.uint8)[..., None].repeat(3, axis=2) * 255).save(tmp_path / "known.ppm")
+    model, seeds = sde_onnx.load(sde_onnx.bundled_model(), "cpu"), range(16)
+    y = (digit / 255).astype(np.float32).transpose(2, 0, 1)[None].repeat(len(seeds), axis=0)
+    sampling = sde_onnx.resolve(model.metadata, solver=solver[0], steps=solver[1])
+    *_, last = sampling.run(null_space(model, Measurement(y, operators.mask(known), 0.0)),
+                            PortableNoise(seeds, (3, 16, 16)))
+    expected = to_uint8(last.x_mean)
+    for mask in ("known.pgm", "known.ppm"):
+        result = run(program, "--mask", tmp_path / mask, "--measurement", tmp_path / "torn.ppm", restoring,
+                     f"{tmp_path}/", *seeds)
+        assert result.returncode == 0, result.stderr
+        pictures = np.stack([np.asarray(Image.open(tmp_path / f"{seed:06d}.ppm")) for seed in seeds])
+        difference = np.abs(pictures.astype(int) - expected)
+        print(f"{program}, {solver[0]}: {100 * (difference == 0).mean():.4f}% equal, largest {difference.max()}")
+        assert difference.max() <= 1
+        assert (difference == 0).mean() >= 0.999
+    (tmp_path / "commented.ppm").write_bytes(b"P6\n# by hand\n16 16\n# of 8 bits\n255\n" + digit.tobytes())
+    (tmp_path / "short.ppm").write_bytes(b"P6 16 16 255\n" + digit.tobytes()[:-1])
+    (tmp_path / "text.ppm").write_text("no picture")
+    Image.fromarray(digit[:8]).save(tmp_path / "small.ppm")
+    Image.fromarray(digit[..., 0]).save(tmp_path / "gray.pgm")
+    mask = tmp_path / "known.pgm"
+    assert run(program, "--measurement", tmp_path / "commented.ppm", "--mask", mask, restoring, f"{tmp_path}/",
+               1).returncode == 0
+    for options, file, message in [
+        ([], restoring, "the file restores pictures: give --mask FILE and --measurement FILE"),
+        (["--mask", mask], restoring, "the file restores pictures: give --mask FILE and --measurement FILE"),
+        (["--mask", mask], files / FILES[program], "the file restores nothing: make one with `sde-onnx embed"),
+        (["--mask", mask, "--measurement", tmp_path / "none.ppm"], restoring, "none.ppm cannot be read"),
+        (["--mask", mask, "--measurement", tmp_path / "short.ppm"], restoring, "short.ppm ends too early"),
+        (["--mask", mask, "--measurement", tmp_path / "text.ppm"], restoring, "text.ppm is no binary .pgm or .ppm"),
+        (["--mask", mask, "--measurement", tmp_path / "small.ppm"], restoring,
+         "small.ppm has size [C, H, W] 3, 8, 16, the file takes 3, 16, 16"),
+        (["--mask", mask, "--measurement", tmp_path / "gray.pgm"], restoring,
+         "gray.pgm has size [C, H, W] 1, 16, 16, the file takes 3, 16, 16"),
+    ]:
+        result = run(program, *options, file, f"{tmp_path}/", 1)
+        assert result.returncode == 1
+        assert result.stderr.startswith("Error: ")
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 def test_ctrl_c_keeps_what_there_is(tmp_path):
     embed_as(tmp_path / "evaluation.onnx", "pc", 5000, kind="evaluation")
     process = subprocess.Popen([Path(FOLDER) / "evaluate", tmp_path / "evaluation.onnx", f"{tmp_path}/", "3"],
@@ -116,7 +174,7 @@ def test_bad_input_is_one_line(program, other, files, for_cuda, solver, tmp_path
         ([truncated, tmp_path, 1], "failed"),
         ([tmp_path / "cuda.onnx", tmp_path, 1], "cuda.onnx is for CUDA or another device, not for this one"),
         ([files / other, tmp_path, 1], "the file is no "),
-        ([tmp_path / "older.onnx", tmp_path, 1], "the file has sampler format 1, this program knows 2: make it again"),
+        ([tmp_path / "older.onnx", tmp_path, 1], "the file has sampler format 1, this program knows 2 and 3: make it"),
         ([right, tmp_path / "no" / "folder", 1], "cannot be written"),
         (["--steps", 7, right, tmp_path, 1], f"the file makes {solver[1]} steps, no other number"),
         *((["--steps", steps, any_steps, tmp_path, 1], f"steps is '{steps}', expected {least} to 25")

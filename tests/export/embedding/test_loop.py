@@ -11,13 +11,16 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 import sde_onnx
+from sde_onnx import operators
 from sde_onnx.cli import main
 from sde_onnx.errors import InputError
-from sde_onnx.export import export, from_diffusers
+from sde_onnx.export import export, from_diffusers, from_edm
 from sde_onnx.export.embedding.loop import embed
 from sde_onnx.export.embedding.noise import key_words, normals
 from sde_onnx.export.graph.nodes import Nodes
 from sde_onnx.golden import Comparison, write_golden
+from sde_onnx.guidance.measurement import Measurement
+from sde_onnx.guidance.null_space import null_space
 from sde_onnx.images import to_uint8
 from sde_onnx.runtime.machine import image_memory
 from sde_onnx.solvers.noise import PortableNoise
@@ -39,10 +42,10 @@ def open_session(path, threads=2):
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def embed_model(model, path, *, max_steps=None, kind="sampler", every=None, force=False, **request):
+def embed_model(model, path, *, max_steps=None, kind="sampler", every=None, operator=None, force=False, **request):
     steps, solver = request.pop("steps", None), request.pop("solver", None)
     sampling = sde_onnx.resolve(sde_onnx.read_metadata(model), solver=solver, steps=steps, options=request)
-    embed(model, path, sampling, max_steps=max_steps, kind=kind, every=every, force=force)
+    embed(model, path, sampling, max_steps=max_steps, kind=kind, every=every, operator=operator, force=force)
 
 
 def embed_digits(path, **request):
@@ -106,6 +109,97 @@ def test_seeds_0_to_15_give_the_digits_of_the_command_in_every_batch(solver, ste
     np.testing.assert_array_equal(to_uint8(samples), images)
     [alone] = session.run(["image"], {"seed": seeds[5:6]})
     assert np.abs(alone[0].astype(int) - images[5]).max() <= 1
+
+
+KNOWN = np.ones((16, 16), bool)   # all but a box in the middle
+KNOWN[4:12, 5:14] = False
+
+
+def restored(model, measurement, known, seeds, *, solver=None, steps=None, label=None):
+    """What the host's loop makes of a measurement, ``[N, C, H, W]``."""
+    score = model if label is None else lambda x, sigma: model(x, sigma, label=label)
+    score = null_space(score, Measurement(measurement, operators.mask(known), 0.0))
+    sampling = sde_onnx.resolve(model.metadata, solver=solver, steps=steps)
+    *_, last = sampling.run(score, PortableNoise(unsigned(seeds), model.metadata.image_shape))
+    return to_uint8(last.x_mean)
+
+
+@pytest.mark.parametrize(("solver", "steps"), [(None, None), ("pc", 20), ("heun", 8)])
+def test_a_mask_restores_as_the_hosts_loop_does(solver, steps, digits, tmp_path):
+    """Without reading what it hides, from masks and measurements of one image or of all, of one channel or of each."""
+    embed_digits(tmp_path / "s.onnx", solver=solver, steps=steps, operator="mask")
+    session, seeds = open_session(tmp_path / "s.onnx"), np.arange(16)
+    measurement = sde_onnx.sample(digits, range(100, 116))
+    expected = restored(digits, measurement, KNOWN, seeds, solver=solver, steps=steps)
+    hidden = np.where(KNOWN, measurement, np.float32("nan"))
+    feeds = {"seed": seeds, "measurement": hidden, "mask": KNOWN[None, None].astype(np.float32)}
+    [images] = session.run(["image"], feeds)
+    difference = np.abs(images.astype(int) - expected)
+    print(f"{solver}, {steps} steps: {100 * (difference == 0).mean():.4f}% equal, largest {difference.max()}")
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+    assert np.abs(images.astype(int) - to_uint8(measurement))[:, KNOWN].max() <= 1
+    for shape in ((16, 1, 16, 16), (1, 3, 16, 16), (16, 3, 16, 16)):
+        mask = np.broadcast_to(feeds["mask"], shape).astype(np.float32)
+        np.testing.assert_array_equal(session.run(["image"], feeds | {"mask": mask})[0], images)
+    [of_one] = session.run(["image"], feeds | {"measurement": hidden[3:4]})   # one measurement, 16 restorations
+    assert np.abs(of_one[3].astype(int) - images[3]).max() <= 1
+    assert (of_one[:, KNOWN] == of_one[:1, KNOWN]).mean() > 0.99
+    assert (of_one[:, ~KNOWN] != of_one[:1, ~KNOWN])[1:].mean() > 0.05
+
+
+@pytest.mark.parametrize("kind", ["sampler", "evaluation"])
+@pytest.mark.parametrize("arguments", [[], ["--solver", "pc", "--steps", "10", "--max-steps", "12"],
+                                       ["--solver", "heun", "--steps", "6"]])
+def test_golden_values_of_a_file_with_an_operator_hold_a_measurement(kind, arguments, digits, tmp_path):
+    path, golden, plain = tmp_path / "s.onnx", tmp_path / "g.npz", tmp_path / "plain.npz"
+    how = ["--kind", kind, *arguments]
+    made = CliRunner().invoke(main, ["embed", "-o", str(path), "--operator", "mask", "--golden", str(golden), *how])
+    assert made.exit_code == 0, made.output
+    assert "operator mask" in made.output
+    about = json.loads(open_session(path).get_modelmeta().custom_metadata_map["sde_onnx_sampler"])
+    assert (about["format"], about["operator"]) == (3, "mask")
+    result = CliRunner().invoke(main, ["verify", str(path), str(golden)])
+    assert result.exit_code == 0, result.output
+    held = np.load(golden)
+    assert (held["format"], held["mask"].shape, held["measurement"].shape) == (3, (1, 1, 16, 16), (1, 3, 16, 16))
+    known = held["mask"][0, 0] == 1
+    assert 0 < known.mean() < 1
+    assert np.abs(held["sample"] - held["measurement"])[:, :, known].max() < 0.1   # pc leaves sigma_min's noise
+    made = CliRunner().invoke(main, ["embed", "-o", str(tmp_path / "p.onnx"), "--golden", str(plain), *how])
+    assert made.exit_code == 0, made.output
+    assert np.load(plain)["format"] == 2   # older versions read it
+    refuses("has an input mask", "verify", path, plain)
+    refuses("has no input mask", "verify", tmp_path / "p.onnx", golden)
+
+
+def test_where_nothing_is_known_the_images_are_those_without_a_measurement(tmp_path):
+    for solver, steps in ((None, None), ("pc", 10)):
+        for name, operator in (("plain", None), ("masked", "mask")):
+            embed_digits(tmp_path / f"{name}.onnx", solver=solver, steps=steps, operator=operator, force=True)
+        plain, masked = (open_session(tmp_path / f"{name}.onnx", 1) for name in ("plain", "masked"))
+        nothing = {"mask": np.zeros((1, 1, 16, 16), np.float32), "measurement": np.zeros((1, 3, 16, 16), np.float32)}
+        [expected] = plain.run(["sample"], {"seed": SEEDS})
+        [samples] = masked.run(["sample"], {"seed": SEEDS} | nothing)
+        np.testing.assert_allclose(samples, expected, atol=1e-5)
+
+
+def test_a_restored_image_has_the_label_that_is_asked_for(golden, shared, tmp_path):
+    """Beside frames, a number of steps and a label, in one file."""
+    path = shared("cifar10_cond_ve.onnx",
+                  lambda path: export(from_edm(golden / "edm" / "cifar10_cond_ve" / "network.pkl"), path))
+    embed_model(path, tmp_path / "s.onnx", steps=3, max_steps=4, every=1, operator="mask")
+    model = sde_onnx.load(path, "cpu")
+    measurement = np.broadcast_to(np.linspace(0, 1, 16, dtype=np.float32), (2, 3, 16, 16))
+    feeds = {"seed": np.arange(2), "label": np.array([3, 7]), "mask": KNOWN[None, None].astype(np.float32),
+             "measurement": measurement[:1]}
+    for steps in (None, 4):
+        asked = {} if steps is None else {"steps": np.array([steps])}
+        image, frames = open_session(tmp_path / "s.onnx").run(["image", "frames"], feeds | asked)
+        expected = restored(model, measurement, KNOWN, np.arange(2), steps=steps or 3, label=np.array([3, 7]))
+        assert np.abs(image.astype(int) - expected).max() <= 1
+        np.testing.assert_array_equal(frames[-1], image)
+        assert len(frames) == (steps or 3)
 
 
 def test_frames_are_the_images_of_every_so_many_steps(digits, tmp_path):
@@ -287,6 +381,9 @@ def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
     refuses("every is 9, expected 1 to the number of steps, 8", "embed", "-o", path, "--steps", 8, "--every", 9)
     refuses("max_steps is 7, expected at least the number of steps, 8", "embed", "-o", path, "--steps", 8,
             "--max-steps", 7)
+    refuses("operator is 'blur:2', expected one of: mask; its values are inputs of the file", "embed", "-o", path,
+            "--operator", "blur:2")
+    refuses("operator is 'mask:known.png', expected one of: mask", "embed", "-o", path, "--operator", "mask:known.png")
     refuses("every is for samplers", "embed", "-o", path, "--kind", "evaluation", "--every", 2)
     refuses("does not end in .onnx", "embed", "-o", tmp_path / "s.bin")
     refuses("m.onnx is missing", "embed", tmp_path / "m.onnx", "-o", path)
@@ -331,12 +428,15 @@ def test_files_that_are_not_what_they_should_be_are_refused_in_one_line(digits, 
     refuses("has sampler format 99", "verify", tmp_path / "newer.onnx", tmp_path / "g.npz")
     onnx.helper.set_model_props(damaged, {"sde_onnx_sampler": '{"format": 1, "kind": "step", "steps": 3}'})
     onnx.save(damaged, tmp_path / "older.onnx")
-    refuses("has sampler format 1, this sde-onnx reads format 2: make it again with `sde-onnx embed`", "verify",
+    refuses("has sampler format 1, this sde-onnx reads 2 to 3: make it again with `sde-onnx embed`", "verify",
             tmp_path / "older.onnx", tmp_path / "g.npz")
     golden = dict(np.load(tmp_path / "g.npz"))
     np.savez(tmp_path / "older.npz", **{name: value for name, value in golden.items() if name != "format"})
-    refuses("has golden format 1, this sde-onnx reads format 2: write it again", "verify",
+    refuses("has golden format 1, this sde-onnx reads 2 to 3: write it again", "verify",
             tmp_path / "evaluation.onnx", tmp_path / "older.npz")
+    np.savez(tmp_path / "newer.npz", **golden | {"format": 4})
+    refuses("has golden format 4, this sde-onnx reads 2 to 3: upgrade sde-onnx", "verify",
+            tmp_path / "evaluation.onnx", tmp_path / "newer.npz")
 
 
 @pytest.fixture(scope="module")
@@ -348,9 +448,10 @@ def model8(tmp_path_factory):
     return folder / "m.onnx"
 
 
-def test_a_triton_repository_fits_tritons_schema(tmp_path):
+@pytest.mark.parametrize("operator", [[], ["--operator", "mask"]])
+def test_a_triton_repository_fits_tritons_schema(operator, tmp_path):
     path, repository = tmp_path / "digits.onnx", tmp_path / "models"
-    arguments = ["embed", "-o", str(path), "--steps", "3", "--triton", str(repository)]
+    arguments = ["embed", "-o", str(path), "--steps", "3", "--triton", str(repository), *operator]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     config = text_format.Parse((repository / "digits" / "config.pbtxt").read_text(), ModelConfig())
     assert (repository / "digits" / "1" / "model.onnx").read_bytes() == path.read_bytes()
@@ -362,7 +463,7 @@ def test_a_triton_repository_fits_tritons_schema(tmp_path):
         assert [item.name for item in declared] == [item.name for item in real]
         for mine, graph in zip(declared, real, strict=True):
             dims = list(mine.reshape.shape) if mine.HasField("reshape") else list(mine.dims)
-            assert dims == graph.shape[1:]
+            assert dims == [size if isinstance(size, int) else -1 for size in graph.shape[1:]]
             assert DataType.Name(mine.data_type) == types[graph.type]
     path.unlink()
     refuses("config.pbtxt exists already", *arguments)
