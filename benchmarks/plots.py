@@ -1,11 +1,12 @@
-"""The README's plots, and how tables and plots call what they show."""
+"""The documentation's plots, and how tables and plots call what they show."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LINE_TO_BEAT", "OURS", "TITLES", "plot_quality", "plot_speed", "quality_name"]
+__all__ = ["LINE_TO_BEAT", "OURS", "TITLES", "method_name", "plot_quality", "plot_restoration", "plot_speed",
+           "quality_name"]
 
 TITLES = {"digits": "digits 16²", "32": "32², 62 M", "256": "256², 66 M", "1024": "1024², 106 M"}
 OURS = "sde-onnx"
@@ -18,6 +19,41 @@ def quality_name(row: dict[str, Any]) -> str:
     options = "".join(f" `--{name.replace('_', '-')}{'' if value is True else f' {value}'}`"
                       for name, value in row["options"].items())
     return f"`{row['solver']}`{options}"
+
+
+def method_name(row: dict[str, Any]) -> str:
+    """A method of restoration with its options and its solver."""
+    options = "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in row["options"].items())
+    return f"{row['method']}{options}, {row['solver']} {row['steps']}"
+
+
+def plot_restoration(result: dict[str, Any], path: Path) -> None:
+    """Draws PSNR against seconds an image: a panel for each task, a row of them for each noise."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows, seconds = result["rows"], result["seconds_an_image"]
+    tasks, noises = (list(dict.fromkeys(row[key] for row in rows)) for key in ("operator", "noise"))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure, panels = plt.subplots(len(noises), len(tasks), figsize=(2.6 * len(tasks), 2.6 * len(noises)),
+                                  layout="constrained", sharex=True, squeeze=False)
+    for noise, line in zip(noises, panels, strict=True):
+        for task, axes in zip(tasks, line, strict=True):
+            for index, method in enumerate(methods):
+                found = [row for row in rows if (row["operator"], row["noise"], row["method"]) == (task, noise, method)]
+                axes.errorbar([seconds[method_name(row)] for row in found], [row["psnr"] for row in found],
+                              [row["psnr_standard_error"] for row in found], fmt="o", markersize=4, capsize=2,
+                              label=method, color=plt.get_cmap("tab10")(index))
+            axes.set_xscale("log")
+            axes.set_title(f"{task}, noise {noise:g}", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].legend(fontsize=6, frameon=False)
+    figure.supxlabel("seconds an image", fontsize=8)
+    figure.supylabel("PSNR of one sample, dB", fontsize=8)
+    figure.savefig(path, dpi=130)
 
 
 def plot_speed(cpu: dict[str, Any], amx: dict[str, Any] | None, path: Path) -> None:

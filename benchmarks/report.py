@@ -1,4 +1,4 @@
-"""Writes the README's benchmark sections from the committed results, and their plots (plots.py).
+"""Writes the benchmark sections of README and docs from the committed results, and their plots (plots.py).
 
     python benchmarks/report.py
 """
@@ -6,9 +6,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from plots import LINE_TO_BEAT, OURS, TITLES, plot_quality, plot_speed, quality_name
+from plots import (
+    LINE_TO_BEAT,
+    OURS,
+    TITLES,
+    method_name,
+    plot_quality,
+    plot_restoration,
+    plot_speed,
+    quality_name,
+)
 
 from sde_onnx.solvers.catalogue import MODEL, QUALITIES, SOLVERS
 
@@ -16,9 +26,11 @@ from environment import RESULTS, ROOT
 
 README = ROOT / "README.md"
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
-CPU_MARKS, BF16_MARKS, GPU_MARKS, QUALITY_MARKS, GRADIENT_MARKS, LIKELIHOOD_MARKS, CODES_MARKS = (
+RESTORATION_PAGE, RESTORATION_PLOT = ROOT / "docs" / "restoration.md", ROOT / "docs" / "restoration.png"
+(CPU_MARKS, BF16_MARKS, GPU_MARKS, QUALITY_MARKS, GRADIENT_MARKS, LIKELIHOOD_MARKS, CODES_MARKS, RESTORATION_MARKS,
+ GUIDANCE_MARKS) = (
     (f"<!-- {name} -->", f"<!-- /{name} -->")
-    for name in ("cpu", "bf16", "gpu", "quality", "gradients", "likelihood", "codes")
+    for name in ("cpu", "bf16", "gpu", "quality", "gradients", "likelihood", "codes", "restoration", "guidance")
 )
 CHEAP = 25
 
@@ -254,17 +266,70 @@ def codes_section(result: dict[str, Any] | None) -> str:
         "| " + " | ".join(f"{row['rms']:.1e}" for row in rows.values()) + " |"])
 
 
+def restoration_section(result: dict[str, Any] | None) -> str:
+    """The page's text on methods of restoration, from what benchmarks/restoration.py has written, if it has."""
+    if result is None:
+        return "Not measured yet; `python benchmarks/restoration.py` does."
+    rows, seconds = result["rows"], result["seconds_an_image"]
+    names = list(dict.fromkeys(method_name(row) for row in rows))
+    tasks, noises = (list(dict.fromkeys(row[key] for row in rows)) for key in ("operator", "noise"))
+    counts = {name: next(row["images"] for row in rows if method_name(row) == name) for name in names}
+    most = max(counts.values())
+    fewer = "".join(f" ({name}: the first {count})" for name, count in counts.items() if count < most)
+    lines = [f"Measured on {most} digits that the model has not seen{fewer}: PSNR of one sample in dB with its",
+             "standard error, SSIM, and the share in which a judge sees the same digit "
+             f"([`restoration.json`](../benchmarks/results/restoration.json), {_machine([result])}).",
+             "", "![PSNR against seconds](restoration.png)"]
+    for noise in noises:
+        lines += ["", f"Noise {noise:g}:", "", "| | " + " | ".join(tasks) + " |", "| --- |" + " --- |" * len(tasks)]
+        for name in names:
+            cells = [next((_restored(row) for row in rows if (method_name(row), row["operator"], row["noise"])
+                           == (name, task, noise)), "") for task in tasks]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "What they cost, and how far A x is from y, task by task: in deviations of the noise, without noise",
+              "in levels of 255.", "", "| | evaluations | products | s an image | residual with noise | without |",
+              "| --- | --- | --- | --- | --- | --- |"]
+    for name in names:
+        own = [row for row in rows if method_name(row) == name]
+        with_noise, without = ([f"{row['residual']:.2g}" for row in own if (row["noise"] > 0) == is_noisy]
+                               for is_noisy in (True, False))
+        lines.append(f"| {name} | {own[0]['evaluations']} | {own[0]['products']} | {seconds[name]:.3g} | "
+                     f"{', '.join(with_noise)} | {', '.join(without)} |")
+    return "\n".join(lines)
+
+
+def _restored(row: dict[str, Any]) -> str:
+    seen = "" if row["recognised"] is None else f", {row['recognised']:.2f}"
+    return f"{row['psnr']:.1f} ± {row['psnr_standard_error']:.1f}, {row['ssim']:.3f}{seen}"
+
+
+def guidance_section(result: dict[str, Any] | None) -> str:
+    """The page's text on classifier guidance, from what benchmarks/guidance.py has written, if it has."""
+    if result is None:
+        return "Not measured yet; `python benchmarks/guidance.py` does."
+    return "\n".join([
+        f"The bundled digits, {result['count']} samples of each class by the default solver "
+        "([`guidance.json`](../benchmarks/results/guidance.json)):", "",
+        "| weight | show the asked class | Fréchet distance within it |", "| --- | --- | --- |",
+        *(f"| {row['weight']} | {row['hit']:.3f} | {_frechet(row)} |" for row in result["rows"]), "",
+        "The judges were trained on digits that neither the model nor the classifier has seen. The distance is the",
+        "mean over classes, to real digits of the class, extrapolated to infinitely many images."])
+
+
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    for marks, write, names in SECTIONS:
-        text = replaced(text, marks, write(*map(result, names)))
-    README.write_text(text, encoding="utf-8")
+    for page, sections in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        for marks, write, names in sections:
+            text = replaced(text, marks, write(*map(result, names)))
+        page.write_text(text, encoding="utf-8")
+    if (restored := result("restoration.json")) is not None:
+        plot_restoration(restored, RESTORATION_PLOT)
     plot_speed(json.loads((RESULTS / "cpu.json").read_text()), result("cpu_amx.json"), PLOT)
     plot_quality(json.loads((RESULTS / "quality.json").read_text()), QUALITY_PLOT)
 
 
-# What stands between which marks, and the result files that it is written from.
-SECTIONS = [
+# What stands between which marks of a page, and the result files that it is written from.
+PAGES: dict[Path, list[tuple[tuple[str, str], Any, list[str]]]] = {README: [
     (CPU_MARKS, cpu_section, ["cpu.json", "loop.json", "cpu_amx.json"]),
     (BF16_MARKS, bf16_section, ["bf16.json"]),
     (GPU_MARKS, gpu_section, ["cuda.json", "fp16.json"]),
@@ -272,7 +337,10 @@ SECTIONS = [
     (GRADIENT_MARKS, gradient_section, ["gradients.json"]),
     (LIKELIHOOD_MARKS, likelihood_section, ["likelihood.json"]),
     (CODES_MARKS, codes_section, ["codes.json"]),
-]
+], RESTORATION_PAGE: [
+    (RESTORATION_MARKS, restoration_section, ["restoration.json"]),
+    (GUIDANCE_MARKS, guidance_section, ["guidance.json"]),
+]}
 
 
 if __name__ == "__main__":

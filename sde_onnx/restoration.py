@@ -152,8 +152,8 @@ def resolve_restoration(
                          f"there are {', '.join(free)}")
     sampling = resolve(model, quality=quality, solver=solver, steps=steps, options=others)
     if METHODS[name].is_loop and sampling.plan is None:
-        raise InputError(f"method {name} takes its noise levels from the solver, and {sampling.solver} chooses them as "
-                         "it goes: take another")
+        raise InputError(f"method {name} needs the solver's noise levels, which {sampling.solver} chooses as it goes: "
+                         "take another")
     if METHODS[name].needs_gradient and sampling.wrappers:
         raise InputError(f"measure_noise does not go with method {name}, whose products are at the solver's sigma")
     return Restoration(name, own, sampling)

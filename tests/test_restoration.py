@@ -35,7 +35,7 @@ def test_a_hole_is_filled(method, digits, gradient, clean):
     operator = operator_for(BOX, SHAPE)
     y = operator.A(clean)
     needs = {"gradient": gradient} if METHODS[method].needs_gradient else {}
-    solver = {"solver": "ancestral", "steps": 100} if method == "replacement" else {}
+    solver = {"solver": "ancestral", "steps": 100} if method in ("replacement", "dps") else {}
     restored = sde_onnx.restore(digits, y, BOX, range(4), method=method, **needs, **solver)
     assert restored.shape == clean.shape and restored.dtype == np.float32
     known = operator.A(np.ones_like(clean)) > 0
@@ -122,7 +122,7 @@ class Wrong:
                         "there are null-space, daps, replacement"),
     ({"method": "nothing"}, "unknown method 'nothing'"),
     ({"zeta": 1.0}, "option zeta belongs to dps; method null-space has trust"),
-    ({"method": "daps", "solver": "rk45"}, "method daps takes its noise levels from the solver"),
+    ({"method": "daps", "solver": "rk45"}, "method daps needs the solver's noise levels"),
     ({"seeds": []}, "no seeds"),
     ({"labels": 3}, "has no labels"),
 ])

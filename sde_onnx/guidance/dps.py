@@ -1,39 +1,77 @@
-"""Diffusion posterior sampling: the denoised image moved along the gradient of its distance from the measurement.
+"""Diffusion posterior sampling: after every step, x goes along the gradient of the distance from the measurement.
 
-    D' = D - zeta grad_x |y - A D(x)| = D + zeta J_D^T A^T (y - A D) / |y - A D|,   J_D^T v = v + sigma^2 J_s^T v
+    x <- x - zeta grad_x |y - A D(x)| = x + zeta J_D^T A^T (y - A D) / |y - A D|,   J_D^T v = v + sigma^2 J_s^T v
 
-The paper subtracts zeta times the gradient from x after every step, so that its effect grows with their number. Here
-it is part of the denoised image, and a step from sigma to sigma' takes the share 1 - sigma'^2 / sigma^2 of it. So in
-geometric steps of ancestral sampling the two are the same, but for that constant factor.
+The gradient is taken where the step began. Langevin corrections stay as they are. All steps together have to bring x
+to the measurement, so zeta goes with their number: the paper takes 1,000.
+
+As a change of the denoised image, which every solver could run, the same has no good zeta: a step to noise level 0
+takes that image as it is, and so the whole of zeta.
 
 Source: Chung et al. 2023, "Diffusion Posterior Sampling for General Noisy Inverse Problems", algorithm 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 
-from sde_onnx.guidance.measurement import Measurement, Product, corrected
-from sde_onnx.solvers.protocols import Array, Score
+from sde_onnx.guidance.measurement import Measurement, Product
+from sde_onnx.solvers.catalogue import Sampling
+from sde_onnx.solvers.plan import Memory, Step, Update, Updated, denoised, run, sigma_of_each
+from sde_onnx.solvers.protocols import Array, NoiseSource, Number, Score
 
-__all__ = ["dps"]
+__all__ = ["dps", "drawn"]
 
 
-def dps(score: Score, measurement: Measurement, *, vjp: Product, zeta: float = 1.0) -> Score:
-    """The score given a measurement, of one vector-Jacobian product.
+def dps(
+    score: Score, noise: NoiseSource, measurement: Measurement, *, sampling: Sampling, vjp: Product, zeta: float = 0.5
+) -> Iterator[Step]:
+    """Yields the steps of a solver; nothing is computed before the first is asked for.
 
     Args:
         score: the model's.
+        noise: the solver's own arrays.
         measurement: what is known of each image of a batch.
-        vjp: the score's vector-Jacobian product.
-        zeta: the size of the step, data units, > 0.
-    """
-    def correction(x: Array, sigma: Array, image: Array) -> Array:
-        residual = measurement.residual(image)
-        axes = tuple(range(1, residual.ndim))
-        norm = np.sqrt((residual**2).sum(axis=axes, keepdims=True))
-        v = measurement.operator.adjoint(residual / np.where(norm > 0, norm, 1))
-        product = vjp(x, sigma[:, 0, 0, 0], np.ascontiguousarray(v))[1]
-        return image + zeta * (v + sigma**2 * product)
+        sampling: of a solver with a plan.
+        vjp: the score's vector-Jacobian product, one an evaluation.
+        zeta: how far x goes after an evaluation, data units, > 0: the norm of the change where J_D is 1.
 
-    return corrected(score, correction)
+    Errors: :func:`sde_onnx.solvers.plan.run_evaluations`.
+    """
+    plan = sampling.plan
+    assert plan is not None   # resolve_restoration refuses a solver without one
+    evaluations = (
+        evaluation if evaluation.langevin is not None else
+        replace(evaluation, update=partial(drawn, update=evaluation.update, measurement=measurement, vjp=vjp, zeta=zeta,
+                                           sigma=evaluation.sigma))
+        for evaluation in plan.evaluations
+    )
+    yield from run(replace(plan, evaluations=tuple(evaluations)), score, noise)
+
+
+def drawn(
+    x: Array, score: Array, z: Array | None, memory: Memory, *, update: Update, measurement: Measurement,
+    vjp: Product, zeta: float, sigma: Number,
+) -> Updated:
+    """An update, and then x drawn towards the measurement.
+
+    Args:
+        x, score, z, memory: see :data:`sde_onnx.solvers.plan.Update`.
+        update: the solver's.
+        measurement: what is known of each image.
+        vjp: the score's vector-Jacobian product.
+        zeta: how far.
+        sigma: what the network was told.
+
+    Source: Chung et al. 2023, algorithm 1.
+    """
+    residual = measurement.residual(denoised(x, score, sigma))
+    norm = np.sqrt((residual**2).sum(axis=tuple(range(1, residual.ndim)), keepdims=True))
+    v = np.ascontiguousarray(measurement.operator.adjoint(residual / np.where(norm > 0, norm, 1)))
+    product = vjp(x, sigma_of_each(x, sigma), v)[1]
+    x_next, x_mean, memory = update(x, score, z, memory)
+    return x_next + zeta * (v + sigma**2 * product), x_mean, memory

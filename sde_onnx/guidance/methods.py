@@ -23,14 +23,14 @@ class Method:
     function: str                    # MODULE.FUNCTION of this package: wraps the score, or is a loop of its own
     options: Mapping[str, Any] = field(default_factory=dict)   # keys of METHOD_OPTIONS, with their defaults
     needs_gradient: bool = False     # whether it takes vector-Jacobian products
-    is_loop: bool = False            # whether it runs in place of the solver, of which it takes the noise levels
+    is_loop: bool = False            # whether it runs in place of the solver's loop: then it needs a plan
 
 
 METHOD_OPTIONS: dict[str, Option] = {
     "iterations": Number("--iterations", "GMRES iterations a network evaluation, a vector-Jacobian product each.",
                          whole=True, least=1),
     "trust": Number("--trust", "How much of a noisy measurement is left to the network: lambda.", open=True),
-    "zeta": Number("--zeta", "Size of the step towards the measurement, data units.", open=True),
+    "zeta": Number("--zeta", "How far x goes towards the measurement after an evaluation, data units.", open=True),
     "ode_steps": Number("--ode-steps", "Network evaluations for an estimate at each noise level.", whole=True, least=1),
     "spread": Number("--spread", "Spread of the draw around the estimate, in sigma.", open=True),
 }
@@ -38,8 +38,8 @@ METHODS = {
     "null-space": Method("puts right what is measured; needs no gradient", "null_space.null_space", {"trust": 1.0}),
     "posterior": Method("moment matching: the measurement tells of the rest by the network's own covariance",
                         "posterior.posterior", {"iterations": 2}, needs_gradient=True),
-    "dps": Method("a gradient step towards the measurement, for many steps", "dps.dps", {"zeta": 1.0},
-                  needs_gradient=True),
+    "dps": Method("a gradient step towards the measurement, for many steps", "dps.dps", {"zeta": 0.5},
+                  needs_gradient=True, is_loop=True),
     "daps": Method("draws around estimates, a noise level at a time", "daps.daps", {"ode_steps": 4, "spread": 1.0},
                    is_loop=True),
     "replacement": Method("the paper's: what is measured is replaced after every update", "replacement.replacement",

@@ -119,7 +119,7 @@ BALANCED = "sde-dpmpp-2m, 25 steps"
     (("--solver", "heun"), "heun, 18 steps"), (("--solver", "adaptive-sde"), "adaptive-sde, adaptive steps"),
 ])
 def test_a_quality_is_a_solver_and_its_steps(arguments, chosen, model_file, monkeypatch, tmp_path):
-    def stop(model, seeds, *, sampling, labels, batch_size):
+    def stop(model, seeds, *, sampling, **others):
         raise InputError(f"asked for {sampling}")
 
     monkeypatch.setattr("sde_onnx.generate.sample.sample_batches", stop)

@@ -120,7 +120,7 @@ def test_every_method_agrees_with_an_exact_measurement(method, pair, rng):
     steps = {
         "null-space": lambda: sampling.run(null_space(pair, measurement), noise),
         "posterior": lambda: sampling.run(posterior(pair, measurement, vjp=pair.vjp), noise),
-        "dps": lambda: sampling.run(dps(pair, measurement, vjp=pair.vjp, zeta=0.5), noise),
+        "dps": lambda: dps(pair, noise, measurement, sampling=sampling, vjp=pair.vjp, zeta=0.1),
         "daps": lambda: daps(pair, noise, measurement, sampling=sampling),
         "replacement": lambda: replacement(pair, noise, measurement, sampling=sampling),
     }[method]()
