@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", type=float, default=NOISES, help="standard deviations")
     parser.add_argument("--methods", nargs="+", help="these alone")
     parser.add_argument("--provider", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--output", type=Path, required=True, help="the result as JSON; added to if it exists")
     arguments = parser.parse_args()
     if (arguments.model is None) != (arguments.images is None):
@@ -164,8 +165,9 @@ def main() -> None:
 
     model_path = arguments.model or sde_onnx.bundled_model()
     gradient_path = arguments.gradient or (None if arguments.model else sde_onnx.bundled_gradient())
-    model = sde_onnx.load(model_path, arguments.provider)
-    gradient = gradient_path and sde_onnx.load(gradient_path, arguments.provider)
+    where: dict[str, Any] = {"provider": arguments.provider, "threads": arguments.threads}
+    model = sde_onnx.load(model_path, **where)
+    gradient = None if gradient_path is None else sde_onnx.load(gradient_path, **where)
     recognised = None
     if arguments.images is None:
         clean, recognised = _unseen_digits(arguments.count)
