@@ -10,6 +10,7 @@ import click
 
 from sde_onnx.cli.options import given, notes, numbers, request_options, runtime_options, solver_options
 from sde_onnx.generate.seeds import format_seeds
+from sde_onnx.solvers.options import GUIDANCE
 
 __all__ = ["sample_command"]
 
@@ -19,7 +20,13 @@ __all__ = ["sample_command"]
 @click.option("--seeds", callback=numbers, default="0-15", metavar="LIST",
               help="An image for each: 7, 0-63, 0-3,8.")
 @click.option("--label", "labels", callback=numbers, metavar="LIST",
-              help="Of a model with labels: 3, or 0-9, which seeds take in turn (seed 13 the 4th of ten).")
+              help="Of a model with labels or of a classifier: 3, or 0-9, which seeds take in turn (seed 13 the 4th "
+                   "of ten).")
+@click.option("--classifier", type=click.Path(dir_okay=False, path_type=Path),
+              show_default="the bundled one for the bundled digits",
+              help="Guides a model without labels: an .onnx of x, sigma and v to logits and vjp.")
+@click.option("--guidance", type=click.FloatRange(min=0), default=GUIDANCE,
+              help="Weight of the classifier: 1 is Bayes' rule, more gives more typical images.")
 @request_options
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time.")
@@ -36,6 +43,8 @@ def sample_command(
     model: Path | None,
     seeds: list[int],
     labels: list[int] | None,
+    classifier: Path | None,
+    guidance: float,
     quality: str | None,
     solver: str | None,
     steps: int | None,
@@ -61,21 +70,28 @@ def sample_command(
     from sde_onnx.cli.outputs import plan_outputs
     from sde_onnx.files import sha256
     from sde_onnx.generate.sample import default_batch_size, sample_batches
-    from sde_onnx.models import bundled_model
+    from sde_onnx.models import bundled_classifier, bundled_model
+    from sde_onnx.runtime.classifier import load_classifier
     from sde_onnx.runtime.score_model import load
     from sde_onnx.solvers.catalogue import resolve
 
+    if model is None and labels is not None:
+        classifier = classifier or bundled_classifier()
     model = model or bundled_model()
     outputs = plan_outputs(output, seeds, model=model, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
+        guide = None if classifier is None else load_classifier(classifier, provider, threads=threads,
+                                                                image_shape=score_model.metadata.image_shape)
     sampling = resolve(score_model.metadata, quality=quality, solver=solver, steps=steps, options=given(options))
     count = sampling.steps or 0
     batch_size = batch_size or outputs.batch_size or default_batch_size(score_model.metadata.image_shape)
     with notes():
-        batches = sample_batches(score_model, seeds, sampling=sampling, labels=labels, batch_size=batch_size)
+        batches = sample_batches(score_model, seeds, sampling=sampling, labels=labels, classifier=guide,
+                                 guidance=guidance, batch_size=batch_size)
+    guided = {"classifier": sha256(classifier), "guidance": guidance} if classifier else {}
     outputs.begin({"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
-                   "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels)},
+                   "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels), **guided},
                   batch_size=batch_size, depends_on_batch=sampling.depends_on_batch)
     resumed = nfe = 0
     start = time.monotonic()
