@@ -4,11 +4,11 @@
     python benchmarks/restoration.py --model celebahq.onnx --gradient celebahq-gradient.onnx --images celebahq/ \
         --operators box:64,64,128,128 bicubic:4 --output celebahq.json
 
-Of each case: PSNR and SSIM of a sample of each image, the share that shows the same digit
-(of the bundled model: a judge that has seen none of them says so), how far A x is from y in standard deviations of the
-noise (without noise, in levels of 8 bits), evaluations of the network and vector-Jacobian products. Cases that the
-output holds already are not run again. At the end the seconds of an image are measured for all cases in turns, with
-nothing else running: at 25 steps, times their number.
+Of each case: PSNR and SSIM of a sample of each image, the share that shows the same digit (of the bundled model, by a
+judge that was trained on these digits in other colours), how far A x is from y in standard deviations of the noise
+(without noise, in levels of 8 bits), evaluations of the network and vector-Jacobian products. Cases that the output
+holds already are not run again. At the end the seconds of an image are measured for all cases in turns, with nothing
+else running: at 25 steps, times their number.
 
 Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", for SSIM.
 """

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
-from sde_onnx.generate.sample import Labels, batches_of, label_of, last_images
+from sde_onnx.generate.sample import Batch, Labels, batches_of, label_of, last_images
 from sde_onnx.guidance.measurement import Measurement, Product
 from sde_onnx.guidance.methods import METHODS, default_method, options_of
 from sde_onnx.image_files import Images, in_data_units
@@ -29,7 +30,8 @@ from sde_onnx.solvers.noise import check_seeds, portable_normals
 from sde_onnx.solvers.plan import Step
 from sde_onnx.solvers.protocols import Array, NoiseSource, Score
 
-__all__ = ["ROUNDING", "Restoration", "degrade", "operator_for", "resolve_restoration", "restore"]
+__all__ = ["ROUNDING", "Restoration", "degrade", "operator_for", "resolve_restoration", "restore",
+           "restore_batches"]
 
 Float32Array = NDArray[np.float32]
 ROUNDING = 1 / 255 / 12**0.5   # the standard deviation of what 8 bits round away
@@ -112,21 +114,39 @@ def restore(
             that does not fit the model's images or whose adjoint is none, or a method whose gradient is missing.
         NonFiniteError: NaN or infinity appeared.
     """
-    if gradient is None and model.metadata.gradient:
-        gradient = model
     asked: dict[str, Any] = {"method": method, "solver": solver, "quality": quality, "steps": steps,
                              "options": options}
     if restoration is None:
-        restoration = resolve_restoration(model.metadata, has_gradient=gradient is not None, **asked)
+        has_gradient = gradient is not None or model.metadata.gradient
+        restoration = resolve_restoration(model.metadata, has_gradient=has_gradient, **asked)
     elif named := [name for name, value in asked.items() if value not in (None, {})]:
         raise InputError(f"restoration says how already: leave out {', '.join(named)}")
-    check_seeds(seeds)
     linear = operator_for(operator, model.metadata.image_shape)
-    known = _measurement(measurement, linear, noise, model.metadata.image_shape, len(seeds))
-    loop = partial(_loop, restoration, known, _products(model, gradient, seeds, labels)
-                   if METHODS[restoration.method].needs_gradient else None)
-    batches = batches_of(model, seeds, restoration.sampling, labels=labels, batch_size=batch_size, loop=loop)
+    batches = restore_batches(model, measurement, linear, seeds, restoration, noise=noise, gradient=gradient,
+                              labels=labels, batch_size=batch_size)
     return last_images(batches, len(seeds) * (restoration.sampling.steps or 0), progress=progress)
+
+
+def restore_batches(
+    model: ScoreModel, measurement: Images, operator: Operator, seeds: Sequence[int], restoration: Restoration, *,
+    noise: float = 0.0, gradient: ScoreModel | None = None, labels: Labels = None, batch_size: int | None = None,
+) -> Iterator[Batch]:
+    """Returns the batches of :func:`restore`, each an iterator over its steps, for whoever wants to see them.
+
+    Args:
+        operator: of :func:`operator_for`.
+        restoration: of :func:`resolve_restoration`.
+
+    Other arguments and errors are those of :func:`restore`; they are checked before the first batch.
+    """
+    check_seeds(seeds)
+    restoration.sampling.check_model(model.metadata)
+    known = _measurement(measurement, operator, noise, model.metadata.image_shape, len(seeds))
+    products = None
+    if METHODS[restoration.method].needs_gradient:
+        products = _products(model, model if gradient is None else gradient, seeds, labels)
+    return batches_of(model, seeds, restoration.sampling, labels=labels, batch_size=batch_size,
+                      loop=partial(_loop, restoration, known, products))
 
 
 def resolve_restoration(
@@ -160,7 +180,7 @@ def resolve_restoration(
 
 
 def operator_for(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
-    """The operator that is meant, which was found to fit a model's images and its own adjoint.
+    """The operator that a caller means. It was applied once: it fits the model's images and its own adjoint.
 
     Args:
         operator: see :func:`restore`.
@@ -183,20 +203,26 @@ def operator_for(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
                          f"{list(y.shape)}, expected {list(x.shape)}")
     forth, also = float(np.vdot(measured, y)), float(np.vdot(x, back))
     if not abs(forth - also) <= ADJOINT_TOLERANCE * float(np.linalg.norm(measured) * np.linalg.norm(y)):
-        raise InputError(f"the operator's adjoint is none: <A x, y> is {forth:.6g} and <x, adjoint(y)> is {also:.6g}")
+        raise InputError(f"adjoint(y) is not the adjoint of A: <A x, y> is {forth:.6g} and <x, adjoint(y)> is "
+                         f"{also:.6g}")
     return linear
 
 
 def degrade(images: Float32Array, operator: Operator, seeds: Sequence[int], *, noise: float = 0.0) -> Float32Array:
-    """Measurements of clean images, ``A x + noise n``; n is the seed's, and none of what its sample is made of.
+    """Measurements of clean images, ``A x + noise n``. The seed's n has nothing in common with the seed's sample.
 
     Args:
         images: ``[N, C, H, W]`` float32 in data units.
         operator: of :func:`operator_for`.
         seeds: one for each image.
         noise: sigma_y, >= 0.
+
+    Raises:
+        InputError: not a seed for each image, or a noise below 0.
     """
     _check_noise(noise)
+    if len(seeds) != len(images):
+        raise InputError(f"{len(seeds)} seeds for {len(images)} images: give one for each image")
     clean = operator.A(images)
     n = portable_normals(check_seeds(seeds), FIRST_DRAW, int(np.prod(clean.shape[1:]))).reshape(clean.shape)
     return (clean + np.float32(noise) * _seen(operator, n, images.shape[1:])).astype(np.float32)
@@ -217,10 +243,10 @@ def _measurement(
     y: Array = in_data_units(measurement)
     if measurement.dtype == np.uint8:
         noise = float(np.hypot(noise, ROUNDING))
-    if not np.isfinite(y).all():
-        raise InputError("the measurement holds NaN or infinity")
     seen = _seen(operator, y if y.ndim > len(shape) else y[None], image_shape)
-    return Measurement(np.broadcast_to(seen, (images, *shape)), operator, noise)
+    if not np.isfinite(seen).all():
+        raise InputError("the measurement holds NaN or infinity")
+    return Measurement(np.broadcast_to(seen, (images, *shape)), operator, float(noise))
 
 
 def _seen(operator: Operator, y: Array, image_shape: tuple[int, ...]) -> Array:
@@ -230,16 +256,14 @@ def _seen(operator: Operator, y: Array, image_shape: tuple[int, ...]) -> Array:
 
 
 def _check_noise(noise: float) -> None:
-    if not 0 <= noise < np.inf:
+    if not isinstance(noise, numbers.Real) or not 0 <= noise < np.inf:
         raise InputError(f"noise is {noise}, expected a standard deviation of 0 or more, in data units")
 
 
 def _products(
-    model: ScoreModel, gradient: ScoreModel | None, seeds: Sequence[int], labels: Labels
+    model: ScoreModel, gradient: ScoreModel, seeds: Sequence[int], labels: Labels
 ) -> Callable[[slice], Product]:
     """Of which images a batch holds: the vector-Jacobian product of their scores."""
-    if gradient is None:
-        raise InputError("a gradient file is needed, which `sde-onnx gradient` makes")
     if not gradient.metadata.gradient:
         raise InputError(f"{gradient.path.name} has no gradient: `sde-onnx gradient` makes the file that has")
     if (gradient.metadata.source, gradient.metadata.image_shape) != (model.metadata.source, model.metadata.image_shape):

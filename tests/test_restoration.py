@@ -111,10 +111,11 @@ class Wrong:
 @pytest.mark.parametrize(("changed", "said"), [
     ({"operator": "down:3"}, "16 rows cannot be divided by 3"),
     ({"operator": "down:4"}, "the measurement has shape [3, 8, 8], the operator gives [3, 4, 4] of images [3, 16, 16]"),
-    ({"operator": Wrong()}, "the operator's adjoint is none: <A x, y> is "),
+    ({"operator": Wrong()}, "adjoint(y) is not the adjoint of A: <A x, y> is "),
     ({"operator": 5}, "operator is int"),
     ({"noise": -0.1}, "noise is -0.1"),
     ({"noise": float("nan")}, "noise is nan"),
+    ({"noise": None}, "noise is None"),
     ({"measurement": np.zeros((5, 3, 8, 8), np.float32)}, "the measurement has shape [5, 3, 8, 8]"),
     ({"measurement": np.zeros((3, 8, 8))}, "the measurement is float64"),
     ({"measurement": np.full((3, 8, 8), np.nan, np.float32)}, "the measurement holds NaN"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sde_onnx import images as pictures
 from sde_onnx.errors import InputError, OutputError
 from sde_onnx.files import check_writable, replacing
-from sde_onnx.generate.folder import FolderRun
+from sde_onnx.generate.folder import RECORD, FolderRun
 from sde_onnx.solvers.plan import Step
 
 __all__ = ["RestoredPicture", "SampleOutput", "picture_paths", "plan_outputs"]
@@ -146,11 +146,13 @@ class RestoredPicture:
         force: whether the images of another run may be replaced.
 
     Raises:
-        OutputError: the folder cannot be written to.
+        OutputError: the folder cannot be written to, or the panel is a file that no run of this command has left.
     """
 
     def __init__(self, panel: Path, *, zoom: int, force: bool) -> None:
-        self._panel = panel   # made anew of what is in the folder
+        has_run = panel.with_suffix("").joinpath(RECORD).exists()   # its panel is made anew of what is in the folder
+        check_writable(panel, force=force or has_run)
+        self._panel = panel
         self._run = FolderRun(panel.with_suffix(""), shards=False, force=force)
         self._zoom = zoom
 
@@ -165,7 +167,7 @@ class RestoredPicture:
         return [seed for seed in seeds if not self._run.has([seed])]
 
     def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> None:
-        """Writes restorations, ``[N, C, H, W]``."""
+        """Writes those of the restorations ``[N, C, H, W]`` that are not there yet."""
         self._run.write(seeds, images)
 
     def panel(

@@ -91,6 +91,7 @@ def restore_command(
     import time
 
     import numpy as np
+    from tqdm import tqdm
 
     from sde_onnx.cli.outputs import RestoredPicture, picture_paths
     from sde_onnx.files import sha256
@@ -100,7 +101,7 @@ def restore_command(
     from sde_onnx.models import bundled_model
     from sde_onnx.operators.text import files_of
     from sde_onnx.restoration import degrade as degraded
-    from sde_onnx.restoration import operator_for, resolve_restoration, restore
+    from sde_onnx.restoration import operator_for, resolve_restoration, restore_batches
     from sde_onnx.runtime.score_model import load
 
     given_model, paths = model_and_pictures
@@ -122,34 +123,41 @@ def restore_command(
     batch_size = batch_size or default_batch_size(image_shape)
     settings = {
         "model": sha256(model), "gradient": gradient and sha256(gradient), "precision": score_model.precision,
-        "operator": operator, "files": [sha256(path) for path in files_of(operator)], "noise": noise,
+        "operator": operator, "operator_files": [sha256(path) for path in files_of(operator)], "noise": noise,
         "labels": labels and format_seeds(labels), **restoration.to_json(),
     }
     panels = picture_paths(output, names, force=True, inputs=[model, *pictures, *files_of(operator)])
     outputs = [RestoredPicture(path, zoom=zoom, force=force) for path in panels]
-    start, done = time.monotonic(), 0
-    for place, (run, measurement) in enumerate(zip(outputs, images, strict=True)):
-        pixels = hashlib.sha256(measurement.tobytes()).hexdigest()
-        run.begin({**settings, "measurement": pixels}, seeds, batch_size,
+    with notes():
+        batches = [restore_batches(score_model, measurement, linear, seeds, restoration, noise=noise,
+                                   gradient=gradient_model, labels=labels, batch_size=batch_size)
+                   for measurement in images]
+    for run, measurement in zip(outputs, images, strict=True):
+        run.begin({**settings, "measurement": hashlib.sha256(measurement.tobytes()).hexdigest()}, seeds, batch_size,
                   depends_on_batch=restoration.sampling.depends_on_batch)
-        if missing := run.missing(seeds):
-            with notes():
-                run.write(missing, restore(
-                    score_model, measurement, linear, missing, restoration=restoration, noise=noise,
-                    gradient=gradient_model, labels=labels, batch_size=batch_size, progress=True))
-            done += len(missing)
-        click.echo(run.panel(seeds, measurement, None if clean is None else clean[place]))
-    asked = len(seeds) * len(names)
+    start, done, nfe, asked = time.monotonic(), 0, 0, len(seeds) * len(names)
+    count = restoration.sampling.steps or 0
+    with tqdm(total=asked * count or None, unit="step", disable=None) as bar:
+        for place, (run, measurement) in enumerate(zip(outputs, images, strict=True)):
+            for batch in batches[place]:
+                if not (missing := run.missing(batch.seeds)):
+                    bar.update(len(batch.seeds) * count)
+                    continue
+                for step in batch.steps:   # noqa: B007  # the last one is the result
+                    bar.update(len(batch.seeds))
+                run.write(batch.seeds, np.clip(step.x_mean, 0, 1))
+                done, nfe = done + len(missing), max(nfe, step.nfe)
+            bar.write(run.panel(seeds, measurement, None if clean is None else clean[place]))
     if done < asked:
         click.echo(f"{asked - done} of {asked} images were there already")
     if done:
-        click.echo(f"{done} images, {restoration}, nfe {restoration.evaluations or 'adaptive'}"
+        click.echo(f"{done} images, {restoration}, nfe {nfe}"
                    f"{f' with {restoration.products} products each' * bool(restoration.products)}, "
                    f"{score_model.provider} {score_model.precision}, {time.monotonic() - start:.1f} s")
 
 
 def _gradient_of(model: ScoreModel, given_model: Path | None, method: str | None) -> Path | None:
-    """The gradient file of a model that none was named for: the bundled one, or one that is made if it is needed."""
+    """The gradient file of a model where the user names none: the bundled one, or one that is made if it is needed."""
     from sde_onnx.extras import has_export
     from sde_onnx.models import bundled_gradient
 

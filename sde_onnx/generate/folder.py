@@ -23,7 +23,7 @@ from sde_onnx.errors import InputError, OutputError
 from sde_onnx.files import check_writable, read_json, replacing
 from sde_onnx.generate.seeds import format_seeds, parse_seeds
 
-__all__ = ["FolderRun"]
+__all__ = ["RECORD", "FolderRun"]
 
 RECORD, FORMAT = "run.json", 2
 PICTURE, SHARD = re.compile(r"(\d{6,20})\.png"), re.compile(r"\d{6,20}-\d{6,20}\.npz")

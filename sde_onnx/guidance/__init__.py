@@ -1,1 +1,1 @@
-"""Scores made of scores: each takes a score function and returns one, and so runs under every solver."""
+"""What stands around a score, or changes a solver's loop, so that images agree with something that is known."""

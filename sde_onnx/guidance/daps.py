@@ -36,7 +36,7 @@ def daps(
 
     Args:
         score: the model's.
-        noise: the initial latent, then three arrays a level, of which the last level takes two.
+        noise: the initial latent, and at each level an array for the draw, as many as y has values for, and one for x.
         measurement: what is known of each image of a batch.
         sampling: has the noise levels, those of its solver's plan.
         ode_steps: network evaluations for an estimate, >= 1.

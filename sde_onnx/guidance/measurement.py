@@ -1,9 +1,9 @@
-"""A measurement, and what every method of restoration makes of it.
+"""A measurement, and the score that leads to images which agree with it.
 
     y = A x_0 + sigma_y n
 
-A method replaces the denoised image D by one that agrees with y, and returns the score that leads there, so that it
-runs under every solver:
+A method that wraps the score replaces the denoised image D by one that agrees with y, and returns the score that leads
+there, so that it runs under every solver:
 
     D = x + sigma^2 s(x, sigma),   D' = T(D),   s' = (D' - x) / sigma^2
 """

@@ -46,11 +46,12 @@ def adapted(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
     Raises:
         InputError: none of these.
     """
-    if type(operator).__module__.startswith("sde_onnx."):
+    if type(operator).__module__.startswith("sde_onnx.operators."):
         return operator   # type: ignore[no-any-return]
     own = [getattr(operator, name, None) for name in ("A", "adjoint", "pinv")]
     if callable(own[0]) and callable(own[1]):
-        return Adapted(own[0], own[1], own[2] if callable(own[2]) else None)
+        inverse = _in_the_same_type(own[2]) if callable(own[2]) else None
+        return Adapted(_in_the_same_type(own[0]), _in_the_same_type(own[1]), inverse)
     deepinv = [getattr(operator, name, None) for name in ("A", "A_adjoint", "A_dagger")]
     if callable(deepinv[0]) and callable(deepinv[1]):
         dagger = deepinv[2]
@@ -59,6 +60,14 @@ def adapted(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
         return Adapted(_of_arrays(operator), _transposed(operator, image_shape), None)
     raise InputError(f"operator is {type(operator).__name__}: expected one of sde_onnx.operators, an object with A and "
                      "adjoint or A and A_adjoint, or a function of a torch tensor")
+
+
+def _in_the_same_type(function: Callable[[Array], Any]) -> Callable[[Array], Array]:
+    """A function whose result has its argument's type: a matrix of float64 must not change the model's input."""
+    def called(x: Array) -> Array:
+        return np.asarray(function(x)).astype(x.dtype, copy=False)
+
+    return called
 
 
 def _of_arrays(function: Callable[[Any], Any]) -> Callable[[Array], Array]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sde_onnx.errors import InputError
-from sde_onnx.solvers.noise import portable_normals
+from sde_onnx.solvers.noise import check_seeds, portable_normals
 from sde_onnx.solvers.protocols import Array
 
 __all__ = ["Mask", "box", "mask", "random"]
@@ -67,13 +67,15 @@ def box(left: int, top: int, width: int, height: int) -> Mask:
 
 
 def random(missing: float, seed: int = 0) -> Mask:
-    """Pixels chosen at random, all channels together, but a share ``missing`` of them: the same for a seed everywhere.
+    """A share ``missing`` of the pixels is missing, chosen at random, in all channels alike. A seed chooses the same
+    pixels on every machine.
 
     Raises:
-        InputError: a share that is not between 0 and 1, both excluded.
+        InputError: a seed that does not fit 64 bits, or a share that is not between 0 and 1, both excluded.
     """
     if not 0 < missing < 1:
         raise InputError(f"the share of missing pixels is {missing:g}, expected more than 0 and less than 1")
+    check_seeds([seed])
     return Mask(partial(_chosen, missing, seed))
 
 
@@ -92,6 +94,7 @@ def _outside(left: int, top: int, width: int, height: int, shape: tuple[int, ...
     return _something(known)
 
 
+@lru_cache(maxsize=8)
 def _chosen(missing: float, seed: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     rows, columns = shape[1:]
     order = np.argsort(portable_normals(np.array([seed], np.uint64), 0, rows * columns)[0], kind="stable")

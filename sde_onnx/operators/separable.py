@@ -8,6 +8,7 @@ matrix products, and one operator after another is one of the same kind.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
@@ -125,7 +126,7 @@ def blur(sigma: float) -> Separable:
     """A Gaussian blur of standard deviation ``sigma`` in pixels; the image is mirrored at its borders.
 
     Raises:
-        InputError: sigma not above 0.
+        InputError: sigma not above 0; when it is applied, one above the image's size.
     """
     if not 0 < sigma < np.inf:
         raise InputError(f"the blur's sigma is {sigma:g}, expected a number of pixels above 0")
@@ -169,8 +170,8 @@ def _both(link: Link) -> Separable:
 
 
 def _whole(factor: int) -> int:
-    if factor != int(factor) or factor < 2:
-        raise InputError(f"the factor is {factor:g}, expected a whole number of at least 2")
+    if not isinstance(factor, numbers.Integral) or factor < 2:
+        raise InputError(f"the factor is {factor!r}, expected a whole number of at least 2")
     return int(factor)
 
 
@@ -195,6 +196,8 @@ def _cubic(factor: int, size: int) -> Matrix:
 
 def _gaussian(sigma: float, size: int) -> Matrix:
     """Each row: a Gaussian kernel around its pixel; what passes a border is mirrored there."""
+    if sigma > size:
+        raise InputError(f"the blur's sigma is {sigma:g} pixels, more than the {size} of the images")
     reach = int(np.ceil(REACH * sigma))
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)

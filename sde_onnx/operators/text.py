@@ -80,9 +80,10 @@ def _mask_of(path: str) -> Operator:
 def _kernel_of(path: str) -> Operator:
     if path.endswith(".npy"):
         try:
-            return convolve(np.load(path, allow_pickle=False))
-        except (OSError, ValueError) as error:
+            kernel = np.load(path, allow_pickle=False)
+        except (OSError, EOFError, ValueError) as error:
             raise InputError(f"{path} cannot be read as an array ({str(error).splitlines()[0]})") from None
+        return convolve(kernel)
     values = _read(path)
     return convolve(values / max(values.sum(), 1))
 

@@ -1,4 +1,4 @@
-"""A classifier of noisy images that `sde-onnx gradient` has been over: what it finds, and its gradient.
+"""A classifier of noisy images, with the gradient that `sde-onnx gradient` has added to its file.
 
     log p(label given x) = logits[label] - ln sum exp logits
     grad_x log p(label given x) = J^T (e_label - softmax(logits)),   J = d logits / dx
@@ -6,16 +6,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sde_onnx.errors import InputError, ModelFileError
+from sde_onnx.errors import InputError, ModelFileError, ProviderError
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS
 from sde_onnx.solvers.protocols import Array
@@ -32,17 +30,16 @@ class Classifier:
         path: the file.
         image_shape: ``(C, H, W)`` of the images that it takes.
         classes: that it tells apart.
-        open_for: returns ONNX Runtime's session for a number of images.
+        session: ONNX Runtime's, for any number of images.
     """
 
     def __init__(
-        self, path: Path, image_shape: tuple[int, int, int], classes: int,
-        open_for: Callable[[int], ort.InferenceSession],
+        self, path: Path, image_shape: tuple[int, int, int], classes: int, session: ort.InferenceSession
     ) -> None:
         self.path = path
         self.image_shape = image_shape
         self.classes = classes
-        self._open_for = open_for
+        self._session = session
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """The logits, ``[N, classes]`` float32, of noisy images ``[N, C, H, W]`` with noise std ``sigma`` ``[N]``."""
@@ -70,7 +67,10 @@ class Classifier:
 
     def _run(self, x: Array, sigma: Array, v: Array) -> list[Array]:
         feeds = dict(zip((*INPUTS, COTANGENT), (x, sigma, v), strict=True))
-        return list(self._open_for(len(x)).run([LOGITS, GRADIENT], feeds))
+        try:
+            return list(self._session.run([LOGITS, GRADIENT], feeds))
+        except ORT_ERRORS as error:
+            raise ProviderError(f"{self.path.name} failed while running: {str(error).splitlines()[0][:200]}") from error
 
 
 def load_classifier(
@@ -92,16 +92,13 @@ def load_classifier(
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path} is missing, expected a classifier's .onnx file")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, expected at least 1")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
     chosen = choose_provider(provider)
-
-    @functools.lru_cache(maxsize=2)
-    def open_for(batch: int) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        return open_session(os.fspath(path), chosen, options, threads=threads)
-
     try:
-        session = open_for(1)
+        session = open_session(os.fspath(path), chosen, options, threads=threads)
     except ORT_ERRORS as error:
         raise ModelFileError(f"{path} is not an ONNX file that can be loaded "
                              f"({str(error).splitlines()[0][:200]})") from None
@@ -111,9 +108,14 @@ def load_classifier(
             f"{path} maps {', '.join(inputs)} to {', '.join(outputs)}, expected x, sigma, v to logits, vjp: "
             "`sde-onnx gradient CLASSIFIER -o FILE --of logits --at x` makes it of a classifier x, sigma -> logits")
     shape, classes = tuple(inputs["x"].shape[1:]), inputs[COTANGENT].shape[-1]
+    if any(item.type != "tensor(float)" for item in inputs.values()):
+        raise ModelFileError(f"{path} takes {', '.join(item.type for item in inputs.values())}, expected float32")
+    if any(isinstance(item.shape[0], int) for item in inputs.values()):
+        raise ModelFileError(f"{path} takes {inputs['x'].shape[0]} images at a time, expected any number: export the "
+                             "classifier with a dynamic batch")
     if len(shape) != 3 or not all(isinstance(size, int) for size in (*shape, classes)):
         raise ModelFileError(f"{path} takes images {list(shape)} and gives logits of {classes} classes, expected sizes "
                              "that are fixed, but for the batch")
     if image_shape is not None and shape != image_shape:
         raise ModelFileError(f"{path} classifies images {list(shape)}, the model's are {list(image_shape)}")
-    return Classifier(path, shape, classes, open_for)
+    return Classifier(path, shape, classes, session)

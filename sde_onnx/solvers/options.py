@@ -20,7 +20,7 @@ __all__ = ["FLOW_TOLERANCE", "GUIDANCE", "LIKELIHOOD_STEPS", "OPTIONS", "PROBE_K
 # Of the probability flow, for codes and likelihoods; the commands show them in their help.
 FLOW_TOLERANCE = 1e-5       # of a step, relative and absolute
 LIKELIHOOD_STEPS = 32
-GUIDANCE = 2.0   # weight of a classifier: docs/restoration.md has what it was chosen by
+GUIDANCE = 4.0   # weight of a classifier: docs/restoration.md has what it was chosen by
 PROBE_KINDS = ("rademacher", "gaussian")   # signs, which have the least variance, or normals
 
 

@@ -47,6 +47,14 @@ def test_a_folder_is_restored_and_resumed(clean, digits, tmp_path):
     (tmp_path / "out" / "digit1" / "000001.png").unlink()
     again = done(clean, "--degrade", "--operator", BOX, "--method", "null-space", "-o", tmp_path / "out")
     assert "5 of 6 images were there already" in again.output and "1 images" in again.output
+    edited = tmp_path / "mask.png"
+    for box, ends in (((4, 4, 9, 9), None), ((0, 0, 3, 3), "its operator_files is")):
+        picture = Image.new("L", (16, 16), 255)
+        picture.paste(0, box)
+        picture.save(edited)
+        arguments = ("restore", clean / "digit0.png", "--degrade", "--operator", f"mask:{edited}", "--steps", 3,
+                     "--seeds", 0, "-o", tmp_path / "masked", "--provider", "cpu")
+        _ = commands.done(*arguments) if ends is None else commands.refuses(ends, *arguments)
     refused = commands.refuses("its operator is", "restore", clean, "--degrade", "--operator", "gray", "--method",
                                "null-space", "--seeds", "0-2", "--steps", 6, "--solver", "sde-dpmpp-2m", "-o",
                                tmp_path / "out", "--provider", "cpu")

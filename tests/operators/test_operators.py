@@ -133,7 +133,7 @@ def test_files(tmp_path, rng):
     ("box:1,2,3", "expected box:X,Y,WIDTH,HEIGHT"), ("box:1,1,0,4", "the box is 1,1,0,4"),
     ("random:1", "share of missing pixels is 1"), ("blur:0", "sigma is 0"), ("blur:nan", "sigma is nan"),
     ("mask:none.png", "none.png cannot be read as a picture"), ("kernel:none.npy", "none.npy cannot be read"),
-    ("mask", "cannot be read as a picture"),
+    ("mask", "cannot be read as a picture"), ("random:0.5,-1", "seed -1 does not fit 64 bits"),
 ])
 def test_bad_texts_are_refused(text, said):
     with pytest.raises(InputError) as error:
@@ -149,6 +149,7 @@ def test_bad_texts_are_refused(text, said):
     (operators.box(0, 0, 8, 8), (3, 8, 8), "leaves no pixel"),
     (operators.mask(np.ones((4, 4))), (3, 8, 8), "the mask has shape [4, 4], the images [3, 8, 8]"),
     (operators.random(0.999), (3, 4, 4), "leaves no pixel"),
+    (operators.blur(1e6), (3, 8, 8), "the blur's sigma is 1e+06 pixels, more than the 8 of the images"),
     (operators.convolve(np.ones((9, 9))), (3, 8, 8), "the kernel of 9x9 is larger than the images of 8x8"),
 ])
 def test_what_does_not_fit_is_refused(operator, shape, said):
@@ -164,6 +165,7 @@ def test_what_does_not_fit_is_refused(operator, shape, said):
     (lambda: operators.convolve(np.ones(4)), "expected finite numbers [h, w]"),
     (lambda: operators.convolve(np.full((2, 2), np.nan)), "expected finite numbers"),
     (lambda: operators.compose(), "no operator"),
+    (lambda: operators.down("2"), "the factor is '2'"),
     (lambda: adapted(3, SHAPE), "operator is int: expected one of sde_onnx.operators"),
 ])
 def test_what_makes_no_sense_is_refused(made, said):
