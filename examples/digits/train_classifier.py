@@ -18,8 +18,9 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -231,7 +232,7 @@ def compare(network: NoisyClassifier, session: ort.InferenceSession) -> dict[str
     return errors
 
 
-def table(rows: Iterable[dict[str, float | dict[str, float]]]) -> str:
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """What README.md shows of the results' rows."""
     lines = ["| sigma | accuracy, unseen digits | cross entropy | accuracy, training digits | cross entropy |",
              "| --- | --- | --- | --- | --- |"]
@@ -264,7 +265,7 @@ def main() -> None:
     seconds = time.monotonic() - start
     parity = write_model(network, arguments.output)
     unseen = load_ink(SIZE, held_out=True)
-    results = {
+    results: dict[str, Any] = {
         "command": shlex.join(["python", "examples/digits/train_classifier.py", *sys.argv[1:]]),
         "data": f"{len(ink)} training digits, {len(unseen[0])} unseen ones; {DRAWS} draws of colours and noise of each",
         "parameters": sum(p.numel() for p in network.parameters()),
