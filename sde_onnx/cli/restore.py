@@ -161,9 +161,10 @@ def _gradient_of(model: ScoreModel, given_model: Path | None, method: str | None
     from sde_onnx.extras import has_export
     from sde_onnx.models import bundled_gradient
 
+    needs_one = method is not None and METHODS[method].needs_gradient
     if given_model is None:
-        return bundled_gradient()
-    if model.metadata.gradient or method is None or not METHODS[method].needs_gradient or not has_export():
+        return bundled_gradient() if needs_one or method is None else None
+    if model.metadata.gradient or not needs_one or not has_export():
         return None
     from sde_onnx.export.cache import cached_gradient
 
