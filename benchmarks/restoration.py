@@ -4,8 +4,8 @@
     python benchmarks/restoration.py --model celebahq.onnx --gradient celebahq-gradient.onnx --images celebahq/ \
         --operators box:64,64,128,128 bicubic:4 --output celebahq.json
 
-Of each case: PSNR and SSIM of a sample of each image, the share that shows the same digit (of the bundled model, by a
-judge that was trained on these digits in other colours), how far A x is from y in standard deviations of the noise
+Of each case: PSNR and SSIM of a sample of each image, the share that shows the same digit (of the bundled model, by the
+bundled classifier, which has not seen these digits), how far A x is from y in standard deviations of the noise
 (without noise, in levels of 8 bits), evaluations of the network and vector-Jacobian products. Cases that the output
 holds already are not run again. At the end the seconds of an image are measured for all cases in turns, with nothing
 else running: at 25 steps, times their number.
@@ -33,18 +33,19 @@ import sde_onnx
 from sde_onnx.files import sha256
 from sde_onnx.guidance.methods import METHODS
 from sde_onnx.image_files import in_data_units, read_images
-from sde_onnx.images import to_uint8
-from sde_onnx.restoration import Restoration, degrade, operator_for, resolve_restoration
+from sde_onnx.images import psnr
+from sde_onnx.restoration import Restoration, degrade, hidden_by, operator_for, resolve_restoration, restore_batches
 from sde_onnx.runtime.score_model import ScoreModel
 
 from environment import environment
-from fidelity import Judge, real_digits
+from fidelity import real_digits
 
 IMAGES = 32
 DIGITS = ("box:5,5,6,6", "random:0.7", "down:2", "blur:1", "gray")
 NOISES = (0.0, 0.05)
 SEED = 1000       # of the first sample; measurements have the seeds from 0 on
 LEVEL = 1 / 255
+LOOK_SIGMA = 0.02   # that the classifier is told of finished images
 TURNS, TIMED = 5, 25   # of the timing: turns, and steps
 
 
@@ -73,53 +74,48 @@ CASES = [
 
 def measure(
     restored: NDArray[np.float32], clean: NDArray[np.float32], y: NDArray[np.float32], noise: float, operator: Any,
-    recognised: Callable[[NDArray[np.uint8]], float] | None,
+    recognised: Callable[[NDArray[np.float32]], float] | None,
 ) -> dict[str, Any]:
     """Figures of restorations of images, ``[N, C, H, W]`` each, with measurements ``[N, ...]``."""
-    seen = operator.A(np.ones_like(clean)) != 0
-    residual = np.sqrt((((operator.A(restored) - y)[seen]) ** 2).mean())
-    psnr = _psnr(restored, clean)
+    missed = (operator.A(restored) - y)[:, ~hidden_by(operator, clean.shape[1:])]
+    residual = np.sqrt((missed**2).mean())
+    decibels = psnr(restored, clean)
     return {
-        "psnr": float(psnr.mean()), "psnr_standard_error": float(psnr.std(ddof=1) / len(psnr) ** 0.5),
-        "psnr_of_each": [round(float(value), 3) for value in psnr],
+        "psnr": float(decibels.mean()), "psnr_standard_error": float(decibels.std(ddof=1) / len(decibels) ** 0.5),
+        "psnr_of_each": [round(float(value), 3) for value in decibels],
         "ssim": float(np.mean([structural_similarity(a, b, channel_axis=0, data_range=1.0)
                                for a, b in zip(restored, clean, strict=True)])),
-        "recognised": None if recognised is None else recognised(to_uint8(restored)),
+        "recognised": None if recognised is None else recognised(restored),
         "residual": float(residual / (noise or LEVEL)),
     }
 
 
-def _psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of each image, in dB: ``-10 log10`` of the mean squared error of values in [0, 1]."""
-    errors = ((a.astype(np.float64) - b) ** 2).mean(axis=(1, 2, 3))
-    return -10 * np.log10(np.maximum(errors, 1e-12))
-
-
-def _unseen_digits(count: int) -> tuple[NDArray[np.float32], Callable[[NDArray[np.uint8]], float]]:
-    """Digits that the model has not seen, and the share of pictures in which the judge sees the same ones."""
+def _unseen_digits(count: int) -> tuple[NDArray[np.float32], Callable[[NDArray[np.float32]], float]]:
+    """Digits that the model has not seen, and the share in which the bundled classifier sees the same ones."""
     pixels, labels = real_digits(count, held_out=True, seed=2)
-    judge = Judge()
+    classifier = sde_onnx.load_classifier(sde_onnx.bundled_classifier(), "cpu")
 
-    def recognised(pictures: NDArray[np.uint8]) -> float:
-        return float((judge.look(pictures)[1].argmax(axis=1) == labels[: len(pictures)]).mean())
+    def recognised(images: NDArray[np.float32]) -> float:
+        found = classifier(images, np.full(len(images), LOOK_SIGMA, np.float32)).argmax(axis=1)
+        return float((found == labels[: len(images)]).mean())
 
     return (pixels.transpose(0, 3, 1, 2) / 255).astype(np.float32), recognised
 
 
 def _figures(
     model: ScoreModel, gradient: ScoreModel | None, clean: NDArray[np.float32], text: str, noise: float, case: Case,
-    recognised: Callable[[NDArray[np.uint8]], float] | None,
+    recognised: Callable[[NDArray[np.float32]], float] | None,
 ) -> dict[str, Any]:
     """Figures of a case on a task: clean images that went through the operator, restored."""
     operator = operator_for(text, model.metadata.image_shape)
     y = degrade(clean, operator, range(len(clean)), noise=noise)
     restoration = _resolved(model, gradient, case, case.steps)
-    images = sde_onnx.restore(model, y, operator, range(SEED, SEED + len(clean)), noise=noise, restoration=restoration,
-                              gradient=gradient)
-    evaluations = restoration.evaluations
-    assert evaluations is not None
-    return {**measure(images, clean, y, noise, operator, recognised), "evaluations": evaluations,
-            "products": evaluations * restoration.products}
+    batch, = restore_batches(model, y, operator, range(SEED, SEED + len(clean)), restoration, noise=noise,
+                             gradient=gradient, batch_size=len(clean))
+    *_, step = batch.steps
+    restored = np.clip(step.x_mean, 0, 1)
+    return {**measure(restored, clean, y, noise, operator, recognised), "evaluations": step.nfe,
+            "products": step.nfe * restoration.products, "commit": environment("")["commit"]}
 
 
 def _resolved(model: ScoreModel, gradient: ScoreModel | None, case: Case, steps: int) -> Restoration:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from PIL import Image
 from sde_onnx.errors import InputError
 from sde_onnx.files import replacing
 
-__all__ = ["grid", "load_png", "panel", "save_gif", "save_png", "to_pil", "to_uint8"]
+__all__ = ["grid", "load_png", "panel", "psnr", "save_gif", "save_png", "to_pil", "to_uint8"]
 
 UInt8Array = NDArray[np.uint8]
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -76,6 +77,14 @@ def panel(measurement: UInt8Array, samples: UInt8Array, *, clean: UInt8Array | N
     spread = (deviation * (255 / max(white, 1e-9))).round().astype(np.uint8).repeat(channels, axis=2)
     last = [] if clean is None else [clean]
     return np.stack([shown, *samples, mean, spread, *last]), white / 255
+
+
+def psnr(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The peak signal-to-noise ratio of each of N images in [0, 1], in dB: ``-10 log10`` of the mean squared error."""
+    difference = np.asarray(a, np.float64) - b
+    errors = (difference**2).reshape(len(difference), -1).mean(axis=1)
+    decibels: NDArray[np.float64] = -10 * np.log10(np.maximum(errors, 1e-12))
+    return decibels
 
 
 def save_png(path: Path, image: UInt8Array) -> None:

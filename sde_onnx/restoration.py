@@ -11,7 +11,6 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,12 @@ from sde_onnx.image_files import Images, in_data_units
 from sde_onnx.operators import Operator, parse_operator
 from sde_onnx.operators.foreign import adapted
 from sde_onnx.runtime.score_model import ScoreModel
-from sde_onnx.solvers.catalogue import ModelDefaults, Sampling, resolve
+from sde_onnx.solvers.catalogue import ModelDefaults, Sampling, function_named, resolve
 from sde_onnx.solvers.noise import check_seeds, portable_normals
 from sde_onnx.solvers.plan import Step
 from sde_onnx.solvers.protocols import Array, NoiseSource, Score
 
-__all__ = ["ROUNDING", "Restoration", "degrade", "operator_for", "resolve_restoration", "restore",
+__all__ = ["ROUNDING", "Restoration", "degrade", "hidden_by", "operator_for", "resolve_restoration", "restore",
            "restore_batches"]
 
 Float32Array = NDArray[np.float32]
@@ -46,12 +45,6 @@ class Restoration:
     method: str                   # a key of METHODS
     options: Mapping[str, Any]    # the method's own
     sampling: Sampling            # the solver that it runs under, or whose noise levels it takes
-
-    @property
-    def evaluations(self) -> int | None:
-        """Network evaluations an image, at most; ``None`` where that shows on the way."""
-        count = self.sampling.evaluations
-        return None if count is None else count * int(self.options.get("ode_steps", 1))
 
     @property
     def products(self) -> int:
@@ -225,7 +218,7 @@ def degrade(images: Float32Array, operator: Operator, seeds: Sequence[int], *, n
         raise InputError(f"{len(seeds)} seeds for {len(images)} images: give one for each image")
     clean = operator.A(images)
     n = portable_normals(check_seeds(seeds), FIRST_DRAW, int(np.prod(clean.shape[1:]))).reshape(clean.shape)
-    return (clean + np.float32(noise) * _seen(operator, n, images.shape[1:])).astype(np.float32)
+    return np.where(hidden_by(operator, images.shape[1:]), clean, clean + np.float32(noise) * n).astype(np.float32)
 
 
 def _measurement(
@@ -233,7 +226,8 @@ def _measurement(
 ) -> Measurement:
     """The measurement of each image, checked."""
     _check_noise(noise)
-    shape = operator.A(np.zeros((1, *image_shape), np.float32)).shape[1:]
+    hidden = hidden_by(operator, image_shape)
+    shape = hidden.shape
     if not isinstance(measurement, np.ndarray) or measurement.dtype not in (np.uint8, np.float32):
         kind = getattr(measurement, "dtype", type(measurement).__name__)
         raise InputError(f"the measurement is {kind}, expected a numpy array, uint8 or float32")
@@ -243,16 +237,17 @@ def _measurement(
     y: Array = in_data_units(measurement)
     if measurement.dtype == np.uint8:
         noise = float(np.hypot(noise, ROUNDING))
-    seen = _seen(operator, y if y.ndim > len(shape) else y[None], image_shape)
-    if not np.isfinite(seen).all():
+    y = np.where(hidden, np.float32(0), y)
+    if not np.isfinite(y).all():
         raise InputError("the measurement holds NaN or infinity")
-    return Measurement(np.broadcast_to(seen, (images, *shape)), operator, float(noise))
+    return Measurement(np.broadcast_to(y, (images, *shape)), operator, float(noise))
 
 
-def _seen(operator: Operator, y: Array, image_shape: tuple[int, ...]) -> Array:
-    """The measurement, and 0 where it holds 0 for whatever image, as where a mask hides it."""
+def hidden_by(operator: Operator, image_shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Where a measurement is 0 whatever the image is, as where a mask hides it: in the shape of one measurement."""
     generic = np.random.default_rng(0).uniform(1, 2, (1, *image_shape)).astype(np.float32)
-    return np.where(operator.A(generic) != 0, y, np.float32(0))
+    hidden: NDArray[np.bool_] = operator.A(generic)[0] == 0
+    return hidden
 
 
 def _check_noise(noise: float) -> None:
@@ -280,8 +275,7 @@ def _loop(
 ) -> Iterator[Step]:
     """The steps of one batch."""
     method, sampling = METHODS[restoration.method], restoration.sampling
-    module, _, name = method.function.partition(".")
-    function = getattr(import_module(f"sde_onnx.guidance.{module}"), name)
+    function = function_named("guidance", method.function)
     arguments: dict[str, Any] = dict(restoration.options)
     if products is not None:
         arguments["vjp"] = products(rows)

@@ -7,6 +7,7 @@ import sde_onnx
 from sde_onnx import operators
 from sde_onnx.errors import InputError
 from sde_onnx.guidance.methods import METHODS
+from sde_onnx.images import psnr
 from sde_onnx.restoration import ROUNDING, degrade, operator_for, resolve_restoration
 
 SHAPE = (3, 16, 16)
@@ -25,13 +26,9 @@ def clean(digits):
     return sde_onnx.sample(digits, range(100, 104))
 
 
-def psnr(a, b):
-    return -10 * np.log10(((a - b) ** 2).mean(axis=(1, 2, 3)))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_hole_is_filled(method, digits, gradient, clean):
-    """With what was there, or nearly: a black hole has some 9 dB, and a grey one 15."""
+    """With what was there, or nearly: much better than by the mean of what is known."""
     operator = operator_for(BOX, SHAPE)
     y = operator.A(clean)
     needs = {"gradient": gradient} if METHODS[method].needs_gradient else {}
@@ -40,9 +37,10 @@ def test_a_hole_is_filled(method, digits, gradient, clean):
     assert restored.shape == clean.shape and restored.dtype == np.float32
     known = operator.A(np.ones_like(clean)) > 0
     np.testing.assert_allclose(restored[known], clean[known], atol=REACHED.get(method, EXACT))
-    gain = psnr(restored, clean) - psnr(y, clean)
-    print(method, psnr(restored, clean))
-    assert gain.mean() > 5
+    mean = (y.sum(axis=(2, 3)) / known.sum(axis=(2, 3)))[:, :, None, None]
+    gain = psnr(restored, clean) - psnr(np.where(known, y, mean), clean)
+    print(method, psnr(restored, clean), gain)
+    assert gain.mean() > 4
 
 
 def test_an_image_does_not_depend_on_its_batch(digits, gradient, clean):
@@ -122,7 +120,7 @@ class Wrong:
     ({"method": "dps"}, "method dps needs the model's gradient file, which `sde-onnx gradient` makes; without one "
                         "there are null-space, daps, replacement"),
     ({"method": "nothing"}, "unknown method 'nothing'"),
-    ({"zeta": 1.0}, "option zeta belongs to dps; method null-space has trust"),
+    ({"zeta": 1.0}, "option zeta belongs to dps; method null-space has damping"),
     ({"method": "daps", "solver": "rk45"}, "method daps needs the solver's noise levels"),
     ({"seeds": []}, "no seeds"),
     ({"labels": 3}, "has no labels"),
@@ -134,9 +132,37 @@ def test_bad_input_is_refused(changed, said, digits):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_gradient_of_another_model_is_refused(digits, clean, model_file):
+def test_a_gradient_that_is_none_or_another_models_is_refused(digits, clean, model, gradient):
     with pytest.raises(InputError, match="has no gradient"):
         sde_onnx.restore(digits, clean, BOX, range(4), gradient=digits, method="posterior")
+    others = np.zeros((4, *model.metadata.image_shape), np.float32)
+    with pytest.raises(InputError, match=r"digits-gradient.onnx is the gradient of another model than"):
+        sde_onnx.restore(model, others, BOX, range(4), gradient=gradient, method="posterior")
+
+
+class Doubled:
+    """A user's own of float64, which must not reach the model."""
+
+    def A(self, x):   # noqa: N802
+        return np.float64(2) * x.astype(np.float64)
+
+    def adjoint(self, y):
+        return np.float64(2) * y.astype(np.float64)
+
+
+@pytest.mark.parametrize("method", ["null-space", "posterior", "daps"])
+def test_float64_of_an_operator_and_of_the_noise_stays_outside(method, digits, gradient, clean):
+    restored = sde_onnx.restore(digits, 2 * clean, Doubled(), range(4), 6, method=method, noise=np.float64(0.01),
+                                gradient=gradient)
+    assert restored.dtype == np.float32
+    assert (psnr(restored, clean) > 25).all()
+
+
+def test_what_is_hidden_may_be_nan(digits, clean):
+    y = operator_for(BOX, SHAPE).A(clean)
+    holed = np.where(operator_for(BOX, SHAPE).A(np.ones_like(y)) > 0, y, np.nan).astype(np.float32)
+    np.testing.assert_array_equal(sde_onnx.restore(digits, holed, BOX, range(4), 4),
+                                  sde_onnx.restore(digits, y, BOX, range(4), 4))
 
 
 def test_measured_noise_does_not_go_with_products(digits):

@@ -25,6 +25,7 @@ from sde_onnx.export.network.fir import Downsample
 from sde_onnx.export.network.ncsnpp import NCSNpp
 
 from data import colour, load_ink
+from training import follow, learning_rate
 
 SIZE = 16
 UNET = {
@@ -87,12 +88,6 @@ def loss_per_dimension(network: nn.Module, x0: Tensor, generator: torch.Generato
     return (sigma * network(x0 + sigma * z, sigma.flatten()) + z).square().mean()
 
 
-def learning_rate(iteration: int, iterations: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    progress = iteration / iterations
-    return LEARNING_RATE * min(1.0, (iteration + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def train(run: Path, iterations: int) -> NCSNpp:
     """Trains to ``iterations``, from the state in ``run`` if there is one, and returns the averaged network."""
     generator = torch.Generator().manual_seed(0)
@@ -118,17 +113,14 @@ def train(run: Path, iterations: int) -> NCSNpp:
     clock = time.monotonic()
     for iteration in range(start, iterations):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(iteration, iterations)
+            group["lr"] = learning_rate(LEARNING_RATE, iteration, iterations, warm_up=WARM_UP)
         batch = ink[torch.randint(len(ink), (BATCH,), generator=generator)]
         loss = loss_per_dimension(network, colour(batch, generator), generator)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         nn.utils.clip_grad_norm_(trainable, CLIP)
         optimizer.step()
-        decay = min(EMA_DECAY, (1 + iteration) / (10 + iteration))
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+        follow(average, network, iteration, decay=EMA_DECAY)
         losses.append(loss.item())
 
         if (iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == iterations:

@@ -37,6 +37,7 @@ from sde_onnx.files import replacing
 from sde_onnx.models import bundled_classifier
 
 from data import colour, load_ink
+from training import follow, learning_rate
 
 FOLDER = Path(__file__).parent
 SIZE = 16
@@ -128,11 +129,6 @@ def distorted(ink: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(ink, F.affine_grid(maps, list(ink.shape), align_corners=False), align_corners=False)
 
 
-def learning_rate(iteration: int, iterations: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    return LEARNING_RATE * min(1.0, (iteration + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
-
-
 def train(ink: Tensor, labels: Tensor, iterations: int) -> NoisyClassifier:
     """Trains on digits in fresh colours and noise and returns the weights' moving average; the same each time."""
     torch.manual_seed(0)
@@ -145,7 +141,7 @@ def train(ink: Tensor, labels: Tensor, iterations: int) -> NoisyClassifier:
     losses: list[float] = []
     for iteration in range(iterations):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(iteration, iterations)
+            group["lr"] = learning_rate(LEARNING_RATE, iteration, iterations, warm_up=WARM_UP)
         chosen = torch.randint(len(ink), (BATCH,), generator=generator)
         sigma = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** torch.rand(BATCH, generator=generator)
         images = colour(distorted(ink[chosen], sigma, generator), generator)
@@ -154,10 +150,7 @@ def train(ink: Tensor, labels: Tensor, iterations: int) -> NoisyClassifier:
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimizer.step()
-        decay = min(EMA_DECAY, (1 + iteration) / (10 + iteration))
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+        follow(average, network, iteration, decay=EMA_DECAY)
         losses.append(loss.item())
         if (iteration + 1) % 250 == 0:
             print(f"iteration {iteration + 1}: loss {np.mean(losses[-250:]):.4f}", file=sys.stderr, flush=True)

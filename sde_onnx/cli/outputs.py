@@ -181,9 +181,8 @@ class RestoredPicture:
         said = f"{self._panel}: measurement, {len(seeds)} samples, mean, standard deviation (white is {white:.3f})"
         if clean is None:
             return said
-        errors = ((samples / 255 - _pixels(clean) / 255) ** 2).mean(axis=(1, 2, 3))
-        psnr = -10 * np.log10(np.maximum(errors, 1e-10))
-        return f"{said}, clean; a sample has {psnr.mean():.1f} dB"
+        decibels = pictures.psnr(samples / 255, _pixels(clean) / 255).mean()
+        return f"{said}, clean; a sample has {decibels:.1f} dB"
 
 
 def _pixels(image: NDArray[np.uint8 | np.float32]) -> NDArray[np.uint8]:

@@ -101,7 +101,7 @@ def restore_command(
     from sde_onnx.models import bundled_model
     from sde_onnx.operators.text import files_of
     from sde_onnx.restoration import degrade as degraded
-    from sde_onnx.restoration import operator_for, resolve_restoration, restore_batches
+    from sde_onnx.restoration import hidden_by, operator_for, resolve_restoration, restore_batches
     from sde_onnx.runtime.score_model import load
 
     given_model, paths = model_and_pictures
@@ -115,11 +115,12 @@ def restore_command(
         score_model.metadata, has_gradient=score_model.metadata.gradient or gradient is not None, method=method,
         solver=solver, quality=quality, steps=steps, options=given(options))
     linear = operator_for(operator, image_shape)
-    shape = linear.A(np.zeros((1, *image_shape), np.float32)).shape[1:]
-    names, images = read_images(pictures, image_shape if degrade else shape, resize=resize)
+    shape = image_shape if degrade else hidden_by(linear, image_shape).shape
+    names, images = read_images(pictures, shape, resize=resize)
     clean = images if degrade else None
     if degrade:
-        images = degraded(in_data_units(images), linear, range(len(images)), noise=noise)
+        by_name = [int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in names]   # whatever is beside it
+        images = degraded(in_data_units(images), linear, by_name, noise=noise)
     batch_size = batch_size or default_batch_size(image_shape)
     settings = {
         "model": sha256(model), "gradient": gradient and sha256(gradient), "precision": score_model.precision,

@@ -25,7 +25,7 @@ __all__ = ["sample_command"]
 @click.option("--classifier", type=click.Path(dir_okay=False, path_type=Path),
               show_default="the bundled one for the bundled digits",
               help="Guides a model without labels: an .onnx of x, sigma and v to logits and vjp.")
-@click.option("--guidance", type=click.FloatRange(min=0), default=GUIDANCE,
+@click.option("--guidance", type=click.FloatRange(min=0), show_default=f"{GUIDANCE:g}",
               help="Weight of the classifier: 1 is Bayes' rule, more gives more typical images.")
 @request_options
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
@@ -44,7 +44,7 @@ def sample_command(
     seeds: list[int],
     labels: list[int] | None,
     classifier: Path | None,
-    guidance: float,
+    guidance: float | None,
     quality: str | None,
     solver: str | None,
     steps: int | None,
@@ -77,6 +77,9 @@ def sample_command(
 
     if model is None and labels is not None:
         classifier = classifier or bundled_classifier()
+    if guidance is not None and classifier is None:
+        raise click.UsageError("--guidance weighs a classifier: give --classifier, or --label for the bundled digits")
+    guidance = GUIDANCE if guidance is None else guidance
     model = model or bundled_model()
     outputs = plan_outputs(output, seeds, model=model, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
     with notes():

@@ -25,7 +25,7 @@ from sde_onnx.solvers.plan import Step, check_finite, denoised, run, sigma_of_ea
 from sde_onnx.solvers.protocols import Array, NoiseSource, Score
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["daps"]
+__all__ = ["conditioned", "daps"]
 
 
 def daps(
@@ -46,20 +46,34 @@ def daps(
         NonFiniteError: x stopped being finite; names the step and its sigma.
     """
     assert sampling.plan is not None   # resolve_restoration refuses a solver without one
-    operator, levels, nfe = measurement.operator, sampling.plan.levels, 0
+    levels, nfe = sampling.plan.levels, 0
     x = levels[0] * noise()
     for index, sigma in enumerate(levels):
         mean, count = _estimate(score, x, sigma, sampling.schedule, ode_steps)
         nfe += count
-        damping = (measurement.noise / (spread * sigma)) ** 2
-        drawn = mean + spread * sigma * noise()
-        drawn = drawn + operator.pinv(measurement.residual(drawn) + measurement.noise * measurement.draw(noise),
-                                      damping)
-        mean = mean + operator.pinv(measurement.residual(mean), damping)
-        last = index + 1 == len(levels)
-        x = mean if last else drawn + levels[index + 1] * noise()
+        mean, sample = conditioned(mean, spread * sigma, measurement, noise)
+        x = mean if index + 1 == len(levels) else sample + levels[index + 1] * noise()
         check_finite(x, index, len(levels), sigma)
         yield Step(index, sigma, nfe, {"x": x, "x_mean": mean}.__getitem__)
+
+
+def conditioned(
+    mean: Array, deviation: float, measurement: Measurement, noise: NoiseSource
+) -> tuple[Array, Array]:
+    """The mean of images ``N(mean, deviation^2)`` given their measurement, and a sample of each, ``[N, C, H, W]``.
+
+    Args:
+        mean: before the measurement.
+        deviation: r, > 0.
+        measurement: what is known of each.
+        noise: gives z_1 and then z_2.
+
+    Source: Papandreou & Yuille 2010, "Gaussian sampling by local perturbations", section 2.
+    """
+    operator, damping = measurement.operator, (measurement.noise / deviation) ** 2
+    sample = mean + deviation * noise()
+    missed = measurement.residual(sample) + measurement.noise * measurement.draw(noise)
+    return mean + operator.pinv(measurement.residual(mean), damping), sample + operator.pinv(missed, damping)
 
 
 def _estimate(score: Score, x: Array, sigma: float, ve: VeSchedule, steps: int) -> tuple[Array, int]:

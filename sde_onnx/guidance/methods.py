@@ -29,13 +29,13 @@ class Method:
 METHOD_OPTIONS: dict[str, Option] = {
     "iterations": Number("--iterations", "GMRES iterations a network evaluation, a vector-Jacobian product each.",
                          whole=True, least=1),
-    "trust": Number("--trust", "How much of a noisy measurement is left to the network: lambda.", open=True),
+    "damping": Number("--damping", "How much of a noisy measurement is left to the network: lambda.", open=True),
     "zeta": Number("--zeta", "How far x goes towards the measurement after an evaluation, data units.", open=True),
     "ode_steps": Number("--ode-steps", "Network evaluations for an estimate at each noise level.", whole=True, least=1),
     "spread": Number("--spread", "Spread of the draw around the estimate, in sigma.", open=True),
 }
 METHODS = {
-    "null-space": Method("puts right what is measured; needs no gradient", "null_space.null_space", {"trust": 1.0}),
+    "null-space": Method("puts right what is measured; needs no gradient", "null_space.null_space", {"damping": 1.0}),
     "posterior": Method("moment matching: the measurement tells of the rest by the network's own covariance",
                         "posterior.posterior", {"iterations": 2}, needs_gradient=True),
     "dps": Method("a gradient step towards the measurement, for many steps", "dps.dps", {"zeta": 0.5},

@@ -19,16 +19,16 @@ from sde_onnx.solvers.protocols import Array, Score
 __all__ = ["null_space"]
 
 
-def null_space(score: Score, measurement: Measurement, *, trust: float = 1.0) -> Score:
+def null_space(score: Score, measurement: Measurement, *, damping: float = 1.0) -> Score:
     """The score given a measurement, without a gradient.
 
     Args:
         score: the model's.
         measurement: what is known of each image of a batch.
-        trust: lambda, > 0: how much of a noisy measurement is left to the network.
+        damping: lambda, > 0: how much of a noisy measurement is left to the network.
     """
     def correction(x: Array, sigma: Array, image: Array) -> Array:
-        damping = trust * measurement.noise**2 / sigma**2
-        return image + measurement.operator.pinv(measurement.residual(image), damping)
+        d = damping * (measurement.noise / sigma) ** 2
+        return image + measurement.operator.pinv(measurement.residual(image), d)
 
     return corrected(score, correction)

@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sde_onnx.errors import InputError
+from sde_onnx.operators.operator import damped_inverse
 from sde_onnx.solvers.protocols import Array
 
 __all__ = ["Convolution", "convolve"]
-
-SMALLEST = 1e-4   # frequencies that keep less than this share of the strongest count as lost without damping
-
 
 @dataclass(frozen=True)
 class Convolution:
@@ -32,10 +30,7 @@ class Convolution:
 
     def pinv(self, y: Array, damping: Any = 0.0) -> Array:
         """See :meth:`sde_onnx.operators.operator.Operator.pinv`."""
-        transfer, damping = self._transfer(y), np.asarray(damping, np.float64)
-        size = np.abs(transfer)
-        counts = (damping > 0) | (size > SMALLEST * size.max())
-        return self._filtered(y, np.where(counts, transfer.conj() / np.where(counts, size**2 + damping, 1), 0))
+        return self._filtered(y, damped_inverse(self._transfer(y), damping))
 
     def _transfer(self, x: Array) -> NDArray[np.complexfloating[Any]]:
         """The factor of each frequency of images like x."""

@@ -15,8 +15,9 @@ import numpy as np
 
 from sde_onnx.solvers.protocols import Array
 
-__all__ = ["Operator", "least_squares"]
+__all__ = ["Operator", "damped_inverse", "least_squares"]
 
+SMALLEST = 1e-4      # singular values below this share of the largest count as 0 in a pseudo-inverse without damping
 ITERATIONS = 200     # of conjugate gradients, at most
 TOLERANCE = 1e-6     # of its residual A^T (y - A x) - d x, relative to A^T y
 
@@ -41,6 +42,18 @@ class Operator(Protocol):
             y: measurements.
             damping: a number >= 0, or one for each image, ``[N, 1, 1, 1]``.
         """
+
+
+def damped_inverse(values: Any, damping: Any) -> Any:
+    """``conj(s) / (|s|^2 + damping)`` of singular values or frequencies; without damping, 0 of the smallest.
+
+    Args:
+        values: s, of any shape, real or complex.
+        damping: >= 0, broadcastable to them.
+    """
+    size, damping = np.abs(values), np.asarray(damping, np.float64)
+    counts = (damping > 0) | (size > SMALLEST * size.max())
+    return np.where(counts, np.conj(values) / np.where(counts, size**2 + damping, 1), 0)
 
 
 def least_squares(operator: Any, y: Array, damping: Any = 0.0) -> Array:

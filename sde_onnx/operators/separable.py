@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
+from sde_onnx.operators.operator import damped_inverse
 from sde_onnx.solvers.protocols import Array
 
 __all__ = ["Separable", "bicubic", "blur", "down", "gray"]
 
 Matrix = NDArray[np.float64]
-SMALLEST = 1e-4   # singular values below this share of the largest count as 0 in a pseudo-inverse without damping
-REACH = 4         # standard deviations at which a Gaussian kernel ends
+REACH = 4   # standard deviations at which a Gaussian kernel ends
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,7 @@ class Separable:
         parts = self._parts(y)
         values = reduce(np.multiply.outer, [np.ones(size) if part is None else part.values
                                             for part, size in zip(parts, y.shape[1:], strict=True)])
-        squares, damping = values**2, np.asarray(damping, np.float64)
-        counts = (damping > 0) | (values > SMALLEST * values.max())
-        gains = np.where(counts, values / np.where(counts, squares + damping, 1), 0).astype(y.dtype)
+        gains = damped_inverse(values, damping).astype(y.dtype)
         coefficients = gains * _applied([None if part is None else part.left.T for part in parts], y)
         return _applied([None if part is None else part.right for part in parts], coefficients)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["DEFAULT_QUALITY", "MODEL", "QUALITIES", "SOLVERS", "ModelDefaults", "Sampling", "Solver", "defaults_of",
-           "resolve"]
+           "function_named", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,20 @@ class Sampling:
     @property
     def _function(self) -> Callable[..., Any]:
         """The solver's, imported when it is needed: ``--help`` must not wait for numpy."""
-        module, _, name = SOLVERS[self.solver].function.partition(".")
-        function: Callable[..., Any] = getattr(import_module(f"sde_onnx.solvers.{module}"), name)
-        return function
+        return function_named("solvers", SOLVERS[self.solver].function)
 
     @property
     def _arguments(self) -> dict[str, Any]:
         """Keyword arguments of the solver's function."""
         chosen = {name: value for name, value in self.options.items() if name != "measure_noise"}   # that is a wrapper
         return chosen | dict(SOLVERS[self.solver].fixed)
+
+
+def function_named(room: str, name: str) -> Callable[..., Any]:
+    """The function that a table names as ``MODULE.FUNCTION`` of a room of this package."""
+    module, _, own = name.partition(".")
+    function: Callable[..., Any] = getattr(import_module(f"sde_onnx.{room}.{module}"), own)
+    return function
 
 
 def resolve(

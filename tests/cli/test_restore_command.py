@@ -42,7 +42,7 @@ def test_a_folder_is_restored_and_resumed(clean, digits, tmp_path):
     expected = sde_onnx.restore(digits, parse_operator(BOX).A(second[None])[0], BOX, [0, 1, 2], 6,
                                 solver="sde-dpmpp-2m", method="null-space")
     np.testing.assert_array_equal(restored, to_uint8(expected)[2])
-    assert "6 images, null-space trust 1.0, sde-dpmpp-2m, 6 steps, nfe 6, cpu fp32" in result.output
+    assert "6 images, null-space damping 1.0, sde-dpmpp-2m, 6 steps, nfe 6, cpu fp32" in result.output
     assert "dB" in result.output
     (tmp_path / "out" / "digit1" / "000001.png").unlink()
     again = done(clean, "--degrade", "--operator", BOX, "--method", "null-space", "-o", tmp_path / "out")

@@ -7,11 +7,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-import train_classifier
 
 import sde_onnx
 
 import data
+import train_classifier
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 RESULTS = json.loads((FOLDER / "classifier.json").read_text(encoding="utf-8"))

@@ -93,6 +93,7 @@ def test_the_command_takes_the_bundled_classifier(digits, classifier, tmp_path):
     expected = to_uint8(sde_onnx.sample(digits, range(4), 6, labels=[3, 7], classifier=classifier))
     np.testing.assert_array_equal(load_png(tmp_path / "out" / "000003.png"), expected[3])
     commands.refuses("guidance is", *arguments, "--guidance", 2, "-o", tmp_path / "out")
+    commands.refuses("--guidance weighs a classifier", "sample", "--guidance", 2, "-o", tmp_path / "x.png", status=2)
     commands.refuses("has no labels", "sample", sde_onnx.bundled_model(), "--label", 3, "-o", tmp_path / "x.png")
     commands.refuses("label 12 is out of range: digits_classifier.onnx has 0 to 9", "sample", "--label", "12", "-o",
                      tmp_path / "x.png", "--provider", "cpu")

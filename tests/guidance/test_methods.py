@@ -8,8 +8,8 @@ import torch
 
 from sde_onnx import operators
 from sde_onnx.errors import InputError
-from sde_onnx.guidance.daps import daps
-from sde_onnx.guidance.dps import dps
+from sde_onnx.guidance.daps import conditioned, daps
+from sde_onnx.guidance.dps import dps, drawn
 from sde_onnx.guidance.measurement import Measurement
 from sde_onnx.guidance.methods import METHODS, options_of
 from sde_onnx.guidance.null_space import null_space
@@ -136,6 +136,60 @@ def test_every_method_agrees_with_an_exact_measurement(method, pair, rng):
     assert x_mean[..., 1].mean() > 0.3   # and the measurement tells of the rest
 
 
+def small_field():
+    """16 numbers, of which the means of four are measured, and a noise level."""
+    data = field(4, 1.0)
+    return data, operators.down(2), 0.7
+
+
+def flat(x):
+    return x.reshape(len(x), -1)
+
+
+def test_null_space_damps_as_the_proximal_step_does(rng):
+    data, operator, sigma = small_field()
+    x, y, noise = rng.standard_normal((3, *data.shape)), rng.standard_normal((3, 1, 2, 2)), 0.3
+    score = null_space(data, Measurement(y, operator, noise), damping=2.0)(x, np.full(3, sigma))
+    denoised = x + sigma**2 * data(x, np.full(3, sigma))
+    matrix = flat(operator.A(np.eye(16).reshape(16, *data.shape))).T
+    rest = flat(y) - flat(denoised) @ matrix.T
+    expected = flat(denoised) + rest @ np.linalg.solve(matrix @ matrix.T + 2 * noise**2 / sigma**2 * np.eye(4), matrix)
+    np.testing.assert_allclose(flat(x + sigma**2 * score), expected, atol=1e-10)
+
+
+def test_dps_goes_down_the_gradient_of_the_distance(rng):
+    data, operator, sigma = small_field()
+    x, y, zeta = rng.standard_normal((3, *data.shape)), rng.standard_normal((3, 1, 2, 2)), 0.4
+    measurement = Measurement(y, operator, 0.0)
+
+    def distance(x):
+        return np.linalg.norm(flat(measurement.residual(x + sigma**2 * data(x, np.full(3, sigma)))), axis=1)
+
+    gradient = np.zeros_like(x)
+    for place in np.ndindex(data.shape):
+        step = np.zeros(data.shape)
+        step[place] = 1e-5
+        gradient[(slice(None), *place)] = (distance(x + step) - distance(x - step)) / 2e-5
+    moved, x_mean, _ = drawn(x, data(x, np.full(3, sigma)), None, (), sigma=sigma, measurement=measurement,
+                             vjp=data.vjp, zeta=zeta, update=lambda x, score, z, memory: (x, x, memory))
+    np.testing.assert_allclose(moved, x - zeta * gradient, atol=1e-7)
+    np.testing.assert_array_equal(x_mean, x)
+
+
+def test_the_draw_of_daps_has_the_exact_mean_and_covariance(rng):
+    data, operator, _ = small_field()
+    count, deviation, noise = 20_000, 0.5, 0.2
+    mean, y = rng.standard_normal((1, *data.shape)), rng.standard_normal((1, 1, 2, 2))
+    measurement = Measurement(np.broadcast_to(y, (count, 1, 2, 2)), operator, noise)
+    before = np.broadcast_to(mean, (count, *data.shape))
+    found, samples = conditioned(before, deviation, measurement, NumpyNoise(rng, (count, *data.shape)))
+    prior = Gaussian(mean.ravel(), deviation**2 * np.eye(16), data.shape)
+    expected, covariance = prior.posterior(operator, y, noise)
+    np.testing.assert_allclose(flat(found)[0], expected, atol=1e-10)
+    np.testing.assert_allclose(flat(samples).mean(axis=0), expected, atol=5 * deviation / count**0.5)
+    np.testing.assert_allclose(np.cov(flat(samples).T), covariance, atol=5 * deviation**2 * (2 / count) ** 0.5)
+
+
 def field(size, reach):
     """A stationary Gaussian field of one channel around 0.5."""
     place = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2)
@@ -216,7 +270,7 @@ def test_options_are_the_methods_own():
     assert options_of("posterior", {"rho": 5.0}) == ({"iterations": 2}, {"rho": 5.0})
     for method, options, said in (
         ("median", {}, "unknown method 'median', expected one of null-space"),
-        ("null-space", {"iterations": 3}, "option iterations belongs to posterior; method null-space has trust"),
+        ("null-space", {"iterations": 3}, "option iterations belongs to posterior; method null-space has damping"),
         ("posterior", {"iterations": 0}, "iterations is 0, expected a whole number of at least 1"),
         ("dps", {"zeta": 0.0}, "zeta is 0.0, expected a number above 0"),
     ):
