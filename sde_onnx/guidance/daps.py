@@ -68,7 +68,7 @@ def conditioned(
         measurement: what is known of each.
         noise: gives z_1 and then z_2.
 
-    Source: Papandreou & Yuille 2010, "Gaussian sampling by local perturbations", section 2.
+    Source: Papandreou & Yuille 2010, "Gaussian sampling by local perturbations".
     """
     operator, damping = measurement.operator, (measurement.noise / deviation) ** 2
     sample = mean + deviation * noise()
