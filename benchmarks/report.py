@@ -277,7 +277,7 @@ def restoration_section(result: dict[str, Any] | None) -> str:
     most = max(counts.values())
     fewer = "".join(f" ({name}: the first {count})" for name, count in counts.items() if count < most)
     lines = [f"Measured on {most} digits that the model has not seen{fewer}: PSNR of one sample in dB with its",
-             "standard error, SSIM, and the share in which a judge that knows these digits sees the same "
+             "standard error, SSIM, and the share in which the bundled classifier sees the same digit "
              f"([`restoration.json`](../benchmarks/results/restoration.json), {_machine([result])}).",
              "", "![PSNR against seconds](restoration.png)"]
     for noise in noises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,25 @@ class Convolution:
 
     def _transfer(self, x: Array) -> NDArray[np.complexfloating[Any]]:
         """The factor of each frequency of images like x."""
-        height, width = self.kernel.shape
-        if height > x.shape[2] or width > x.shape[3]:
-            raise InputError(f"the kernel of {width}x{height} is larger than the images of {x.shape[3]}x{x.shape[2]}")
-        padded = np.zeros(x.shape[2:])
-        padded[:height, :width] = self.kernel
-        return np.fft.rfft2(np.roll(padded, (-(height // 2), -(width // 2)), (0, 1)))
+        return _transfer_function(self.kernel.tobytes(), self.kernel.shape, x.shape[2:])
 
     @staticmethod
     def _filtered(x: Array, factors: NDArray[np.complexfloating[Any]]) -> Array:
         images: Array = np.fft.irfft2(np.fft.rfft2(x) * factors, s=x.shape[2:]).astype(x.dtype)
         return images
+
+
+@lru_cache(maxsize=8)   # a solver asks for it several times an evaluation
+def _transfer_function(
+    kernel: bytes, shape: tuple[int, ...], size: tuple[int, ...]
+) -> NDArray[np.complexfloating[Any]]:
+    """The factor of each frequency of images of a size, of a kernel of float64."""
+    (height, width), (rows, columns) = shape, size
+    if height > rows or width > columns:
+        raise InputError(f"the kernel of {width}x{height} is larger than the images of {columns}x{rows}")
+    padded = np.zeros(size)
+    padded[:height, :width] = np.frombuffer(kernel).reshape(shape)
+    return np.fft.rfft2(np.roll(padded, (-(height // 2), -(width // 2)), (0, 1)))
 
 
 def convolve(kernel: ArrayLike) -> Convolution:
