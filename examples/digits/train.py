@@ -1,6 +1,7 @@
 """Trains the bundled model: NCSN++ on coloured handwritten digits. Resumes where it was stopped.
 
     python examples/digits/train.py --run runs/digits
+    python examples/digits/train.py --data fashion --run runs/fashion --output runs/fashion/checkpoint   # a second one
 
 Continuous VE training with the sigma^2-weighted denoising score matching loss (Song et al. 2021, equation 7): with
 ``x = x_0 + sigma z`` and log sigma uniform, the mean over dimensions of ``(sigma s(x, sigma) + z)^2``. When all
@@ -24,7 +25,7 @@ from sde_onnx.export.checkpoints.unet2d import network_config, unet2d_key
 from sde_onnx.export.network.fir import Downsample
 from sde_onnx.export.network.ncsnpp import NCSNpp
 
-from data import colour, load_ink
+from data import DATA, colour, load_ink
 from training import follow, learning_rate
 
 SIZE = 16
@@ -47,6 +48,7 @@ NUM_SCALES, SNR = 1000, 0.16
 ITERATIONS = 4700
 BATCH, LEARNING_RATE, WARM_UP, EMA_DECAY, CLIP = 128, 1.5e-3, 300, 0.999, 1.0
 SAVE_EVERY = 250
+UNSEEN = 512   # held-out images of the loss in the log
 
 
 class FilterThenPool(nn.Sequential):
@@ -88,8 +90,8 @@ def loss_per_dimension(network: nn.Module, x0: Tensor, generator: torch.Generato
     return (sigma * network(x0 + sigma * z, sigma.flatten()) + z).square().mean()
 
 
-def train(run: Path, iterations: int) -> NCSNpp:
-    """Trains to ``iterations``, from the state in ``run`` if there is one, and returns the averaged network."""
+def train(run: Path, iterations: int, data: str) -> NCSNpp:
+    """Trains on ``data`` to ``iterations``, from the state in ``run`` if there is one; the averaged network."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     network = for_training(build_network())
@@ -107,8 +109,9 @@ def train(run: Path, iterations: int) -> NCSNpp:
         start = state["iteration"]
     run.mkdir(parents=True, exist_ok=True)
 
-    ink, _ = load_ink(SIZE, held_out=False)
-    unseen, _ = load_ink(SIZE, held_out=True)
+    ink, _ = load_ink(SIZE, held_out=False, data=data)
+    unseen, _ = load_ink(SIZE, held_out=True, data=data)
+    unseen = unseen[:UNSEEN]
     losses: list[float] = []
     clock = time.monotonic()
     for iteration in range(start, iterations):
@@ -167,9 +170,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/digits"), help="folder of the resumable state and log")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
+    parser.add_argument("--data", choices=DATA, default=DATA[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoint", help="the checkpoint")
     arguments = parser.parse_args()
-    save_checkpoint(train(arguments.run, arguments.iterations), arguments.output)
+    save_checkpoint(train(arguments.run, arguments.iterations, arguments.data), arguments.output)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Downsample(nn.Sequential):
 
     def __init__(self, channels: int, *, fir: bool = True) -> None:
         super().__init__(_Filter((1, 3, 3, 1), channels, stride=2, padding=1) if fir else nn.AvgPool2d(2))
+        self.channels = channels
 
 
 class Upsample(nn.Sequential):

@@ -6,8 +6,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import sde_onnx
+from sde_onnx.export import from_diffusers
 
 import data
+import train
+from training import learning_rate
 
 
 def strokes(images):
@@ -40,3 +43,19 @@ def test_the_samples_are_recognisable_digits_all_ten_of_them():
           f"{really_sure:.2f}")
     assert (counts > 0).all()
     assert sure > really_sure - 0.2   # three standard errors of 64 samples
+
+
+def test_a_training_goes_on_where_it_was(tmp_path, monkeypatch):
+    """And its checkpoint is one that diffusers and the exporter read; a stopped training ends in the same weights."""
+    monkeypatch.setattr(train, "SAVE_EVERY", 1)
+    monkeypatch.setattr(train, "BATCH", 8)
+    monkeypatch.setattr(train, "UNSEEN", 8)
+    whole = train.train(tmp_path / "whole", 2, "digits")
+    monkeypatch.setattr(train, "learning_rate", lambda peak, iteration, iterations, warm_up: (
+        learning_rate(peak, iteration, 2, warm_up=warm_up)))   # as in the run of two
+    train.train(tmp_path / "stopped", 1, "digits")
+    resumed = train.train(tmp_path / "stopped", 2, "digits")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value)
+    train.save_checkpoint(whole, tmp_path / "checkpoint")
+    assert from_diffusers(str(tmp_path / "checkpoint")).schedule.sigma_max == train.SIGMA_MAX
