@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before torch and ONNX Runtime are imported: each of several workers has one core, and so one thread of either.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
@@ -12,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from filelock import FileLock
@@ -53,6 +58,36 @@ def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         return path
 
     return made
+
+
+class _Fingerprint(pickle.Pickler):
+    """Of modules and tensors: their values, not where they lie."""
+
+    def persistent_id(self, value: object) -> object:
+        if not isinstance(value, torch.Tensor):
+            return None
+        held = value.detach().contiguous().view(-1).view(torch.uint8).numpy() if value.numel() else b""
+        return str(value.dtype), tuple(value.shape), hashlib.sha256(held).hexdigest()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(shared) -> Iterator[None]:
+    """torch's exporter, which takes most of the suite's time, traces a module once for all tests that export it."""
+    export = torch.onnx.export
+
+    def remembered(module: object, arguments: object, **options: object) -> object:
+        written = io.BytesIO()
+        try:
+            _Fingerprint(written).dump((module, arguments))
+        except (pickle.PicklingError, AttributeError, TypeError):   # a test's own class, say
+            return export(module, arguments, **options)
+        key = hashlib.sha256(written.getvalue() + repr(options).encode()).hexdigest()
+        path = shared(f"{key}.trace", lambda path: onnx.save(export(module, arguments, **options).model_proto, path))
+        return SimpleNamespace(model_proto=onnx.load(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def _rows(sampling: Sampling, max_steps: int | None, every: int | None) -> _Rows
         raise InputError(f"every is {every}, expected 1 to the number of steps, {sampling.steps}")
     if max_steps is not None and max_steps < sampling.steps:
         raise InputError(f"max_steps is {max_steps}, expected at least the number of steps, {sampling.steps}")
-    least = sampling.steps if max_steps is None else SOLVERS[sampling.solver].least
+    least = sampling.steps if max_steps is None else sampling.least_steps
     counts = range(least, (max_steps or sampling.steps) + 1)
     plans = [plan for count in counts if (plan := replace(sampling, steps=count).plan) is not None]
     entries = [rows(plan) for plan in plans]

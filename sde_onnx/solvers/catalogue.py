@@ -42,6 +42,7 @@ class Solver:
 MODEL = "the model's"
 SPACING = {"schedule": "karras", "rho": 7.0}
 NOISELESS = SPACING | {"measure_noise": False}
+RESTARTS = {"restarts": 2, "restart_steps": 4, "restart_min": 0.03, "restart_max": 0.15}
 SOLVERS = {
     "pc": Solver("the paper's predictor-corrector sampler", "predictor_corrector.plan", {
         "snr": MODEL, "n_corrector": MODEL, "predictor": "reverse_diffusion", "corrector": "langevin",
@@ -53,11 +54,14 @@ SOLVERS = {
                            fixed={"order": 2}),
     "sde-dpmpp-3m": Solver("stochastic DPM-Solver++, third order", "multistep.plan", SPACING | {"eta": 1.0},
                            least=3, fixed={"order": 3}),
+    "restart": Solver("stochastic DPM-Solver++, second order, with restarts", "restart.multistep_plan",
+                      SPACING | {"eta": 2.0} | RESTARTS, steps=26, fixed={"order": 2}),
     "dpmpp-2m": Solver("DPM-Solver++, second order, no noise", "multistep.plan", NOISELESS,
                        fixed={"order": 2, "eta": 0.0}),
     "dpmpp-3m": Solver("DPM-Solver++, third order, no noise", "multistep.plan", NOISELESS, least=3,
                        fixed={"order": 3, "eta": 0.0}),
     "heun": Solver("Heun's method on the probability-flow ODE", "heun.plan", NOISELESS, steps=18),
+    "restart-heun": Solver("Heun's method with restarts", "restart.heun_plan", SPACING | RESTARTS, steps=26),
     "rk45": Solver("adaptive Runge-Kutta on the probability-flow ODE", "adaptive.rk45", {"rtol": 1e-5, "atol": 1e-5},
                    steps=None, mixes_images=True, requirement=require_scipy),
     "adaptive-sde": Solver("the reverse diffusion, with steps as long as the error allows", "adaptive.adaptive_sde",
@@ -119,6 +123,11 @@ class Sampling:
     def evaluations(self) -> int | None:
         """Network evaluations an image; ``None`` where that shows on the way."""
         return None if self.plan is None else len(self.plan.evaluations)
+
+    @property
+    def least_steps(self) -> int:
+        """The fewest steps that the solver can take with these options."""
+        return _least_steps(self.solver, self.options)
 
     @property
     def depends_on_batch(self) -> bool:
@@ -211,7 +220,7 @@ def resolve(
     if (require := SOLVERS[solver].requirement) is not None:
         require()
     chosen = _complete_options(solver, model.solver_options, {**preset, **(options or {})})
-    sampling = Sampling(solver, _step_count(solver, model.schedule, steps), chosen, model.schedule)
+    sampling = Sampling(solver, _step_count(solver, model.schedule, steps, chosen), chosen, model.schedule)
     _ = sampling.plan   # which is kept; it refuses options that together mean nothing
     return sampling
 
@@ -227,14 +236,21 @@ def _complete_options(solver: str, model_options: Mapping[str, Any], given: Mapp
     return {name: OPTIONS[name].checked(name, value) for name, value in (complete | dict(given)).items()}
 
 
-def _step_count(name: str, schedule: VeSchedule, steps: int | None) -> int | None:
+def _least_steps(name: str, options: Mapping[str, Any]) -> int:
+    least: int = SOLVERS[name].least + options.get("restarts", 0) * options.get("restart_steps", 0)
+    return least
+
+
+def _step_count(name: str, schedule: VeSchedule, steps: int | None, options: Mapping[str, Any]) -> int | None:
     solver = SOLVERS[name]
     if solver.steps is None:
         if steps is not None:
             raise InputError(f"solver {name} chooses its steps by its tolerances: leave steps out")
         return None
     if steps is None:
-        return schedule.num_scales if isinstance(solver.steps, str) else solver.steps
-    if not isinstance(steps, numbers.Integral) or steps < solver.least:
-        raise InputError(f"steps is {steps}, expected a whole number of at least {solver.least} for solver {name}")
+        steps = schedule.num_scales if isinstance(solver.steps, str) else solver.steps
+    least = _least_steps(name, options)
+    if not isinstance(steps, numbers.Integral) or steps < least:
+        restarts = " with these restarts" if least > solver.least else ""
+        raise InputError(f"steps is {steps}, expected a whole number of at least {least} for solver {name}{restarts}")
     return int(steps)

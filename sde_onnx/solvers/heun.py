@@ -13,7 +13,7 @@ Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Gen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated, denoise, de
 from sde_onnx.solvers.protocols import Array
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["churned_levels", "euler_guess", "heun_step", "plan"]
+__all__ = ["along", "churned_levels", "euler_guess", "heun_step", "plan"]
 
 
 def euler_guess(x: Array, score: Array, z: Array | None, memory: Memory, *, sigma: float, sigma_next: float) -> Updated:
@@ -72,8 +72,22 @@ def plan(
 
     Source: Karras et al. 2022, algorithms 1 and 2.
     """
-    sigmas = ve.spaced(steps, schedule, rho)
-    levels = churned_levels(sigmas, churn, churn_min, math.inf if churn_max is None else churn_max, churn_noise)
+    return along(pairwise(ve.spaced(steps, schedule, rho)), churn=churn, churn_min=churn_min, churn_max=churn_max,
+                 churn_noise=churn_noise)
+
+
+def along(
+    way: Iterable[tuple[float, float]], *, churn: float = 0.0, churn_min: float = 0.0, churn_max: float | None = None,
+    churn_noise: float = 1.0,
+) -> Plan:
+    """The plan of steps from one noise level to another, ``(sigma, sigma_next)`` each.
+
+    Args:
+        way: the steps. Where one starts above the end of the last, noise is put in.
+        churn, churn_min, churn_max, churn_noise: see :func:`plan`.
+    """
+    way = list(way)
+    levels = churned_levels(way, churn, churn_min, math.inf if churn_max is None else churn_max, churn_noise)
     evaluations = []
     for index, (sigma, _, sigma_next) in enumerate(levels):
         if sigma_next == 0:
@@ -85,22 +99,23 @@ def plan(
             Evaluation(sigma, partial(euler_guess, sigma=sigma, sigma_next=sigma_next)),
             Evaluation(sigma_next, step, draws=deviation > 0, ends=index),
         ]
-    start = (sigmas[0], levels[0][1]) if levels[0][1] > 0 else (sigmas[0],)
+    start = (way[0][0], levels[0][1]) if levels[0][1] > 0 else (way[0][0],)
     return Plan(start, tuple(evaluations), tuple(sigma for sigma, _, _ in levels))
 
 
 def churned_levels(
-    sigmas: Sequence[float], churn: float, churn_min: float, churn_max: float, churn_noise: float
+    way: list[tuple[float, float]], churn: float, churn_min: float, churn_max: float, churn_noise: float
 ) -> list[tuple[float, float, float]]:
     """What noise each step puts in: the level that it reaches, the noise's deviation, and the level after the step.
 
     Source: Karras et al. 2022, algorithm 2, lines 4 to 6.
     """
-    gamma = min(churn / (len(sigmas) - 1), math.sqrt(2) - 1)
-    levels = []
-    for sigma, sigma_next in pairwise(sigmas):
+    gamma = min(churn / len(way), math.sqrt(2) - 1)
+    levels, reached = [], way[0][0]
+    for sigma, sigma_next in way:
         raised = sigma * (1 + gamma) if churn_min <= sigma <= churn_max else sigma
-        levels.append((raised, churn_noise * math.sqrt(raised**2 - sigma**2), sigma_next))
+        levels.append((raised, churn_noise * math.sqrt(raised**2 - reached**2), sigma_next))
+        reached = sigma_next
     return levels
 
 

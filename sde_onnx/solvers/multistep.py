@@ -20,7 +20,7 @@ and appendix B; with noise, appendix C ("SDE-DPM-Solver++").
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -28,12 +28,12 @@ from sde_onnx.solvers.plan import Evaluation, Memory, Plan, Updated, denoised
 from sde_onnx.solvers.protocols import Array
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["multistep", "plan"]
+__all__ = ["along", "multistep", "plan"]
 
 
 def multistep(
     x: Array, score: Array, z: Array | None, memory: Memory, *, sigmas: tuple[float, ...], sigma_next: float,
-    order: int, eta: float,
+    raised: float, order: int, eta: float,
 ) -> Updated:
     """A step to the next noise level; to 0 it is the denoised image. ``memory`` holds the last values of D.
 
@@ -41,6 +41,7 @@ def multistep(
         x, score, z, memory: see :data:`sde_onnx.solvers.plan.Update`; the newest denoised image stands first.
         sigmas: the step's own noise level, then those of the denoised images that it uses.
         sigma_next: the next noise level.
+        raised: the level up to which noise is put in after the step, >= sigma_next; the same draw serves both.
         order: denoised images that a step uses where it has them, 1 to 3.
         eta: how much noise.
 
@@ -54,7 +55,8 @@ def multistep(
         lambdas = [-math.log(level) for level in sigmas]
         x = _integral(x, list(zip(lambdas, (image, *memory), strict=False)), -math.log(sigma_next), eta)
         if z is not None:
-            x = x + sigma_next * math.sqrt(-math.expm1(-2 * eta * math.log(sigma / sigma_next))) * z
+            drawn = sigma_next * math.sqrt(-math.expm1(-2 * eta * math.log(sigma / sigma_next)))
+            x = x + math.hypot(drawn, math.sqrt(raised**2 - sigma_next**2)) * z
     return x, image, (image, *memory)[: order - 1]
 
 
@@ -70,12 +72,25 @@ def plan(
         order: values of D that a step uses, 1 to 3.
         eta: 0 for the ODE, 1 for the reverse diffusion, or between or above.
     """
-    sigmas, evaluations = ve.spaced(steps, schedule, rho), []
-    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        known = tuple(sigmas[index - back] for back in range(min(order, index + 1)))
-        update = partial(multistep, sigmas=known, sigma_next=sigma_next, order=order, eta=eta)
-        evaluations.append(Evaluation(sigma, update, draws=eta > 0 and sigma_next > 0, ends=index))
-    return Plan((sigmas[0],), tuple(evaluations), tuple(sigmas[:-1]))
+    return along(pairwise(ve.spaced(steps, schedule, rho)), order=order, eta=eta)
+
+
+def along(way: Iterable[tuple[float, float]], *, order: int, eta: float) -> Plan:
+    """The plan of steps from one noise level to another, ``(sigma, sigma_next)`` each.
+
+    Args:
+        way: the steps. Where one starts above the end of the last, noise is put in, and what is remembered is not used.
+        order, eta: see :func:`plan`.
+    """
+    way, evaluations, known = list(way), [], ()
+    for index, (sigma, sigma_next) in enumerate(way):
+        known = (sigma, *known)[:order]
+        raised = way[index + 1][0] if sigma_next > 0 else 0.0
+        update = partial(multistep, sigmas=known, sigma_next=sigma_next, raised=raised, order=order, eta=eta)
+        evaluations.append(Evaluation(sigma, update, draws=raised > sigma_next or (eta > 0 and sigma_next > 0),
+                                      ends=index))
+        known = known if raised == sigma_next else ()
+    return Plan((way[0][0],), tuple(evaluations), tuple(sigma for sigma, _ in way))
 
 
 def _integral(x: Array, history: Sequence[tuple[float, Array]], target: float, eta: float) -> Array:

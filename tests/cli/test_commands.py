@@ -95,7 +95,7 @@ def test_the_options_of_solvers_are_those_of_their_table():
 
 def test_help_says_whose_an_option_is_and_its_default():
     text = " ".join(run("sample", "--help").output.split())
-    assert "How much noise; 0 is none, 1 the reverse diffusion's. [sde-dpmpp-2m, sde-dpmpp-3m]" in text
+    assert "How much noise; 0 is none, 1 the reverse diffusion's. [sde-dpmpp-2m, sde-dpmpp-3m, restart]" in text
     assert "[default: (2; 1 of sde-dpmpp-3m); x>=0.0]" in text
     assert "[default: (the model's); x>0.0]" in text
 

@@ -72,6 +72,7 @@ SOLVERS = [
     ("dpmpp-3m", 8, {"schedule": "geometric"}),
     ("ancestral", 8, {}),
     ("heun", 6, {}),
+    ("restart", 12, {}),
     ("stochastic-heun", 6, {"churn": 10.0}),
     ("stochastic-heun", 6, {"churn_min": 0.1, "churn_max": 5.0}),
 ]

@@ -1,5 +1,7 @@
 """A plan as numbers against the same plan run, for every solver on a fresh score."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -10,14 +12,15 @@ from sde_onnx.solvers.schedule import VeSchedule
 
 from closed_forms import mixture_score
 
-SCHEDULE = VeSchedule(0.05, 20.0, num_scales=9)
+STEPS = 13
+SCHEDULE = VeSchedule(0.05, 20.0, num_scales=STEPS)
 OWN = {"snr": 0.16, "n_corrector": 2}
 PLANNED = [name for name, solver in SOLVERS.items() if solver.steps is not None]
 
 
 def plan_of(solver, **options):
     complete = {name: OWN.get(name, default) for name, default in SOLVERS[solver].options.items()}
-    return Sampling(solver, 9, complete | options, SCHEDULE).plan
+    return Sampling(solver, STEPS, complete | options, SCHEDULE).plan
 
 
 @pytest.mark.parametrize(("solver", "options"), [
@@ -53,6 +56,7 @@ def test_rows_do_what_the_updates_do(solver, options, rng):
 @pytest.mark.parametrize("solver", PLANNED)
 def test_every_step_ends_once_and_in_order(solver):
     plan = plan_of(solver)
-    assert [item.ends for item in plan.evaluations if item.ends is not None] == list(range(9))
-    assert len(plan.levels) == 9
-    assert all(before > after for before, after in zip(plan.levels, plan.levels[1:], strict=False))
+    assert [item.ends for item in plan.evaluations if item.ends is not None] == list(range(STEPS))
+    assert len(plan.levels) == STEPS
+    if "restarts" not in SOLVERS[solver].options:   # tests/solvers/test_restart.py
+        assert all(before > after for before, after in pairwise(plan.levels))

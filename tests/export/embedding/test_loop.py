@@ -80,6 +80,8 @@ def test_the_noise_is_the_portable_noise(shape):
     ("sde-dpmpp-3m", 8, ["--eta", "0.5"]),
     ("dpmpp-2m", 8, ["--schedule", "geometric"]),
     ("ancestral", 8, []),
+    ("restart", 12, []),
+    ("restart-heun", 8, ["--restart-steps", "2"]),
     ("heun", 6, []),
     ("stochastic-heun", 6, ["--churn", "10"]),
     ("stochastic-heun", 6, ["--churn-min", "0.1", "--churn-max", "5"]),
@@ -212,7 +214,8 @@ def test_frames_are_the_images_of_every_so_many_steps(digits, tmp_path):
     np.testing.assert_array_equal(frames[-1], image)
 
 
-@pytest.mark.parametrize(("solver", "steps", "least"), [("sde-dpmpp-3m", 8, 3), ("pc", 5, 1), ("heun", 6, 2)])
+@pytest.mark.parametrize(("solver", "steps", "least"), [("sde-dpmpp-3m", 8, 3), ("pc", 5, 1), ("heun", 6, 2),
+                                                        ("restart", 12, 10)])
 def test_the_number_of_steps_can_be_an_input(solver, steps, least, digits, tmp_path):
     for kind in ("sampler", "evaluation"):
         embed_digits(tmp_path / f"{kind}.onnx", solver=solver, steps=steps, max_steps=12, kind=kind)
@@ -220,7 +223,8 @@ def test_the_number_of_steps_can_be_an_input(solver, steps, least, digits, tmp_p
     about = json.loads(sampler.get_modelmeta().custom_metadata_map["sde_onnx_sampler"])
     assert (about["min_steps"], about["steps"], about["max_steps"]) == (least, steps, 12)
     seeds, states = np.arange(3), [item.name for item in evaluation.get_inputs() if item.shape[1:] == [3, 16, 16]]
-    for count in (None, least, 7, 12):
+    other = least + 1
+    for count in (None, least, other, 12):
         asked = {} if count is None else {"steps": np.array([count])}
         sampling = sde_onnx.resolve(digits.metadata, solver=solver, steps=count or steps)
         expected = to_uint8(sde_onnx.sample(digits, range(3), count or steps, solver=solver))
@@ -236,9 +240,9 @@ def test_the_number_of_steps_can_be_an_input(solver, steps, least, digits, tmp_p
             values = dict(zip(states, following, strict=True))
             assert remaining == [sampling.evaluations - 1 - index]
         assert np.abs(to_uint8(x_mean).astype(int) - expected).max() <= 1
-    sevens = sde_onnx.resolve(digits.metadata, solver=solver, steps=7).evaluations
+    beyond = sde_onnx.resolve(digits.metadata, solver=solver, steps=other).evaluations
     for session, feeds in [(sampler, {"steps": count}) for count in (least - 1, 0, -1, 13)] + [
-            (evaluation, {"steps": 7, "index": index} | dict.fromkeys(states)) for index in (-1, sevens)]:
+            (evaluation, {"steps": other, "index": index} | dict.fromkeys(states)) for index in (-1, beyond)]:
         feeds = {name: np.zeros((3, 3, 16, 16), np.float32) if value is None else np.array([value])
                  for name, value in feeds.items()}
         with pytest.raises(Exception, match="out of data bounds"):

@@ -1,0 +1,74 @@
+"""Restart: after a small noise level, noise is put in again up to a larger one, and the way down repeated, K times.
+
+    x(sigma_hi) = x(sigma_lo) + sqrt(sigma_hi^2 - sigma_lo^2) z      then the solver's own steps back to sigma_lo
+
+What earlier steps got wrong is contracted by the noise, as it is in a stochastic solver, but at few noise levels and
+with steps as long as those of an ODE. Any solver of this package that goes along a list of noise levels can do it.
+
+Source: Xu et al. 2023, "Restart Sampling for Improving Generative Processes", section 3.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from sde_onnx.errors import InputError
+from sde_onnx.solvers import heun, multistep
+from sde_onnx.solvers.plan import Plan
+from sde_onnx.solvers.schedule import VeSchedule
+
+__all__ = ["heun_plan", "multistep_plan", "way"]
+
+
+def multistep_plan(
+    ve: VeSchedule, steps: int, *, schedule: str, rho: float, order: int, eta: float, restarts: int,
+    restart_steps: int, restart_min: float, restart_max: float,
+) -> Plan:
+    """The plan of multistep DPM-Solver++ with restarts; an evaluation a step.
+
+    Args:
+        ve, schedule, rho, order, eta: see :func:`sde_onnx.solvers.multistep.plan`.
+        steps, restarts, restart_steps, restart_min, restart_max: see :func:`way`.
+    """
+    return multistep.along(way(ve, steps, schedule, rho, restarts, restart_steps, restart_min, restart_max),
+                           order=order, eta=eta)
+
+
+def heun_plan(
+    ve: VeSchedule, steps: int, *, schedule: str, rho: float, restarts: int, restart_steps: int, restart_min: float,
+    restart_max: float,
+) -> Plan:
+    """The plan of Heun's method with restarts, the paper's own; two evaluations a step, one in the last.
+
+    Arguments: :func:`multistep_plan`.
+    """
+    return heun.along(way(ve, steps, schedule, rho, restarts, restart_steps, restart_min, restart_max))
+
+
+def way(
+    ve: VeSchedule, steps: int, schedule: str, rho: float, restarts: int, restart_steps: int, restart_min: float,
+    restart_max: float,
+) -> list[tuple[float, float]]:
+    """The noise levels that each step goes from and to. Where one starts above the end of the last, noise is put in.
+
+    Args:
+        ve: the model's noise levels.
+        steps: of all, with those of the restarts.
+        schedule, rho: see :meth:`sde_onnx.VeSchedule.spaced`; of the restarts' own steps too.
+        restarts: K, how often noise is put in.
+        restart_steps: steps from restart_max down again.
+        restart_min: after the noise level nearest to it, in ratio, the restarts begin.
+        restart_max: the noise level that they reach.
+
+    Raises:
+        InputError: a restart that goes nowhere, or beyond the model's noise levels.
+    """
+    sigmas = ve.spaced(steps - restarts * restart_steps, schedule, rho)
+    low = min(sigmas[:-1], key=lambda sigma: max(sigma, restart_min) / min(sigma, restart_min))
+    if not low < restart_max <= ve.sigma_max:
+        raise InputError(f"restart_max is {restart_max:g}, expected more than the noise level {low:.4g} that restarts "
+                         f"begin at, and at most {ve.sigma_max:g}")
+    again = VeSchedule(low, restart_max).spaced(restart_steps + 1, schedule, rho)[:-1]
+    again[0], again[-1] = restart_max, low   # which the powers have rounded
+    after = sigmas.index(low) + 1
+    return [*pairwise(sigmas[:after]), *restarts * list(pairwise(again)), *pairwise(sigmas[after - 1 :])]
