@@ -43,9 +43,10 @@ class Judge(nn.Module):
 
     Args:
         seed: of its initial weights and its batches.
+        data: see examples/digits/data.py; it is trained on what is held out.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, data: str = "digits") -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         threads = torch.get_num_threads()
@@ -58,11 +59,11 @@ class Judge(nn.Module):
                 nn.ReLU(),
             )
             self.head = nn.Linear(FEATURES, 10)
-        self._train(generator)
+        self._train(generator, data)
         torch.set_num_threads(threads)
 
-    def _train(self, generator: torch.Generator) -> None:
-        ink, labels = load_ink(16, held_out=True)
+    def _train(self, generator: torch.Generator, data: str) -> None:
+        ink, labels = load_ink(16, held_out=True, data=data)
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=1e-2)
         for _ in range(TRAINING_STEPS):
             chosen = torch.randint(len(ink), (128,), generator=generator)
@@ -80,10 +81,12 @@ class Judge(nn.Module):
         return features.double().numpy(), torch.softmax(self.head(features), dim=1).double().numpy()
 
 
-def real_digits(count: int, *, held_out: bool, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """``count`` real digits in fresh colours, ``[N, H, W, C]``, and what they say."""
+def real_digits(
+    count: int, *, held_out: bool, seed: int = 0, data: str = "digits"
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """``count`` real digits, or other data, in fresh colours, ``[N, H, W, C]``, and what they say."""
     generator = torch.Generator().manual_seed(seed)
-    ink, labels = load_ink(16, held_out=held_out)
+    ink, labels = load_ink(16, held_out=held_out, data=data)
     chosen = torch.randint(len(ink), (count,), generator=generator)
     return to_uint8(colour(ink[chosen], generator).numpy()), labels[chosen].numpy()
 

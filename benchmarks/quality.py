@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 import sde_onnx
 from sde_onnx.benchmark import benchmark
+from sde_onnx.guidance.measured_noise import measured_noise
 
 from environment import environment
 from fidelity import Judge, extrapolated_distance, in_deviations, real_digits
@@ -71,11 +72,15 @@ CURVES = [
 
 
 class Measure:
-    """Judges and the real digits that images are compared with."""
+    """Judges and the real images that others are compared with.
 
-    def __init__(self) -> None:
-        self.judges = [Judge(seed) for seed in range(JUDGES)]
-        pixels, labels = real_digits(REAL, held_out=False)
+    Args:
+        data: that the model was trained on, see examples/digits/data.py.
+    """
+
+    def __init__(self, data: str = "digits") -> None:
+        self.judges = [Judge(seed, data) for seed in range(JUDGES)]
+        pixels, labels = real_digits(REAL, held_out=False, data=data)
         looks = [judge.look(pixels) for judge in self.judges]
         self.features = [features for features, _ in looks]
         self.references = [in_deviations(features, features) for features in self.features]
@@ -89,11 +94,13 @@ class Measure:
         distance, error = extrapolated_distance(sets, self.references)
         p = np.mean([probabilities for _, probabilities in looks], axis=0)
         classes = np.bincount(p.argmax(axis=1), minlength=10) / len(pixels)
+        grain = measured_noise(pixels.transpose(0, 3, 1, 2).astype(np.float32))
         return {
             "frechet": distance,
             "frechet_standard_error": error,
             "recognised": float((p.max(axis=1) > 0.9).mean()),
             "confidence": float(p.max(axis=1).mean()),
+            "grain": float(np.median(grain)), "grain_90": float(np.percentile(grain, 90)),   # levels of 255
             "classes": classes.tolist(),
             "class_distance": float(np.abs(classes - self.classes).sum() / 2),   # total variation
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,16 @@ KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alp
 # The modes of Pillow that hold 8 bits or fewer a value, and the one of KINDS that loses nothing.
 LOSSLESS = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "PA": "RGBA"}
 RESIZE = "--resize (resize=True) puts alpha on white, crops the middle and resizes"
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What pictures are read as: the arguments of :func:`read_images`."""
+
+    shape: tuple[int, int, int]   # (C, H, W)
+    resize: bool
+    wanted: str
+    noisy: bool
 
 
 def check_images(images: Images, image_shape: tuple[int, int, int]) -> None:
@@ -50,9 +61,10 @@ def in_data_units(images: Images) -> NDArray[np.float32]:
 
 
 def read_images(
-    paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool = False
+    paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool = False,
+    wanted: str = "the model's images", noisy: bool = False,
 ) -> tuple[list[str], Images]:
-    """Reads pictures as images of a model. All are of one kind: 8-bit values or floats.
+    """Reads pictures as images of a model, or measurements of them. All are of one kind: 8-bit values or floats.
 
     Args:
         paths: pictures that Pillow opens; ``.npz`` with an array ``images`` (uint8 ``[N, C, H, W]`` or
@@ -61,6 +73,8 @@ def read_images(
         image_shape: the model's ``(C, H, W)``. Gray pictures become RGB where the model's images are.
         resize: whether 8-bit pictures of another size are cropped in the middle to the model's aspect and resized by
             Lanczos' filter, and transparent ones put on white.
+        wanted: what has that shape, for messages.
+        noisy: whether floats may lie outside [0, 1], as those of a measurement with noise do, and be NaN or infinity.
 
     Returns:
         A name for each image, without suffix, and the images, ``[N, C, H, W]`` uint8, or float32 in [0, 1].
@@ -69,16 +83,17 @@ def read_images(
         InputError: a file that is missing or cannot be read, a folder without pictures, or an image of another size, of
             other colours, or with transparency; names the file.
     """
+    expected = _Expected(image_shape, resize, wanted, noisy)
     names: list[str] = []
     parts: list[Images] = []
     for path in picture_files(paths):
         if path.suffix.lower() == ".npz":
-            found, images = _read_npz(path, image_shape, resize=resize)
+            found, images = _read_npz(path, expected)
             names += found
             parts.append(images)
         else:
             names.append(path.stem)
-            parts.append(_read_picture(path, image_shape, resize=resize)[None])
+            parts.append(_read_picture(path, expected)[None])
     if len({part.dtype for part in parts}) > 1:
         raise InputError("8-bit pictures and float32 images do not go together: give them to two commands")
     return names, np.concatenate(parts)
@@ -110,7 +125,7 @@ def _pictures_of(folder: Path) -> list[Path]:
                   if path.suffix.lower() in kinds and not path.name.startswith(".") and path != sheet)
 
 
-def _read_picture(path: Path, image_shape: tuple[int, int, int], *, resize: bool) -> NDArray[np.uint8]:
+def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as file:
             frames = getattr(file, "n_frames", 1)
@@ -120,10 +135,11 @@ def _read_picture(path: Path, image_shape: tuple[int, int, int], *, resize: bool
         raise InputError(f"{path} cannot be read as a picture: {error}") from None
     if frames > 1:
         raise InputError(f"{path} holds {frames} frames, expected one picture")
-    return _fitted(picture, str(path), image_shape, resize=resize)
+    return _fitted(picture, str(path), expected)
 
 
-def _read_npz(path: Path, image_shape: tuple[int, int, int], *, resize: bool) -> tuple[list[str], Images]:
+def _read_npz(path: Path, expected: _Expected) -> tuple[list[str], Images]:
+    shape = expected.shape
     try:
         with np.load(path) as file:
             images = file["images"]
@@ -132,33 +148,31 @@ def _read_npz(path: Path, image_shape: tuple[int, int, int], *, resize: bool) ->
         raise InputError(f"{path} cannot be read as a .npz with an array `images`: {error}") from None
     if images.ndim != 4 or len(images) == 0 or images.dtype not in (np.uint8, np.float32):
         raise InputError(f"{path} holds {images.dtype} {list(images.shape)}, expected images, uint8 or float32 "
-                         f"[N, {', '.join(map(str, image_shape))}]")
+                         f"[N, {', '.join(map(str, shape))}]")
     names = [f"{path.stem}-{index:06d}" for index in range(len(images))]
     if seeds is not None and len(seeds) == len(images) and all(isinstance(seed, int) for seed in seeds):
         names = [f"{seed:06d}" for seed in seeds]
     if images.dtype == np.float32:
-        if images.shape[1:] != image_shape:
-            raise InputError(f"{path} holds float32 images {list(images.shape[1:])}, the model's are "
-                             f"{list(image_shape)}; only 8-bit pictures are resized")
-        if not ((images >= 0) & (images <= 1)).all():
+        if images.shape[1:] != shape:
+            raise InputError(f"{path} holds float32 images {list(images.shape[1:])}, {expected.wanted} are "
+                             f"{list(shape)}; only 8-bit pictures are resized")
+        if not expected.noisy and not ((images >= 0) & (images <= 1)).all():
             raise InputError(f"{path} holds values outside [0, 1], expected images in that range")
         return names, images
-    if images.shape[1:] == image_shape:
+    if images.shape[1:] == shape:
         return names, images
     pictures = images if images.shape[3] in MODES else images.transpose(0, 2, 3, 1)
     if pictures.shape[3] not in MODES:
-        raise InputError(f"{path} holds images {list(images.shape[1:])}, the model's are {list(image_shape)}")
-    return names, np.stack([_fitted(to_pil(np.ascontiguousarray(picture)), f"{path}, image {index}", image_shape,
-                                    resize=resize) for index, picture in enumerate(pictures)])
+        raise InputError(f"{path} holds images {list(images.shape[1:])}, {expected.wanted} are {list(shape)}")
+    return names, np.stack([_fitted(to_pil(np.ascontiguousarray(picture)), f"{path}, image {index}", expected)
+                            for index, picture in enumerate(pictures)])
 
 
-def _fitted(
-    picture: Image.Image, name: str, image_shape: tuple[int, int, int], *, resize: bool
-) -> NDArray[np.uint8]:
-    """A picture as a model's image, ``[C, H, W]``, if nothing of it is lost or ``resize`` allows it."""
-    channels, height, width = image_shape
+def _fitted(picture: Image.Image, name: str, expected: _Expected) -> NDArray[np.uint8]:
+    """A picture as an image of the expected shape, if nothing of it is lost or it may be resized."""
+    channels, height, width = expected.shape
     if channels not in MODES:
-        raise InputError(f"{name}: the model's images have {channels} channels, which no picture has: give a .npz")
+        raise InputError(f"{name}: {expected.wanted} have {channels} channels, which no picture has: give a .npz")
     if picture.mode not in LOSSLESS:
         raise InputError(f"{name} is of Pillow's mode {picture.mode}, expected 8-bit gray or RGB: convert it")
     kind, wanted = LOSSLESS[picture.mode], MODES[channels]
@@ -167,17 +181,17 @@ def _fitted(
     picture = picture.convert(kind)
     if kind.endswith("A") and not wanted.endswith("A"):
         if np.asarray(picture.getchannel("A")).min() < 255:
-            if not resize:
-                raise InputError(f"{name} is transparent in places, the model's images are not: {RESIZE}")
+            if not expected.resize:
+                raise InputError(f"{name} is transparent in places, {expected.wanted} are not: {RESIZE}")
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         kind = kind.removesuffix("A")
         picture = picture.convert(kind)
     if kind.startswith("RGB") and wanted.startswith("L"):
-        raise InputError(f"{name} is {KINDS[kind]}, the model's images are {KINDS[wanted]}: convert it first")
+        raise InputError(f"{name} is {KINDS[kind]}, {expected.wanted} are {KINDS[wanted]}: convert it first")
     if picture.size != (width, height):
-        if not resize:
-            raise InputError(f"{name} is {picture.width}x{picture.height}, the model's images are {width}x{height}: "
+        if not expected.resize:
+            raise InputError(f"{name} is {picture.width}x{picture.height}, {expected.wanted} are {width}x{height}: "
                              f"{RESIZE}")
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(picture.convert(wanted)).reshape(height, width, channels).transpose(2, 0, 1)

@@ -24,7 +24,7 @@ from sde_onnx.image_files import Images, in_data_units
 from sde_onnx.operators import Operator, parse_operator
 from sde_onnx.operators.foreign import adapted
 from sde_onnx.runtime.score_model import ScoreModel
-from sde_onnx.solvers.catalogue import ModelDefaults, Sampling, function_named, resolve
+from sde_onnx.solvers.catalogue import SPACINGS, ModelDefaults, Sampling, function_named, resolve
 from sde_onnx.solvers.noise import check_seeds, portable_normals
 from sde_onnx.solvers.plan import Step
 from sde_onnx.solvers.protocols import Array, NoiseSource, Score
@@ -164,6 +164,9 @@ def resolve_restoration(
         raise InputError(f"method {name} needs the model's gradient file, which `sde-onnx gradient` makes; without one "
                          f"there are {', '.join(free)}")
     sampling = resolve(model, quality=quality, solver=solver, steps=steps, options=others)
+    if METHODS[name].levels_only and (idle := [option for option in others if option not in SPACINGS]):
+        raise InputError(f"method {name} takes nothing but the noise levels of {sampling.solver}: leave out "
+                         f"{', '.join(idle)}")
     if METHODS[name].is_loop and sampling.plan is None:
         raise InputError(f"method {name} needs the solver's noise levels, which {sampling.solver} chooses as it goes: "
                          "take another")
@@ -185,12 +188,12 @@ def operator_for(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
     linear = parse_operator(operator) if isinstance(operator, str) else adapted(operator, image_shape)
     generator = np.random.default_rng(0)
     x = generator.standard_normal((2, *image_shape), np.float32)
-    measured = linear.A(x)
+    measured = _called("A", linear.A, x)
     if not isinstance(measured, np.ndarray) or len(measured) != 2 or measured.ndim < 2:
         raise InputError(f"the operator gives {getattr(measured, 'shape', type(measured).__name__)} of images "
                          f"{list(x.shape)}, expected a measurement for each")
     y = generator.standard_normal(measured.shape).astype(np.float32)
-    back = linear.adjoint(y)
+    back = _called("adjoint", linear.adjoint, y)
     if getattr(back, "shape", None) != x.shape:
         raise InputError(f"the operator's adjoint gives {getattr(back, 'shape', type(back).__name__)} of measurements "
                          f"{list(y.shape)}, expected {list(x.shape)}")
@@ -198,7 +201,23 @@ def operator_for(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
     if not abs(forth - also) <= ADJOINT_TOLERANCE * float(np.linalg.norm(measured) * np.linalg.norm(y)):
         raise InputError(f"adjoint(y) is not the adjoint of A: <A x, y> is {forth:.6g} and <x, adjoint(y)> is "
                          f"{also:.6g}")
+    shortest = _called("pinv", linear.pinv, y)
+    if getattr(shortest, "shape", None) != x.shape:
+        raise InputError(f"the operator's pinv gives {getattr(shortest, 'shape', type(shortest).__name__)} of "
+                         f"measurements {list(y.shape)}, expected {list(x.shape)}")
     return linear
+
+
+def _called(name: str, function: Callable[[Array], Array], argument: Array) -> Array:
+    """What a function of an operator returns; its own errors, whatever they are, name it."""
+    try:
+        return function(argument)
+    except InputError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"the operator's {name} fails on {list(argument.shape)}: {type(error).__name__}: {said}"
+                         ) from error
 
 
 def degrade(images: Float32Array, operator: Operator, seeds: Sequence[int], *, noise: float = 0.0) -> Float32Array:

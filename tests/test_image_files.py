@@ -120,7 +120,7 @@ def test_what_is_no_picture_of_the_model_is_refused(rng, rgb, tmp_path):
     ({"images": np.full((1, *SHAPE), 2, np.float32)}, r"values outside \[0, 1\]"),
     ({"images": np.full((1, *SHAPE), np.nan, np.float32)}, r"values outside \[0, 1\]"),
     ({"images": np.zeros((1, 3, 8, 8), np.float32)}, "only 8-bit pictures are resized"),
-    ({"images": np.zeros((1, 9, 9, 9), np.uint8)}, r"images \[9, 9, 9\], the model's are \[3, 6, 8\]"),
+    ({"images": np.zeros((1, 9, 9, 9), np.uint8)}, r"images \[9, 9, 9\], the model's images are \[3, 6, 8\]"),
     ({"images": np.array([{}, 3])}, "cannot be read"),
 ])
 def test_a_npz_of_something_else_is_refused(arrays, message, tmp_path):

@@ -106,11 +106,31 @@ class Wrong:
         return np.repeat(y, 2, axis=2)
 
 
+class Halves(Wrong):
+    def adjoint(self, y):
+        image = np.zeros((len(y), *SHAPE), np.float32)
+        image[:, :, ::2] = y
+        return image
+
+
+class Fails(Halves):
+    def pinv(self, y, damping):
+        raise ZeroDivisionError("no\nway")
+
+
+class Flat(Halves):
+    def pinv(self, y, damping):
+        return y
+
+
 @pytest.mark.parametrize(("changed", "said"), [
     ({"operator": "down:3"}, "16 rows cannot be divided by 3"),
     ({"operator": "down:4"}, "the measurement has shape [3, 8, 8], the operator gives [3, 4, 4] of images [3, 16, 16]"),
     ({"operator": Wrong()}, "adjoint(y) is not the adjoint of A: <A x, y> is "),
     ({"operator": 5}, "operator is int"),
+    ({"operator": Fails()}, "the operator's pinv fails on [2, 3, 8, 16]: ZeroDivisionError: no way"),
+    ({"operator": Flat()}, "the operator's pinv gives (2, 3, 8, 16) of measurements [2, 3, 8, 16]"),
+    ({"method": "daps", "eta": 1.0}, "method daps takes nothing but the noise levels of sde-dpmpp-2m: leave out eta"),
     ({"noise": -0.1}, "noise is -0.1"),
     ({"noise": float("nan")}, "noise is nan"),
     ({"noise": None}, "noise is None"),

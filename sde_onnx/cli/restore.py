@@ -115,8 +115,13 @@ def restore_command(
         score_model.metadata, has_gradient=score_model.metadata.gradient or gradient is not None, method=method,
         solver=solver, quality=quality, steps=steps, options=given(options))
     linear = operator_for(operator, image_shape)
-    shape = image_shape if degrade else hidden_by(linear, image_shape).shape
-    names, images = read_images(pictures, shape, resize=resize)
+    if degrade:
+        names, images = read_images(pictures, image_shape, resize=resize)
+    else:
+        hidden = hidden_by(linear, image_shape)
+        names, images = read_images(pictures, hidden.shape, resize=resize, noisy=True,
+                                    wanted=f"measurements by {operator}")
+        images = np.where(hidden, images.dtype.type(0), images)   # which is not read, and may be anything
     clean = images if degrade else None
     if degrade:
         by_name = [int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in names]   # whatever is beside it

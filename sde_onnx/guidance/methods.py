@@ -24,6 +24,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)   # keys of METHOD_OPTIONS, with their defaults
     needs_gradient: bool = False     # whether it takes vector-Jacobian products
     is_loop: bool = False            # whether it runs in place of the solver's loop: then it needs a plan
+    levels_only: bool = False        # whether it is such a loop that takes the solver's noise levels and nothing else
 
 
 METHOD_OPTIONS: dict[str, Option] = {
@@ -41,7 +42,7 @@ METHODS = {
     "dps": Method("a gradient step towards the measurement, for many steps", "dps.dps", {"zeta": 0.5},
                   needs_gradient=True, is_loop=True),
     "daps": Method("draws around estimates, a noise level at a time", "daps.daps", {"ode_steps": 4, "spread": 1.0},
-                   is_loop=True),
+                   is_loop=True, levels_only=True),
     "replacement": Method("the paper's: what is measured is replaced after every update", "replacement.replacement",
                           is_loop=True),
 }

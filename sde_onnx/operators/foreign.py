@@ -5,6 +5,7 @@ deepinv's and azula's take torch tensors. Torch is imported by whoever made them
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ class Adapted:
 
     A: Callable[[Array], Array]
     adjoint: Callable[[Array], Array]
-    inverse: Callable[[Array], Array] | None   # the pseudo-inverse, where there is one
+    inverse: Callable[..., Array] | None   # the pseudo-inverse, where there is one
+    damped: bool = False                   # whether it takes a damping too
 
     def pinv(self, y: Array, damping: Any = 0.0) -> Array:
         """See :meth:`sde_onnx.operators.operator.Operator.pinv`. What the operator cannot do itself is iterated."""
+        if self.inverse is not None and self.damped:
+            return self.inverse(y, damping)
         if self.inverse is not None and not np.any(damping):
             return self.inverse(y)
         return least_squares(self, y, damping)
@@ -38,7 +42,8 @@ def adapted(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
     """An operator of this package as it is, and others as one of them.
 
     Args:
-        operator: an object with ``A``, ``adjoint`` and, if it has one, ``pinv``, of numpy arrays; deepinv's, with
+        operator: an object with ``A``, ``adjoint`` and, if it has one, ``pinv``, of numpy arrays; one whose ``pinv``
+            names no ``damping`` serves where there is none, and is iterated where there is. Or deepinv's, with
             ``A``, ``A_adjoint`` and ``A_dagger``, of torch tensors; or a linear function of a torch tensor, as azula
             takes, whose adjoint is its vector-Jacobian product.
         image_shape: the model's ``(C, H, W)``.
@@ -51,7 +56,8 @@ def adapted(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
     own = [getattr(operator, name, None) for name in ("A", "adjoint", "pinv")]
     if callable(own[0]) and callable(own[1]):
         inverse = _in_the_same_type(own[2]) if callable(own[2]) else None
-        return Adapted(_in_the_same_type(own[0]), _in_the_same_type(own[1]), inverse)
+        damped = inverse is not None and "damping" in inspect.signature(own[2]).parameters
+        return Adapted(_in_the_same_type(own[0]), _in_the_same_type(own[1]), inverse, damped)
     deepinv = [getattr(operator, name, None) for name in ("A", "A_adjoint", "A_dagger")]
     if callable(deepinv[0]) and callable(deepinv[1]):
         dagger = deepinv[2]
@@ -62,10 +68,10 @@ def adapted(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
                      "adjoint or A and A_adjoint, or a function of a torch tensor")
 
 
-def _in_the_same_type(function: Callable[[Array], Any]) -> Callable[[Array], Array]:
+def _in_the_same_type(function: Callable[..., Any]) -> Callable[..., Array]:
     """A function whose result has its argument's type: a matrix of float64 must not change the model's input."""
-    def called(x: Array) -> Array:
-        return np.asarray(function(x)).astype(x.dtype, copy=False)
+    def called(x: Array, *damping: Any) -> Array:
+        return np.asarray(function(x, *damping)).astype(x.dtype, copy=False)
 
     return called
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from sde_onnx.solvers.protocols import NoiseSource, Score
     from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["DEFAULT_QUALITY", "MODEL", "QUALITIES", "SOLVERS", "ModelDefaults", "Sampling", "Solver", "defaults_of",
-           "function_named", "resolve"]
+__all__ = ["DEFAULT_QUALITY", "MODEL", "QUALITIES", "SOLVERS", "SPACINGS", "ModelDefaults", "Sampling", "Solver",
+           "defaults_of", "function_named", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ MODEL = "the model's"
 SPACING = {"schedule": "karras", "rho": 7.0}
 NOISELESS = SPACING | {"measure_noise": False}
 RESTARTS = {"restarts": 2, "restart_steps": 4, "restart_min": 0.03, "restart_max": 0.15}
+SPACINGS = (*SPACING, *RESTARTS)   # the options that noise levels depend on
 SOLVERS = {
     "pc": Solver("the paper's predictor-corrector sampler", "predictor_corrector.plan", {
         "snr": MODEL, "n_corrector": MODEL, "predictor": "reverse_diffusion", "corrector": "langevin",

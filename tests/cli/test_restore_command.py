@@ -70,11 +70,25 @@ def test_a_measurement_is_restored_with_the_bundled_gradient(clean, tmp_path):
     assert load_png(tmp_path / "out" / "small.png").shape == (16, 16 * 6, 3)
 
 
+def test_a_measurement_of_floats_may_lie_outside_of_images(tmp_path, digits):
+    """Noise leads there; and what a mask hides is not read."""
+    y = sde_onnx.sample(digits, [100, 101], 8) + np.float32(0.5) * np.random.default_rng(0).standard_normal(
+        (2, 3, 16, 16)).astype(np.float32)
+    assert y.min() < 0 and y.max() > 1
+    y[:, :, 5:11, 5:11] = np.nan
+    np.savez(tmp_path / "y.npz", images=y)
+    done(tmp_path / "y.npz", "--operator", BOX, "--noise", "0.5", "-o", tmp_path / "out")
+    expected = sde_onnx.restore(digits, y[1], BOX, [2], 6, noise=0.5, solver="sde-dpmpp-2m",
+                                gradient=sde_onnx.load(sde_onnx.bundled_gradient(), "cpu"))
+    restored = load_png(tmp_path / "out" / "y-000001" / "000002.png").transpose(2, 0, 1)
+    np.testing.assert_allclose(restored / 255, expected[0], atol=1.5 / 255)
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--operator", "sharpen"], "unknown operator 'sharpen'"),
     (["--operator", "down:3", "--degrade"], "16 rows cannot be divided by 3"),
     (["--operator", "gray"], "digit0.png"),
-    (["--operator", "down:2"], "digit0.png is 16x16"),
+    (["--operator", "down:2"], "digit0.png is 16x16, measurements by down:2 are 8x8"),
     (["--operator", "mask:missing.png", "--degrade"], "missing.png cannot be read"),
     (["--operator", BOX, "--method", "null-space", "--zeta", "1"], "option zeta belongs to dps"),
     (["--operator", BOX, "--degrade", "-o", "."], ""),

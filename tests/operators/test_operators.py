@@ -191,6 +191,21 @@ def test_a_users_own(rng):
     np.testing.assert_allclose(operator.pinv(operator.A(x), 4.0)[:, :, :6], x[:, :, :6] / 2, atol=1e-6)
 
 
+def test_a_users_own_inverse_is_told_the_damping_that_it_names(rng):
+    class Own(Halves):
+        def pinv(self, y, damping=0.0):
+            return self.adjoint(y) / (4 + damping) + 7   # so that it shows whose it is
+
+    class Plain(Halves):
+        def pinv(self, y):
+            return self.adjoint(y) / 4 + 7
+
+    y = rng.standard_normal((2, SHAPE[0], SHAPE[1] // 2, SHAPE[2]))
+    np.testing.assert_allclose(adapted(Own(), SHAPE).pinv(y, 4.0)[:, :, :6], y / 4 + 7, atol=1e-6)
+    np.testing.assert_allclose(adapted(Plain(), SHAPE).pinv(y)[:, :, :6], y / 2 + 7, atol=1e-6)
+    np.testing.assert_allclose(adapted(Plain(), SHAPE).pinv(y, 4.0)[:, :, :6], y / 4, atol=1e-6)   # iterated
+
+
 def test_deepinvs(rng, torchvision_folder):
     deepinv = importlib.import_module("deepinv")
     x = rng.standard_normal((2, *SHAPE)).astype(np.float32)
