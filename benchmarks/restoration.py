@@ -66,6 +66,7 @@ CASES = [
     Case("posterior", 25, {"iterations": 1, "eta": 2.0}),
     Case("posterior", 25, {"iterations": 2, "eta": 2.0}),
     Case("posterior", 100, {"iterations": 2, "eta": 4.0}),
+    Case("posterior", 100, {"iterations": 4, "eta": 16.0}),
     Case("daps", 25, {"ode_steps": 4}),
     Case("replacement", 100, solver="ancestral"),
     Case("dps", 1000, {"zeta": 0.15}, solver="ancestral", images=12),

@@ -32,10 +32,15 @@ with tempfile.TemporaryDirectory() as folder:
         main(["sample", "--seeds", "0-1", "--steps", "20", "-o", "digits"], standalone_mode=False)
         main(["encode", "digits", "--steps", "10", "-o", "codes.npz"], standalone_mode=False)
         main(["decode", "codes.npz", "--steps", "10", "-o", "again"], standalone_mode=False)
+        main(["sample", "--label", "3", "--seeds", "0-1", "--steps", "4", "-o", "threes.png"], standalone_mode=False)
+        main(["restore", "digits", "--degrade", "--operator", "down:2", "--seeds", "0-1", "--steps", "4",
+              "-o", "sharp"], standalone_mode=False)   # with products of the bundled gradient
         main(["likelihood", "digits", "--steps", "4", "-o", "digits.csv"], standalone_mode=False)
     assert len((Path(folder) / "digits.csv").read_text().splitlines()) == 4   # a header, two images, the mean
     assert (Path(folder) / "samples.png").stat().st_size > 0
     assert sorted(path.name for path in (Path(folder) / "again").iterdir()) == ["000000.png", "000001.png"]
+    assert (Path(folder) / "threes.png").stat().st_size > 0
+    assert len(list((Path(folder) / "sharp").rglob("*.png"))) == 2 + 2 * 2   # panels, and restorations of each
     assert not {"torch", "onnx"} & sys.modules.keys()
     refused = subprocess.run([command, "export", folder, "-o", "m.onnx"], capture_output=True, text=True, check=False)
     assert refused.returncode == 1, refused
