@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 import sde_onnx
 from sde_onnx.files import replacing, sha256
+from sde_onnx.generate.sample import batches_of
 from sde_onnx.images import to_uint8
+from sde_onnx.solvers.plan import Plan, run
 
 from environment import ROOT
 
@@ -39,16 +41,19 @@ def cached_samples(
     provider: str,
     precision: str = "fp32",
     model_file: Path | None = None,
+    variant: tuple[str, Plan] | None = None,
     **options: Any,
 ) -> Samples:
     """Images of the seeds from 0 on, in whole chunks; sampled now, where an earlier call has not.
 
-    Of the bundled digits, or of the same checkpoint in another file.
+    Of the bundled digits, or of the model in another file. A variant is a plan that takes the place of the solver's,
+    under a name.
     """
     path = model_file or sde_onnx.bundled_model()
     metadata = sde_onnx.read_metadata(path)
     sampling = sde_onnx.resolve(metadata, solver=solver, steps=steps, options=options)
-    settings = [sha256(path), sampling.to_json(), provider, precision, CHUNK]
+    settings = [sha256(path), sampling.to_json(), provider, precision, CHUNK, *(variant[:1] if variant else ())]
+    loop = None if variant is None else lambda rows, score, noise: run(variant[1], score, noise)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "samples" / f"{solver}-{sampling.steps}-{provider}-{precision}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +64,8 @@ def cached_samples(
         if not chunk.exists():
             model = model or sde_onnx.load(path, provider, precision=precision)
             last = []
-            for batch in sde_onnx.sample_batches(model, range(start, start + CHUNK), sampling=sampling,
-                                                 batch_size=BATCH):
+            for batch in batches_of(model, range(start, start + CHUNK), sampling, labels=None, batch_size=BATCH,
+                                    loop=loop):
                 *_, step = batch.steps
                 last.append(step)
             with replacing(chunk) as temporary, temporary.open("wb") as file:
