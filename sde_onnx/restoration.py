@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
-from sde_onnx.generate.sample import Batch, Labels, batches_of, label_of, last_images
+from sde_onnx.generate.sample import Batch, Labels, batches_of, choose_batch_size, label_of, last_images
 from sde_onnx.guidance.measurement import Measurement, Product
 from sde_onnx.guidance.methods import METHODS, default_method, options_of
 from sde_onnx.image_files import Images, in_data_units
@@ -137,7 +137,10 @@ def restore_batches(
     known = _measurement(measurement, operator, noise, model.metadata.image_shape, len(seeds))
     products = None
     if METHODS[restoration.method].needs_gradient:
-        products = _products(model, model if gradient is None else gradient, seeds, labels)
+        gradient = model if gradient is None else gradient
+        products = _products(model, gradient, seeds, labels)
+        batch_size = choose_batch_size(gradient, len(seeds), batch_size,
+                                       images_depend=restoration.sampling.depends_on_batch)
     return batches_of(model, seeds, restoration.sampling, labels=labels, batch_size=batch_size,
                       loop=partial(_loop, restoration, known, products))
 

@@ -69,11 +69,22 @@ def export_gradient(source: Path, path: Path, *, force: bool = False) -> ModelMe
         if not error <= TOLERANCE:
             raise ParityError(f"the gradient differs from torch's by {error:.2e} relative at {case}, above "
                               f"{TOLERANCE:.0e}; {path} was not written")
-    metadata = dataclasses.replace(metadata, gradient=True, parity={**metadata.parity, **parity})
+    metadata = dataclasses.replace(metadata, gradient=True, parity={**metadata.parity, **parity},
+                                   architecture={**metadata.architecture, "kept": _kept(plain, model)})
     onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return metadata
+
+
+def _kept(plain: onnx.ModelProto, model: onnx.ModelProto) -> int:
+    """Values of an image that the score's own nodes make and the product's read: they are held until then."""
+    own = {name for node in plain.graph.node for name in node.output}
+    added = (node for node in model.graph.node if not own.issuperset(node.output))
+    read = {name for node in added for name in node.input} & own
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in inferred}
+    return sum(math.prod(size for size in shapes[name] if size) for name in read if shapes.get(name))   # N has no size
 
 
 def export_gradient_of_graph(source: Path, path: Path, of: str, at: str, *, force: bool = False) -> None:

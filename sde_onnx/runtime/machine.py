@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
+
 from sde_onnx.runtime.metadata import ModelMetadata
 
 __all__ = ["available_cores", "available_memory", "image_memory"]
@@ -54,13 +56,17 @@ def _quota() -> float:
 
 
 def image_memory(metadata: ModelMetadata) -> int:
-    """Bytes that the activations of one image take, at most: by the values of the network's widest layer."""
+    """Bytes that the activations of one image take, at most: by the values of the network's widest layer.
+
+    And of a gradient file by those that are held for the product.
+    """
     _, height, width = metadata.image_shape
     # Files of before name the channels of each level alone.
     channels: list[int] = metadata.architecture.get("channels", [])
     levels = (count * (height >> level) * (width >> level) for level, count in enumerate(channels))
     widest: int = metadata.architecture.get("widest") or max(levels, default=height * width)
-    return widest * BYTES_A_VALUE
+    kept: int = metadata.architecture.get("kept", 0)
+    return widest * BYTES_A_VALUE + kept * np.dtype(np.float32).itemsize
 
 
 def available_memory() -> int | None:

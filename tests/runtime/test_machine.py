@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -16,10 +17,11 @@ from sde_onnx.runtime import machine
 PEAK = """
 import sys, numpy, sde_onnx
 from pathlib import Path
-model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+model = sde_onnx.load(sys.argv[2], "cpu")
 batch = int(sys.argv[1])
+x, sigma = numpy.zeros((batch, *model.metadata.image_shape), numpy.float32), numpy.ones(batch, numpy.float32)
 for _ in range(2):
-    model(numpy.zeros((batch, *model.metadata.image_shape), numpy.float32), numpy.ones(batch, numpy.float32))
+    model.vjp(x, sigma, x) if model.metadata.gradient else model(x, sigma)
 [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
 print(int(line.split()[1]) * 1024)
 """
@@ -32,10 +34,11 @@ def little(monkeypatch, model):
 
 
 @pytest.mark.skipif(not machine.MEMINFO.exists(), reason="this system tells no memory")
-def test_an_image_takes_no_more_than_is_reckoned():
-    peaks = [int(subprocess.run([sys.executable, "-c", PEAK, str(batch)], capture_output=True, check=True).stdout)
+@pytest.mark.parametrize("file", [sde_onnx.bundled_model(), sde_onnx.bundled_gradient()], ids=["model", "gradient"])
+def test_an_image_takes_no_more_than_is_reckoned(file):
+    peaks = [int(subprocess.run([sys.executable, "-c", PEAK, str(batch), file], capture_output=True, check=True).stdout)
              for batch in (1, 129)]
-    reckoned = machine.image_memory(sde_onnx.read_metadata(sde_onnx.bundled_model()))
+    reckoned = machine.image_memory(sde_onnx.read_metadata(file))
     assert reckoned / 4 < (peaks[1] - peaks[0]) / 128 < reckoned * 1.1
 
 
@@ -43,6 +46,19 @@ def test_a_batch_that_does_not_fit_is_split_and_says_so(little, model):
     with pytest.warns(ResourceWarning, match=r"5 images at a time need about .* GiB are free: 2 at a time"):
         batches = list(sde_onnx.sample_batches(model, range(5), steps=2, batch_size=8))
     assert [batch.seeds for batch in batches] == [[0, 1], [2, 3], [4]]
+
+
+def test_products_need_the_memory_of_their_file(monkeypatch, digits):
+    gradient = sde_onnx.load(sde_onnx.bundled_gradient(), "cpu")
+    free = machine.image_memory(gradient.metadata) * 5 // 2
+    monkeypatch.setattr(generation, "available_memory", lambda: free)
+    assert free > 5 * machine.image_memory(digits.metadata)
+    measurement = np.zeros((3, 8, 8), np.float32)
+    with pytest.warns(ResourceWarning, match="5 images at a time need about .*: 2 at a time"):
+        sde_onnx.restore(digits, measurement, "down:2", range(5), 2, gradient=gradient)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sde_onnx.restore(digits, measurement, "down:2", range(5), 2, method="null-space")
 
 
 def test_what_fits_says_nothing(model):
