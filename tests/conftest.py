@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,14 +58,40 @@ def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     return made
 
 
-class _Fingerprint(pickle.Pickler):
-    """Of modules and tensors: their values, not where they lie."""
+UNNAMED = " at 0x"   # of an object's place in memory, in its repr: nothing to know it by in another process
 
-    def persistent_id(self, value: object) -> object:
-        if not isinstance(value, torch.Tensor):
-            return None
-        held = value.detach().contiguous().view(-1).view(torch.uint8).numpy() if value.numel() else b""
-        return str(value.dtype), tuple(value.shape), hashlib.sha256(held).hexdigest()
+
+def fingerprint(value: object) -> str | None:
+    """What an exporter's argument is, the same in every process; ``None`` where that cannot be told."""
+    digest = hashlib.sha256()
+
+    def add(item: object) -> bool:
+        if isinstance(item, torch.Tensor | np.ndarray):
+            digest.update(f"{item.dtype} {tuple(item.shape)}".encode())
+            held = item if isinstance(item, np.ndarray) else item.detach().reshape(-1).view(torch.uint8).numpy()
+            digest.update(held.tobytes())
+            return True
+        if isinstance(item, torch.nn.Module):
+            own = {name: held for name, held in vars(item).items() if name not in vars(torch.nn.Module())}
+            digest.update(f"{type(item).__module__}.{type(item).__qualname__} {item.training}".encode())
+            return all(add(part) for held in (own, item._parameters, item._buffers, item._modules)
+                       for pair in sorted(held.items()) for part in pair)
+        if isinstance(item, dict):
+            item = sorted(item.items(), key=repr)
+        if isinstance(item, list | tuple):
+            digest.update(f"{type(item).__name__} {len(item)}".encode())
+            return all(add(part) for part in item)
+        digest.update(f"{item!r}\n".encode())
+        return UNNAMED not in repr(item)
+
+    return digest.hexdigest() if add(value) else None
+
+
+def sizes(arguments: object) -> object:
+    """The types and shapes of example inputs: what they hold does not count."""
+    if isinstance(arguments, list | tuple):
+        return [sizes(item) for item in arguments]
+    return arguments.dtype, tuple(arguments.shape)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,12 +100,9 @@ def traced_once(shared) -> Iterator[None]:
     export = torch.onnx.export
 
     def remembered(module: object, arguments: object, **options: object) -> object:
-        written = io.BytesIO()
-        try:
-            _Fingerprint(written).dump((module, arguments))
-        except (pickle.PicklingError, AttributeError, TypeError):   # a test's own class, say
+        key = fingerprint((module, sizes(arguments), repr(options)))
+        if key is None:
             return export(module, arguments, **options)
-        key = hashlib.sha256(written.getvalue() + repr(options).encode()).hexdigest()
         path = shared(f"{key}.trace", lambda path: onnx.save(export(module, arguments, **options).model_proto, path))
         return SimpleNamespace(model_proto=onnx.load(path))
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import zipfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -106,8 +107,9 @@ def test_recorded_runs_of_edms_sampler(sampler, edm, exported):
 
 
 def deviations(plan, schedule, steps, churn):
-    levels = heun.churned_levels(schedule.karras(steps), churn.get("churn", 0.0), churn.get("churn_min", 0.0),
-                                 churn.get("churn_max", np.inf), churn.get("churn_noise", 1.0))
+    levels = heun.churned_levels(list(pairwise(schedule.karras(steps))), churn.get("churn", 0.0),
+                                 churn.get("churn_min", 0.0), churn.get("churn_max", np.inf),
+                                 churn.get("churn_noise", 1.0))
     return [deviation for _, deviation, _ in levels]
 
 
