@@ -76,8 +76,8 @@ def fingerprint(value: object) -> str | None:
             digest.update(f"{type(item).__module__}.{type(item).__qualname__} {item.training}".encode())
             return all(add(part) for held in (own, item._parameters, item._buffers, item._modules)
                        for pair in sorted(held.items()) for part in pair)
-        if isinstance(item, dict):
-            item = sorted(item.items(), key=repr)
+        if isinstance(item, dict):   # of diffusers' configs, not where the network was read from
+            item = sorted((pair for pair in item.items() if pair[0] != "_name_or_path"), key=repr)
         if isinstance(item, list | tuple):
             digest.update(f"{type(item).__name__} {len(item)}".encode())
             return all(add(part) for part in item)

@@ -26,7 +26,8 @@ def clean(digits):
     return sde_onnx.sample(digits, range(100, 104))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(method, marks=[pytest.mark.thorough] if method == "dps" else [])
+                                    for method in METHODS])
 def test_a_hole_is_filled(method, digits, gradient, clean):
     """With what was there, or nearly: much better than by the mean of what is known."""
     operator = operator_for(BOX, SHAPE)

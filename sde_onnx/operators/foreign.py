@@ -55,9 +55,10 @@ def adapted(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
         return operator   # type: ignore[no-any-return]
     own = [getattr(operator, name, None) for name in ("A", "adjoint", "pinv")]
     if callable(own[0]) and callable(own[1]):
-        inverse = _in_the_same_type(own[2]) if callable(own[2]) else None
-        damped = inverse is not None and "damping" in inspect.signature(own[2]).parameters
-        return Adapted(_in_the_same_type(own[0]), _in_the_same_type(own[1]), inverse, damped)
+        forth, back = _in_the_same_type(own[0]), _in_the_same_type(own[1])
+        if not callable(own[2]):
+            return Adapted(forth, back, None)
+        return Adapted(forth, back, _in_the_same_type(own[2]), "damping" in inspect.signature(own[2]).parameters)
     deepinv = [getattr(operator, name, None) for name in ("A", "A_adjoint", "A_dagger")]
     if callable(deepinv[0]) and callable(deepinv[1]):
         dagger = deepinv[2]

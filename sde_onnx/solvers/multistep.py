@@ -82,7 +82,8 @@ def along(way: Iterable[tuple[float, float]], *, order: int, eta: float) -> Plan
         way: the steps. Where one starts above the end of the last, noise is put in, and what is remembered is not used.
         order, eta: see :func:`plan`.
     """
-    way, evaluations, known = list(way), [], ()
+    way, evaluations = list(way), []
+    known: tuple[float, ...] = ()   # noise levels of the denoised images that are remembered, the newest first
     for index, (sigma, sigma_next) in enumerate(way):
         known = (sigma, *known)[:order]
         raised = way[index + 1][0] if sigma_next > 0 else 0.0

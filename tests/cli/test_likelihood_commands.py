@@ -57,6 +57,7 @@ def test_json_says_how_it_was_measured(folder, tmp_path):
     assert set(found["floors"]) == {"of the density's peak", "of noise of sigma_min, on average"}
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
     whole = run("likelihood", folder, "--steps", 2, "--batch-size", 1, "-o", tmp_path / "whole.json")
     assert whole.exit_code == 0, whole.output

@@ -15,6 +15,8 @@ from sde_onnx.errors import ConfigError, InputError
 from sde_onnx.export import export, from_edm
 from sde_onnx.generate.sample import label_of
 
+pytestmark = pytest.mark.thorough   # its network is exported first
+
 
 @pytest.fixture(scope="module")
 def path(golden, shared):

@@ -89,6 +89,7 @@ class CentredNoise(NumpyNoise):
         return (z - z.mean(axis=0)) / z.std(axis=0)
 
 
+@pytest.mark.thorough
 def test_posterior_samples_gaussian_data_exactly(pair, rng):
     sampling = resolve(pair, solver="ancestral", steps=1000)
     score = posterior(pair, of_pair(COUNT), vjp=pair.vjp, iterations=1)

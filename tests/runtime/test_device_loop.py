@@ -20,6 +20,8 @@ from sde_onnx.runtime.metadata import ROWS_KEY
 from sde_onnx.solvers.noise import PortableNoise
 from sde_onnx.solvers.plan import COLUMNS, rows
 
+pytestmark = pytest.mark.thorough   # its network is exported for CUDA first
+
 SEEDS = [1, 2, 2**60]
 SHAPE = (3, 16, 16)
 

@@ -33,6 +33,7 @@ def little(monkeypatch, model):
     monkeypatch.setattr(generation, "available_memory", lambda: machine.image_memory(model.metadata) * 5 // 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not machine.MEMINFO.exists(), reason="this system tells no memory")
 @pytest.mark.parametrize("file", [sde_onnx.bundled_model(), sde_onnx.bundled_gradient()], ids=["model", "gradient"])
 def test_an_image_takes_no_more_than_is_reckoned(file):

@@ -41,6 +41,7 @@ def gaussian_moments(steps, snr, n_corrector):
     return mean, denoised**0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n_corrector", [0, 1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_gaussian_data_have_the_right_mean_and_variance(n_corrector, rng):
     steps, snr, shape = 400, 0.16, (64, 1, 64, 64)
