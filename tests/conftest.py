@@ -76,11 +76,13 @@ def fingerprint(value: object) -> str | None:
             digest.update(f"{type(item).__module__}.{type(item).__qualname__} {item.training}".encode())
             return all(add(part) for held in (own, item._parameters, item._buffers, item._modules)
                        for pair in sorted(held.items()) for part in pair)
-        if isinstance(item, dict):   # of diffusers' configs, not where the network was read from
-            item = sorted((pair for pair in item.items() if pair[0] != "_name_or_path"), key=repr)
-        if isinstance(item, list | tuple):
-            digest.update(f"{type(item).__name__} {len(item)}".encode())
+        if isinstance(item, dict):   # of diffusers' configs, not where and how the network was read
+            item = sorted((pair for pair in item.items() if not str(pair[0]).startswith("_")), key=repr)
+        if isinstance(item, list | tuple):   # JSON makes one of the other
+            digest.update(f"{len(item)}".encode())
             return all(add(part) for part in item)
+        if type(item).__repr__ is object.__repr__:   # attention's processors, say
+            return add([type(item), *sorted(vars(item).items())])
         digest.update(f"{item!r}\n".encode())
         return UNNAMED not in repr(item)
 
