@@ -28,6 +28,7 @@ def folder(tmp_path_factory, digits):
     return folder
 
 
+@pytest.mark.thorough
 def test_each_picture_and_the_mean(folder, tmp_path):
     result = run("likelihood", folder, "--steps", 2, "-o", tmp_path / "l.csv", "--plot", tmp_path / "l.png")
     assert result.exit_code == 0, result.output

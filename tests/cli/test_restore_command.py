@@ -29,6 +29,7 @@ def clean(digits, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_a_folder_is_restored_and_resumed(clean, digits, tmp_path):
     result = done(clean, "--degrade", "--operator", BOX, "--method", "null-space", "-o", tmp_path / "out", "--zoom", 2)
     panel = load_png(tmp_path / "out" / "digit0.png")
