@@ -101,10 +101,10 @@ def traced_once(shared) -> Iterator[None]:
     """torch's exporter, which takes most of the suite's time, traces a module once for all tests that export it."""
     export = torch.onnx.export
 
-    def remembered(module: object, arguments: object, **options: object) -> object:
-        key = fingerprint((module, sizes(arguments), repr(options)))
+    def remembered(module: object, arguments: object, *file: object, **options: object) -> object:
+        key = None if file or "f" in options else fingerprint((module, sizes(arguments), repr(options)))
         if key is None:
-            return export(module, arguments, **options)
+            return export(module, arguments, *file, **options)
         path = shared(f"{key}.trace", lambda path: onnx.save(export(module, arguments, **options).model_proto, path))
         return SimpleNamespace(model_proto=onnx.load(path))
 
