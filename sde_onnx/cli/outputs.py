@@ -178,7 +178,8 @@ class RestoredPicture:
         samples = self._run.read(seeds)
         sheet, white = pictures.panel(_pixels(measurement), samples, clean=None if clean is None else _pixels(clean))
         pictures.save_png(self._panel, pictures.grid(sheet, zoom=self._zoom, columns=len(sheet)))
-        said = f"{self._panel}: measurement, {len(seeds)} samples, mean, standard deviation (white is {white:.3f})"
+        count = f"{len(seeds)} sample{'s' * (len(seeds) > 1)}"
+        said = f"{self._panel}: measurement, {count}, mean, standard deviation (white is {white:.3f})"
         if clean is None:
             return said
         decibels = pictures.psnr(samples / 255, _pixels(clean) / 255).mean()

@@ -22,7 +22,7 @@ def parse_seeds(text: str, *, most: int | None = MOST_SEEDS) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,20})(?:\s*-\s*(\d{1,20}))?\s*", part)
         if match is None:
-            raise InputError(f"{part!r} is neither a seed nor a range such as 0-63")
+            raise InputError(f"{part!r} is neither a whole number nor a range such as 0-63")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"{part!r} runs backwards")

@@ -173,13 +173,13 @@ def test_nothing_is_left_behind_by_a_run_that_fails(model_file, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message", "status"), [
     (["--steps", "0"], "0 is not in the range x>=1", 2),
-    (["--seeds", ""], "neither a seed nor a range", 2),
+    (["--seeds", ""], "neither a whole number nor a range", 2),
     (["--seeds", "9-3"], "runs backwards", 2),
     (["--seeds", "1,0-3"], "named twice", 2),
     (["--seeds", "0-18446744073709551616"], "does not fit 64 bits", 2),
     (["--seeds", "0-18446744073709551615"], "more than 10,000,000 seeds", 2),
-    (["--seeds", "9" * 5000], "neither a seed nor a range", 2),
-    (["--seeds", "-1"], "neither a seed nor a range", 2),
+    (["--seeds", "9" * 5000], "neither a whole number nor a range", 2),
+    (["--seeds", "-1"], "neither a whole number nor a range", 2),
     (["-o", "s.jpg"], "expected a .png, a .npz or a folder, got .jpg", 2),
     (["-o", "s.npz", "--grid"], "--grid goes with a folder", 2),
     (["--gif", "s.png"], "expected a .gif", 2),

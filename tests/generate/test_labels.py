@@ -75,7 +75,7 @@ def test_the_command_and_its_folders(path, labelled, tmp_path):
     assert saved.exit_code == 0, saved.output
     np.testing.assert_allclose(np.load(tmp_path / "s.npz")["images"],
                                sde_onnx.sample(labelled, [1, 2], 4, labels=range(10)), atol=1e-3)
-    for label, message in (("10", "label 10 is out of range"), ("x", "neither a seed nor a range")):
+    for label, message in (("10", "label 10 is out of range"), ("x", "neither a whole number nor a range")):
         result = run("sample", path, "--label", label, "--provider", "cpu", "-o", tmp_path / "x.png")
         assert result.exit_code != 0
         assert message in result.output
