@@ -45,20 +45,19 @@ def _curves(solver: str, steps: tuple[int, ...], **options: tuple[Any, ...]) -> 
 CURVES = [
     *_curves("sde-dpmpp-2m", (25,), eta=(0.5, 1.0, 2.0, 3.0)),
     *_curves("restart", (25,), eta=(2.0, 1.0, 0.0)),
-    *_curves("sde-dpmpp-2m", (100,), eta=(4.0, 2.0, 6.0)),
     *_curves("sde-dpmpp-2m", (12,), eta=(0.5, 1.0, 0.25, 2.0)),
     *_curves("sde-dpmpp-2m", (8,), eta=(0.25, 0.5, 1.0)),
     *_curves("sde-dpmpp-2m", (16,), eta=(0.5, 1.0, 2.0)),
-    *_curves("restart", (25,), eta=(2.0,), restarts=(1,), restart_steps=(4, 6)),
-    *_curves("restart", (25,), eta=(2.0,), restarts=(3,), restart_steps=(2, 3)),
-    *_curves("restart", (25,), eta=(2.0,), restart_max=(0.08, 0.3, 0.6)),
+    *_curves("restart", (25,), eta=(1.0,), restarts=(1,), restart_steps=(4, 6)),
+    *_curves("restart", (25,), eta=(1.0,), restarts=(3,), restart_steps=(2, 3)),
+    *_curves("restart", (25,), eta=(1.0,), restart_max=(0.08, 0.3, 0.6)),
     *_curves("restart-heun", (26,), restarts=(2, 3)),
-    *_curves("restart", (12,), eta=(1.0, 2.0), restarts=(1,), restart_steps=(3,)),
+    *_curves("restart", (12,), eta=(0.5, 1.0), restarts=(1,), restart_steps=(3,)),
     *_curves("sde-dpmpp-2m", (36,), eta=(1.0, 2.0, 3.0, 4.0)),
     *_curves("sde-dpmpp-2m", (50,), eta=(1.0, 2.0, 3.0, 4.0, 6.0)),
-    *_curves("restart", (50,), eta=(2.0, 3.0), restarts=(2, 4)),
-    *_curves("restart", (100,), eta=(4.0,), restarts=(4,), restart_steps=(6,)),
-    *_curves("sde-dpmpp-2m", (100,), eta=(1.0,)),
+    *_curves("restart", (50,), eta=(1.0, 2.0), restarts=(2, 4)),
+    *_curves("restart", (100,), eta=(2.0,), restarts=(4,), restart_steps=(6,)),
+    *_curves("sde-dpmpp-2m", (100,), eta=(4.0, 2.0, 6.0, 1.0)),
 ]
 
 
