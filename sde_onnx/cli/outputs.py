@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -17,6 +18,9 @@ from sde_onnx.errors import InputError, OutputError
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.generate.folder import RECORD, FolderRun
 from sde_onnx.solvers.plan import Step
+
+if TYPE_CHECKING:
+    from sde_onnx.generate.sample import Batch
 
 __all__ = ["RestoredPicture", "SampleOutput", "picture_paths", "plan_outputs"]
 
@@ -34,7 +38,6 @@ class SampleOutput:
     sheet: Path | None             # the grid
     gif: Path | None
     images: list[NDArray[np.float32]] = field(default_factory=list)
-    batches: list[list[int]] = field(default_factory=list)   # seeds of those that the folder holds
     frames: list[list[Any]] = field(default_factory=list)   # of each batch, the steps that the animation shows
 
     @property
@@ -42,23 +45,28 @@ class SampleOutput:
         """That of the run that the folder holds: batches that are cut as before are bit for bit the same."""
         return self.run.batch_size if self.run else None
 
-    def begin(self, settings: Mapping[str, Any], *, batch_size: int, depends_on_batch: bool) -> None:
-        """Makes a folder one of these settings, new or resumed: see :meth:`FolderRun.begin`."""
-        if self.run:
-            self.run.begin(settings, seeds=self.seeds, batch_size=batch_size, depends_on_batch=depends_on_batch)
+    def begun(
+        self, settings: Mapping[str, Any], *, batch_size: int, depends_on_batch: bool
+    ) -> AbstractContextManager[None]:
+        """Makes a folder one of these settings, new or resumed: see :meth:`FolderRun.begun`."""
+        if self.run is None:
+            return nullcontext()
+        return self.run.begun(settings, seeds=self.seeds, batch_size=batch_size, depends_on_batch=depends_on_batch)
 
-    def has(self, seeds: list[int]) -> bool:
-        """Whether a batch was sampled before; if so it counts as finished.
+    def turns(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """Each batch, and whether its images are there already: see :meth:`FolderRun.turns`.
 
         Raises:
-            OutputError: it was, and an animation needs its steps.
+            OutputError: they are, and an animation needs the steps of all.
         """
-        if not self.run or not self.run.has(seeds):
-            return False
-        if self.gif:
-            raise OutputError(f"{self.run.folder} has images already, and an animation needs the steps of all of them")
-        self.batches.append(seeds)
-        return True
+        if self.run is None:
+            yield from ((batch, False) for batch in batches)
+            return
+        for batch, is_there in self.run.turns(batches, in_order=self.gif is not None):
+            if is_there and self.gif:
+                raise OutputError(f"{self.run.folder} has images already, and an animation needs the steps of all of "
+                                  "them")
+            yield batch, is_there
 
     def see(self, step: Step, steps: int) -> None:
         """Keeps the step if the animation shows it: some 40 of the ``steps``, or all if their number is not known."""
@@ -72,7 +80,6 @@ class SampleOutput:
         images = np.clip(step.x_mean, 0, 1)
         if self.run:
             self.run.write(seeds, images)
-            self.batches.append(seeds)
         else:
             self.images.append(images)
 
@@ -86,10 +93,7 @@ class SampleOutput:
         if self.run:
             written.append(self.run.folder)
         if self.sheet:
-            pixels = np.concatenate(
-                [self.run.read(seeds) for seeds in self.batches] if self.run
-                else [pictures.to_uint8(images) for images in self.images]
-            )
+            pixels = self.run.read(self.seeds) if self.run else pictures.to_uint8(np.concatenate(self.images))
             pictures.save_png(self.sheet, pictures.grid(pixels, zoom=self.zoom))
             written.append(self.sheet)
         if self.gif:
@@ -156,19 +160,19 @@ class RestoredPicture:
         self._run = FolderRun(panel.with_suffix(""), shards=False, force=force)
         self._zoom = zoom
 
-    def begin(
+    def begun(
         self, settings: Mapping[str, Any], seeds: Sequence[int], batch_size: int, *, depends_on_batch: bool
-    ) -> None:
-        """See :meth:`FolderRun.begin`."""
-        self._run.begin(settings, seeds=seeds, batch_size=batch_size, depends_on_batch=depends_on_batch)
+    ) -> AbstractContextManager[None]:
+        """See :meth:`FolderRun.begun`."""
+        return self._run.begun(settings, seeds=seeds, batch_size=batch_size, depends_on_batch=depends_on_batch)
 
-    def missing(self, seeds: Sequence[int]) -> list[int]:
-        """The seeds whose restorations are not there yet."""
-        return [seed for seed in seeds if not self._run.has([seed])]
+    def turns(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """See :meth:`FolderRun.turns`."""
+        return self._run.turns(batches)
 
-    def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> None:
-        """Writes those of the restorations ``[N, C, H, W]`` that are not there yet."""
-        self._run.write(seeds, images)
+    def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> int:
+        """Writes those of the restorations ``[N, C, H, W]`` that are not there yet; how many."""
+        return self._run.write(seeds, images)
 
     def panel(
         self, seeds: Sequence[int], measurement: NDArray[np.uint8 | np.float32],

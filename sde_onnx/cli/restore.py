@@ -89,6 +89,7 @@ def restore_command(
              sde-onnx restore celebahq.onnx clean/ --degrade --operator blur:3,down:4 --noise 0.05
     """
     import time
+    from functools import partial
 
     import numpy as np
     from tqdm import tqdm
@@ -138,21 +139,24 @@ def restore_command(
         batches = [restore_batches(score_model, measurement, linear, seeds, restoration, noise=noise,
                                    gradient=gradient_model, labels=labels, batch_size=batch_size)
                    for measurement in images]
-    for run, measurement in zip(outputs, images, strict=True):
-        run.begin({**settings, "measurement": hashlib.sha256(measurement.tobytes()).hexdigest()}, seeds, batch_size,
-                  depends_on_batch=restoration.sampling.depends_on_batch)
     start, done, nfe, asked = time.monotonic(), 0, 0, len(seeds) * len(names)
     count = restoration.sampling.steps or 0
+    begun = [partial(run.begun, {**settings, "measurement": hashlib.sha256(measurement.tobytes()).hexdigest()}, seeds,
+                     batch_size, depends_on_batch=restoration.sampling.depends_on_batch)
+             for run, measurement in zip(outputs, images, strict=True)]
+    for begin in begun:
+        with begin():   # refuses what it must before anything is sampled
+            pass
     with tqdm(total=asked * count or None, unit="step", disable=None) as bar:
         for place, (run, measurement) in enumerate(zip(outputs, images, strict=True)):
-            for batch in batches[place]:
-                if not (missing := run.missing(batch.seeds)):
-                    bar.update(len(batch.seeds) * count)
-                    continue
-                for step in batch.steps:   # noqa: B007  # the last one is the result
-                    bar.update(len(batch.seeds))
-                run.write(batch.seeds, np.clip(step.x_mean, 0, 1))
-                done, nfe = done + len(missing), max(nfe, step.nfe)
+            with begun[place]():
+                for batch, is_there in run.turns(batches[place]):
+                    if is_there:
+                        bar.update(len(batch.seeds) * count)
+                        continue
+                    for step in batch.steps:   # noqa: B007  # the last one is the result
+                        bar.update(len(batch.seeds))
+                    done, nfe = done + run.write(batch.seeds, np.clip(step.x_mean, 0, 1)), max(nfe, step.nfe)
             bar.write(run.panel(seeds, measurement, None if clean is None else clean[place]))
     if done < asked:
         click.echo(f"{asked - done} of {asked} images were there already")

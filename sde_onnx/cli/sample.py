@@ -93,14 +93,14 @@ def sample_command(
         batches = sample_batches(score_model, seeds, sampling=sampling, labels=labels, classifier=guide,
                                  guidance=guidance, batch_size=batch_size)
     guided = {"classifier": sha256(classifier), "guidance": guidance} if classifier else {}
-    outputs.begin({"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
-                   "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels), **guided},
-                  batch_size=batch_size, depends_on_batch=sampling.depends_on_batch)
+    settings = {"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
+                "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels), **guided}
     resumed = nfe = 0
     start = time.monotonic()
-    with tqdm(total=len(seeds) * count or None, unit="step", disable=None) as bar:
-        for batch in batches:
-            if outputs.has(batch.seeds):
+    with (outputs.begun(settings, batch_size=batch_size, depends_on_batch=sampling.depends_on_batch),
+          tqdm(total=len(seeds) * count or None, unit="step", disable=None) as bar):
+        for batch, is_there in outputs.turns(batches):
+            if is_there:
                 bar.update(len(batch.seeds) * count)
                 resumed += len(batch.seeds)
                 continue

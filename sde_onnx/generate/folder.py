@@ -3,16 +3,17 @@
 ``run.json`` says what the images depend on: the model, its precision, the resolved request. It is there before the
 first of them. Every file is written whole or not at all, so what is there is finished, and a run goes on with the seeds
 that are not. Which seeds were asked for, and how many at a time, does not matter, unless images depend on their batch:
-then both must be what they were.
+then both must be what they were. Several processes may write into one folder at once, and share the work.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,11 +22,15 @@ from numpy.typing import NDArray
 from sde_onnx import images as pictures
 from sde_onnx.errors import InputError, OutputError
 from sde_onnx.files import check_writable, read_json, replacing
+from sde_onnx.generate.claims import Claims
 from sde_onnx.generate.seeds import format_seeds, parse_seeds
+
+if TYPE_CHECKING:
+    from sde_onnx.generate.sample import Batch
 
 __all__ = ["RECORD", "FolderRun"]
 
-RECORD, FORMAT = "run.json", 2
+RECORD, FORMAT, LOCK = "run.json", 2, ".run.lock"
 PICTURE, SHARD = re.compile(r"(\d{6,20})\.png"), re.compile(r"\d{6,20}-\d{6,20}\.npz")
 OURS = re.compile(rf"{PICTURE.pattern}|{SHARD.pattern}|run\.json|grid\.png")
 UNFINISHED = re.compile(r"\.(\d{6,20}(-\d{6,20})?|run|grid)\.[0-9a-f]{8}\.(png|npz|json)")   # by files.replacing
@@ -49,6 +54,7 @@ class FolderRun:
         self.shards = shards
         self.force = force
         self._files: dict[int, Path] = {}   # that hold the image of each seed
+        self._claims = Claims(folder / LOCK)
         check_writable(folder / RECORD, force=True)
 
     @property
@@ -63,10 +69,11 @@ class FolderRun:
         size = read_json(path, OutputError).get("batch_size")
         return size if type(size) is int and size > 0 else None
 
-    def begin(
+    @contextmanager
+    def begun(
         self, settings: Mapping[str, Any], *, seeds: Sequence[int], batch_size: int, depends_on_batch: bool
-    ) -> None:
-        """Makes the folder one of these settings, new or resumed.
+    ) -> Iterator[None]:
+        """Makes the folder one of these settings, new or resumed, for as long as the block samples into it.
 
         Args:
             settings: everything that an image depends on, as JSON values.
@@ -75,12 +82,28 @@ class FolderRun:
             depends_on_batch: whether an image depends on those beside it: then seeds and batch size must stay as well.
 
         Raises:
-            OutputError: the folder holds images of other settings, or of unknown ones.
+            OutputError: the folder holds images of other settings, or of unknown ones; or another process is writing
+                into it, and its images are to be replaced.
         """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be made: {error.strerror}") from None
+        with self._claims.at_work():
+            with self._claims.record():
+                self._begin(settings, seeds, batch_size, depends_on_batch)
+            yield
+
+    def _begin(
+        self, settings: Mapping[str, Any], seeds: Sequence[int], batch_size: int, depends_on_batch: bool
+    ) -> None:
         settings = json.loads(json.dumps({**settings, "files": "npz" if self.shards else "png"}))
         if self.force:
+            if self._claims.others():
+                raise OutputError(f"another process is writing into {self.folder}: wait for it, or stop it")
             for file in (*self._listed(OURS), *self._listed(UNFINISHED)):
                 file.unlink()
+            self.force = False   # they are replaced
         path, asked = self.folder / RECORD, set(seeds)
         if path.exists():
             found = read_json(path, OutputError)
@@ -92,8 +115,9 @@ class FolderRun:
                 asked |= set(parse_seeds(str(found.get("seeds")), most=None))
             except InputError as error:
                 raise OutputError(f"{path} is damaged ({error}): {INSTEAD}") from None
-            for file in self._listed(UNFINISHED):
-                file.unlink()
+            if self._claims.alone():
+                for file in self._listed(UNFINISHED):
+                    file.unlink()
         elif foreign := self._listed(OURS):
             raise OutputError(f"{self.folder} holds {foreign[0].name} of a run that left no {RECORD}: {INSTEAD}")
         listed = format_seeds(seeds if depends_on_batch else sorted(asked))
@@ -102,12 +126,46 @@ class FolderRun:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         self._find_files()
 
+    def turns(self, batches: Iterable[Batch], *, in_order: bool = False) -> Iterator[tuple[Batch, bool]]:
+        """Gives each batch, and whether all of its images are there; if not, they are this process's to make.
+
+        Batches that another process is at work on come last, when it has finished with them, or died.
+
+        Args:
+            batches: of these seeds.
+            in_order: wait where another process is at work.
+        """
+        later = []
+        for batch in batches:
+            if self.has(batch.seeds):
+                yield batch, True
+            elif self._claims.claim(batch.seeds, wait=in_order):
+                yield from self._turn(batch)
+            else:
+                later.append(batch)
+        for batch in later:
+            self._claims.claim(batch.seeds, wait=True)
+            yield from self._turn(batch)
+
+    def _turn(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+        """A batch that is claimed."""
+        try:
+            yield batch, self.has(batch.seeds)
+        finally:
+            self._claims.release(batch.seeds)
+
     def has(self, seeds: Sequence[int]) -> bool:
-        """Whether every image of a batch is there."""
+        """Whether every image of a batch is there, by whichever process."""
+        if not all(seed in self._files for seed in seeds):
+            if self.shards:
+                self._find_files()
+            else:
+                paths = {seed: self._picture(seed) for seed in seeds}
+                self._files |= {seed: path for seed, path in paths.items() if path.exists()}
         return all(seed in self._files for seed in seeds)
 
-    def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> None:
-        """Writes those images of a batch, ``[N, C, H, W]``, that are not there yet."""
+    def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> int:
+        """Writes those images of a batch, ``[N, C, H, W]``, that are not there yet; how many."""
         missing = [place for place, seed in enumerate(seeds) if seed not in self._files]
         new = [seeds[place] for place in missing]
         if self.shards and new:
@@ -115,11 +173,12 @@ class FolderRun:
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, images=images[missing], seeds=np.array(new, np.uint64))
             self._files |= dict.fromkeys(new, path)
-            return
+            return len(new)
         for seed, picture in zip(new, pictures.to_uint8(images[missing]), strict=True):
-            path = self.folder / f"{seed:06d}.png"
+            path = self._picture(seed)
             pictures.save_png(path, picture)
             self._files[seed] = path
+        return len(new)
 
     def read(self, seeds: Sequence[int]) -> NDArray[np.uint8]:
         """The images of a batch, ``[N, H, W, C]``."""
@@ -135,11 +194,17 @@ class FolderRun:
         files = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         return [file for file in files if names.fullmatch(file.name)]
 
+    def _picture(self, seed: int) -> Path:
+        return self.folder / f"{seed:06d}.png"
+
     def _find_files(self) -> None:
         if not self.shards:
             self._files = {int(path.stem): path for path in self._listed(PICTURE)}
             return
+        known = set(self._files.values())
         for path in self._listed(SHARD):
+            if path in known:
+                continue
             try:
                 with np.load(path) as shard:
                     self._files |= dict.fromkeys(shard["seeds"].tolist(), path)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,3 +195,51 @@ def test_a_killed_run_resumes_to_exactly_the_same_images(images, batch, kind, tm
     print(result.stdout)
     assert f"of {images} images were there already" in result.stdout
     assert contents(folder) == whole   # and nothing half written beside them
+
+
+def in_background(folder, *arguments):
+    command = [sys.executable, "-m", "sde_onnx", "sample", "--provider", "cpu", "--threads", "1", "--steps", "40",
+               *arguments, "-o", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def images_made(text):
+    return sum(int(count) for count in re.findall(r"^(\d+) images", text, re.MULTILINE))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks: images are made twice")
+@pytest.mark.parametrize("kind", [[], ["--shards"]], ids=["png", "npz"])
+def test_two_processes_share_a_folder(kind, tmp_path):
+    arguments = ["--seeds", "0-63", "--batch-size", "4", *kind]
+    both = [in_background(tmp_path / "out", *arguments) for _ in range(2)]
+    told = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    made = [images_made(output) for output, _ in told]
+    assert sum(made) == 64   # none twice
+    if not kind:
+        assert min(made) > 0, "one of them came too late to share"
+    assert in_background(tmp_path / "alone", *arguments).wait() == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*contents(tmp_path / "alone"), "run.json"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks")
+def test_what_another_process_is_writing_is_not_replaced(tmp_path, model_file):
+    process = in_background(tmp_path / "out", "--seeds", "0-199", "--batch-size", "4")
+    try:
+        while not (tmp_path / "out" / "000000.png").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        unfinished = tmp_path / "out" / ".000150.0123abcd.png"
+        unfinished.write_bytes(b"half")
+        forced = subprocess.run([sys.executable, "-m", "sde_onnx", "sample", "--force", "-o", str(tmp_path / "out")],
+                                capture_output=True, text=True)
+        assert forced.returncode == 1
+        assert forced.stderr == f"Error: another process is writing into {tmp_path / 'out'}: wait for it, or stop it\n"
+        assert unfinished.exists()
+    finally:
+        process.kill()   # dead, it claims nothing
+        process.communicate()
+    resumed = in_background(tmp_path / "out", "--seeds", "0-7", "--batch-size", "4")
+    assert resumed.wait() == 0
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []

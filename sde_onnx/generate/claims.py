@@ -1,0 +1,119 @@
+"""Who samples which seeds, where several processes share a folder: locks that the system takes back from the dead.
+
+One hidden file is locked byte by byte: the first by everybody at work, the second by whoever reads and writes the
+record, and one for each seed by whoever samples it. The last to leave removes the file. Where there are no such locks
+(Windows, some network file systems) everybody may do everything: images are then sampled twice, and come out the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:   # Windows
+    fcntl = None   # type: ignore[assignment]
+
+__all__ = ["Claims"]
+
+AT_WORK, RECORD, FIRST_SEED = 0, 1, 2   # bytes
+SEEDS = 2**62                           # further ones share their bytes
+
+
+class Claims:
+    """The claims of this process in a folder, from :meth:`at_work` on.
+
+    Args:
+        path: the file that is locked; its folder is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Lets others know, for as long as the block runs, that somebody is at work here."""
+        if fcntl is not None:
+            try:
+                self._join()
+            except OSError:   # no locks here: as on Windows
+                self._path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            if self._file is not None:
+                if self.alone():
+                    self._path.unlink(missing_ok=True)
+                os.close(self._file)
+                self._file = None
+
+    def _join(self) -> None:
+        while True:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH, 1, AT_WORK)
+                if self._path.exists() and os.fstat(file).st_ino == self._path.stat().st_ino:
+                    self._file = file
+                    return
+            finally:
+                if self._file is None:   # no locks, or the last to leave had just removed the file
+                    os.close(file)
+
+    def others(self) -> bool:
+        """Whether it is known that somebody else is at work here."""
+        return self._file is not None and not self.alone()
+
+    def alone(self) -> bool:
+        """Whether it is known that nobody else is; then nobody begins before :meth:`record` or this block ends."""
+        if self._file is None:
+            return False
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, AT_WORK)
+        except OSError:
+            return False
+        return True
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Keeps others from the record for as long as the block runs."""
+        if self._file is not None:
+            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, RECORD)
+        try:
+            yield
+        finally:
+            if self._file is not None:
+                fcntl.lockf(self._file, fcntl.LOCK_SH, 1, AT_WORK)   # which `alone` has made exclusive
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, RECORD)
+
+    def claim(self, seeds: Sequence[int], *, wait: bool = False) -> bool:
+        """Claims all of the seeds, or none if others have claimed one of them.
+
+        Args:
+            seeds: of a batch.
+            wait: for those others to finish, or to die.
+        """
+        if self._file is None:
+            return True
+        how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+        for byte in self._bytes(seeds):
+            try:
+                fcntl.lockf(self._file, how, 1, byte)
+            except OSError:
+                self.release(seeds)
+                return False
+        return True
+
+    def release(self, seeds: Sequence[int]) -> None:
+        """Gives claims back."""
+        if self._file is not None:
+            for byte in self._bytes(seeds):
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
+
+    @staticmethod
+    def _bytes(seeds: Sequence[int]) -> list[int]:
+        """Of each seed, in one order for everybody: two that wait for each other would wait for ever."""
+        return sorted({FIRST_SEED + seed % SEEDS for seed in seeds})
