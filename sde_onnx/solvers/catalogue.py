@@ -42,7 +42,7 @@ class Solver:
 MODEL = "the model's"
 SPACING = {"schedule": "karras", "rho": 7.0}
 NOISELESS = SPACING | {"measure_noise": False}
-RESTARTS = {"restarts": 2, "restart_steps": 4, "restart_min": 0.03, "restart_max": 0.15}
+RESTARTS = {"restarts": None, "restart_steps": 4, "restart_min": 0.03, "restart_max": 0.15}
 SPACINGS = (*SPACING, *RESTARTS)   # the options that noise levels depend on
 SOLVERS = {
     "pc": Solver("the paper's predictor-corrector sampler", "predictor_corrector.plan", {
@@ -238,7 +238,7 @@ def _complete_options(solver: str, model_options: Mapping[str, Any], given: Mapp
 
 
 def _least_steps(name: str, options: Mapping[str, Any]) -> int:
-    least: int = SOLVERS[name].least + options.get("restarts", 0) * options.get("restart_steps", 0)
+    least: int = SOLVERS[name].least + (options.get("restarts") or 0) * options.get("restart_steps", 0)
     return least
 
 

@@ -19,9 +19,11 @@ from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["heun_plan", "multistep_plan", "way"]
 
+SHARE = 3   # one step of so many is a restart's, if not told how many restarts
+
 
 def multistep_plan(
-    ve: VeSchedule, steps: int, *, schedule: str, rho: float, order: int, eta: float, restarts: int,
+    ve: VeSchedule, steps: int, *, schedule: str, rho: float, order: int, eta: float, restarts: int | None,
     restart_steps: int, restart_min: float, restart_max: float,
 ) -> Plan:
     """The plan of multistep DPM-Solver++ with restarts; an evaluation a step.
@@ -35,8 +37,8 @@ def multistep_plan(
 
 
 def heun_plan(
-    ve: VeSchedule, steps: int, *, schedule: str, rho: float, restarts: int, restart_steps: int, restart_min: float,
-    restart_max: float,
+    ve: VeSchedule, steps: int, *, schedule: str, rho: float, restarts: int | None, restart_steps: int,
+    restart_min: float, restart_max: float,
 ) -> Plan:
     """The plan of Heun's method with restarts, the paper's own; two evaluations a step, one in the last.
 
@@ -46,8 +48,8 @@ def heun_plan(
 
 
 def way(
-    ve: VeSchedule, steps: int, schedule: str, rho: float, restarts: int, restart_steps: int, restart_min: float,
-    restart_max: float,
+    ve: VeSchedule, steps: int, schedule: str, rho: float, restarts: int | None, restart_steps: int,
+    restart_min: float, restart_max: float,
 ) -> list[tuple[float, float]]:
     """The noise levels that each step goes from and to. Where one starts above the end of the last, noise is put in.
 
@@ -55,20 +57,27 @@ def way(
         ve: the model's noise levels.
         steps: of all, with those of the restarts.
         schedule, rho: see :meth:`sde_onnx.VeSchedule.spaced`; of the restarts' own steps too.
-        restarts: K, how often noise is put in.
+        restarts: K, how often noise is put in; ``None``: as often as a third of the steps allows, and not at all where
+            no noise level is below restart_max.
         restart_steps: steps from restart_max down again.
-        restart_min: after the noise level nearest to it, in ratio, the restarts begin.
-        restart_max: the noise level that they reach.
+        restart_min: after the noise level nearest to it, in ratio, the restarts begin; of those below restart_max.
+        restart_max: the noise level that they reach, or the model's sigma_max if that is less.
 
     Raises:
-        InputError: a restart that goes nowhere, or beyond the model's noise levels.
+        InputError: a restart that goes nowhere.
     """
-    sigmas = ve.spaced(steps - restarts * restart_steps, schedule, rho)
-    low = min(sigmas[:-1], key=lambda sigma: max(sigma, restart_min) / min(sigma, restart_min))
-    if not low < restart_max <= ve.sigma_max:
-        raise InputError(f"restart_max is {restart_max:g}, expected more than the noise level {low:.4g} that restarts "
-                         f"begin at, and at most {ve.sigma_max:g}")
-    again = VeSchedule(low, restart_max).spaced(restart_steps + 1, schedule, rho)[:-1]
-    again[0], again[-1] = restart_max, low   # which the powers have rounded
+    if not restart_min < restart_max:
+        raise InputError(f"restart_max is {restart_max:g}, expected more than restart_min, {restart_min:g}")
+    top = min(restart_max, ve.sigma_max)
+    count = steps // (SHARE * restart_steps) if restarts is None else restarts
+    sigmas = ve.spaced(steps - count * restart_steps, schedule, rho)
+    below = [sigma for sigma in sigmas[:-1] if sigma < top]
+    if count == 0 or (restarts is None and not below):
+        return list(pairwise(ve.spaced(steps, schedule, rho)))
+    if not below:
+        raise InputError(f"restart_max is {restart_max:g}, expected more than the last noise level, {sigmas[-2]:g}")
+    low = min(below, key=lambda sigma: max(sigma, restart_min) / min(sigma, restart_min))
+    again = VeSchedule(low, top).spaced(restart_steps + 1, schedule, rho)[:-1]
+    again[0], again[-1] = top, low   # which the powers have rounded
     after = sigmas.index(low) + 1
-    return [*pairwise(sigmas[:after]), *restarts * list(pairwise(again)), *pairwise(sigmas[after - 1 :])]
+    return [*pairwise(sigmas[:after]), *count * list(pairwise(again)), *pairwise(sigmas[after - 1 :])]

@@ -45,6 +45,24 @@ def test_without_restarts_it_is_the_solver_itself(rng):
     np.testing.assert_array_equal(*pictures)
 
 
+@pytest.mark.parametrize(("steps", "count"), [(2, 0), (5, 0), (11, 0), (12, 1), (25, 2), (50, 4), (100, 8)])
+def test_as_many_restarts_as_a_third_of_the_steps_allows(steps, count):
+    plan = resolve(Model, solver="restart", steps=steps).plan
+    sigmas = [float(evaluation.sigma) for evaluation in plan.evaluations]
+    assert len(sigmas) == steps
+    assert sigmas.count(pytest.approx(0.15)) == count
+
+
+@pytest.mark.parametrize("schedule", [VeSchedule(0.2, 20.0), VeSchedule(0.01, 0.1)], ids=["above", "below"])
+def test_a_model_of_other_noise_levels_restarts_as_far_as_they_go(schedule):
+    plan = restart.multistep_plan(schedule, 25, **SPACING, restarts=None, restart_steps=4, restart_min=0.03,
+                                  restart_max=0.15, order=2, eta=1.0)
+    sigmas = [float(evaluation.sigma) for evaluation in plan.evaluations]
+    assert len(sigmas) == 25
+    assert max(sigmas) == pytest.approx(schedule.sigma_max)
+    assert sum(after > before for before, after in pairwise(sigmas)) == (0 if schedule.sigma_min > 0.15 else 2)
+
+
 @pytest.mark.parametrize("make", [
     lambda: restart.multistep_plan(SCHEDULE, 200, schedule="geometric", rho=7.0, order=2, eta=0.0,
                                    **RESTARTS | {"restart_steps": 40}),
@@ -77,8 +95,8 @@ def test_the_noise_that_is_put_in_is_what_lies_between_the_levels(rng):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"restart_max": 0.03}, "restart_max is 0.03, expected more than the noise level"),
-    ({"restart_max": 21.0}, "at most 20"),
+    ({"restart_max": 0.03}, "restart_max is 0.03, expected more than restart_min, 0.03"),
+    ({"restart_max": 0.04, "restarts": 1}, "restart_max is 0.04, expected more than the last noise level, 0.05"),
     ({"restarts": 12}, "at least 50 for solver restart with these restarts"),
     ({"restarts": 1.5}, "restarts is 1.5, expected a whole number"),
     ({"restart_steps": 0}, "restart_steps is 0"),
