@@ -21,6 +21,9 @@ quick: $(INSTALLED)    ## the tests of the runtime that take no seconds, for the
 	$(BIN)/python -m pytest -n auto -q -m "not thorough" tests/solvers tests/runtime tests/guidance tests/generate tests/cli \
 		tests/export/graph tests/export/rewrites/test_fold.py tests/test_*.py
 
+fuzz: $(INSTALLED)    ## 100,000 hostile cases, hours; a report of what broke the promise of one line
+	cd tests && ../$(BIN)/python -m fuzz --cases 100000
+
 runtime:    ## sample in a new environment that has neither torch nor onnx
 	$(PYTHON) -m venv --clear build/runtime
 	build/runtime/bin/python -m pip install --quiet -c constraints.txt .
@@ -46,8 +49,8 @@ gpu: $(INSTALLED)    ## all that only an NVIDIA GPU can show: tests, timings, wh
 	$(BIN)/python benchmarks/precision.py --provider cuda --output benchmarks/results/fp16.json
 	$(BIN)/python benchmarks/report.py
 
-quality: $(INSTALLED)    ## what solvers cost and lose on the bundled digits, hours; the README's table and plot
-	$(BIN)/python benchmarks/quality.py --output benchmarks/results/quality.json
+quality: $(INSTALLED)    ## what solvers cost and lose on the bundled digits, hours; docs/quality.md and its pictures
+	$(BIN)/python benchmarks/quality.py --output benchmarks/results/quality.json --picture docs/qualities.png
 	$(BIN)/python benchmarks/report.py
 
 docs: $(INSTALLED)    ## write what the documentation takes from the code: the rooms, the solvers and their options
@@ -78,4 +81,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino]'
 	touch $(INSTALLED)
 
-.PHONY: help sample model test quick docs runtime lint bench bench-full gpu quality cpp web web-test
+.PHONY: help sample model test quick docs fuzz runtime lint bench bench-full gpu quality cpp web web-test

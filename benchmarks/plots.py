@@ -5,12 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LINE_TO_BEAT", "OURS", "TITLES", "method_name", "plot_quality", "plot_restoration", "plot_speed",
-           "quality_name"]
+import numpy as np
+
+from samples import Samples
+
+__all__ = ["OURS", "OURS_FP32", "TITLES", "method_name", "plot_qualities", "plot_quality", "plot_restoration",
+           "plot_speed", "quality_name"]
 
 TITLES = {"digits": "digits 16²", "32": "32², 62 M", "256": "256², 66 M", "1024": "1024², 106 M"}
 OURS = "sde-onnx"
-LINE_TO_BEAT = 2000   # evaluations of the reference that cheap solvers are held against
+OURS_FP32 = "sde-onnx fp32"
+FIGURES = {"frechet": "Fréchet distance to real images", "recognised": "recognised",
+           "grain_90": "noise left, 90th percentile, of 255"}
+LARGEST_ETA = 6.0
+PLOTTED: dict[str, dict[str, Any]] = {   # how the solvers are drawn; those without a colour are coloured by eta
+    "pc": {"marker": "s", "color": "black"}, "heun": {"marker": "x", "color": "tab:red"},
+    "dpmpp-2m": {"marker": "+", "color": "tab:orange"}, "ancestral": {"marker": "v", "color": "tab:pink"},
+    "sde-dpmpp-2m": {"marker": "o"}, "restart": {"marker": "^", "linestyle": "--"},
+}
 MATRIX_UNITS = "amx_bf16"   # the feature of a processor
 
 
@@ -92,34 +104,67 @@ def _draw_ratios(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_quality(result: dict[str, Any], path: Path) -> None:
-    """Draws the Fréchet distance against evaluations: a line for each solver with its options."""
+def plot_quality(runs: list[dict[str, Any]], path: Path) -> None:
+    """Draws what solvers lose against evaluations: a panel for each figure, a column for each model."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(result["rows"], key=lambda row: row["nfe"]):
-        curves.setdefault(quality_name(row).replace("`", ""), []).append(row)
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    for index, (name, rows) in enumerate(curves.items()):
-        is_reference = rows[0]["solver"] == result["reference"]
-        axes.errorbar([row["nfe"] for row in rows], [row["frechet"] for row in rows],
-                      [row["frechet_standard_error"] for row in rows], marker="o", markersize=4, capsize=2, label=name,
-                      color="black" if is_reference else plt.get_cmap("tab20")(index % 20),
-                      linestyle="--" if rows[0]["options"] else "-")
-    [line] = [row for row in result["rows"] if (row["solver"], row["nfe"]) == (result["reference"], LINE_TO_BEAT)]
-    middle, error = line["frechet"], line["frechet_standard_error"]
-    axes.axhspan(middle - error, middle + error, color="black", alpha=0.1, linewidth=0,
-                 label=f"{line['solver']} at {line['nfe']:.0f} evaluations")
-    axes.axhline(result["real"]["frechet"], color="grey", linewidth=0.8, linestyle=":", label="its training digits")
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=0.2, linscale=1.5)   # even around 0, where the best are
-    axes.set_yticks([0, 0.05, 0.1, 0.15, 0.2, 0.5, 1], ["0", "0.05", "0.1", "0.15", "0.2", "0.5", "1"])
-    axes.set_xlabel("network evaluations an image")
-    axes.set_ylabel("Fréchet distance to real digits")
-    axes.set_title("Bundled digits")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure, panels = plt.subplots(len(FIGURES), len(runs), figsize=(1.5 + 4 * len(runs), 8), layout="constrained",
+                                  sharex=True, squeeze=False)
+    for column, run in zip(panels.T, runs, strict=True):
+        column[0].set_title(f"{run['data']}, 16x16", fontsize=9)
+        for axes, (key, label) in zip(column, FIGURES.items(), strict=True):
+            _draw_quality(axes, run, key)
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xscale("log")
+            if axes in panels[:, 0]:
+                axes.set_ylabel(label, fontsize=8)
+    for axes in panels[0]:
+        axes.set_yscale("symlog", linthresh=0.2, linscale=1.5)   # even around 0, where the best are
+        axes.set_yticks([0, 0.05, 0.1, 0.15, 0.2, 0.5, 1], ["0", "0.05", "0.1", "0.15", "0.2", "0.5", "1"])
+    for axes in panels[2]:
+        axes.set_yscale("log")
+        axes.set_yticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+        axes.minorticks_off()
+    figure.supxlabel("network evaluations an image", fontsize=8)
+    handles = {label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels(),
+                                                                          strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=7, frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=130)
+
+
+def plot_qualities(samples: dict[str, Samples], path: Path) -> None:
+    """Draws the images of the same seeds, a row for each quality."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, rows = plt.subplots(len(samples), figsize=(9, 0.62 * len(samples)), layout="constrained")
+    for axes, (name, held) in zip(rows, samples.items(), strict=True):
+        axes.imshow(np.concatenate(list(held.pixels), axis=1), interpolation="nearest")
+        axes.set_ylabel(f"{name}\n{held.nfe:.0f}", fontsize=8, rotation=0, ha="right", va="center")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_quality(axes: Any, run: dict[str, Any], key: str) -> None:
+    """A line for each solver with its options; error bars where the figure has them."""
+    from matplotlib import colormaps
+
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(run["rows"], key=lambda row: row["nfe"]):
+        if row["solver"] in PLOTTED and not set(row["options"]) - {"eta"}:
+            curves.setdefault(quality_name(row).replace("`", ""), []).append(row)
+    for name, rows in curves.items():
+        solver, eta = rows[0]["solver"], rows[0]["options"].get("eta", 0.0)
+        errors = [row[f"{key}_standard_error"] for row in rows] if f"{key}_standard_error" in rows[0] else None
+        axes.errorbar([row["nfe"] for row in rows], [row[key] for row in rows], errors, label=name, markersize=4,
+                      capsize=2, linewidth=1, **PLOTTED[solver],
+                      **({} if "color" in PLOTTED[solver] else {"color": colormaps["viridis_r"](eta / LARGEST_ETA)}))
+    axes.axhline(run["real"][key], color="grey", linewidth=0.8, linestyle=":", label="its training images")

@@ -1,16 +1,19 @@
-"""Quality against cost: solvers over a range of evaluations, on the bundled digits.
+"""Quality against cost: solvers, steps and options on the bundled digits, or on another model.
 
     python benchmarks/quality.py --output benchmarks/results/quality.json
+    python benchmarks/quality.py --data fashion --model MODEL --output benchmarks/results/quality_fashion.json
 
-For each point: the Fréchet distance to real digits in the features of judges that were trained on digits the model has
-not seen, how many images they recognise with p > 0.9, their mean confidence, how far the distribution of the classes
-is from that of real digits, and seconds an image (its evaluations, by the time of one as `sde-onnx bench`
-measures it).
+For each point: the Fréchet distance to real images in the features of judges that were trained on images the model has
+not seen; how many they recognise with p > 0.9, and their mean confidence; the noise that finished images carry,
+measured in their finest differences; and how far the distribution of the classes is from that of real images.
 
 A Fréchet distance depends on the number of images, so it is extrapolated to infinitely many, and points of different
-numbers compare. As many real digits, the model's own training set in other colours, say what is left where nothing is
-wrong; real digits that it has not seen, what another hand makes. Images are kept in build/samples: a run that was
-stopped goes on where it was, and points can be added.
+numbers compare. As many real images, the model's own training set in other colours, say what is left where nothing is
+wrong; real images that it has not seen, what another hand makes.
+
+Points that the output holds already are not run again, and images are kept in build/samples: a run that was stopped
+goes on where it was, and points can be added. MODEL is the export of what
+`python examples/digits/train.py --data fashion` writes.
 """
 
 from __future__ import annotations
@@ -18,25 +21,30 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from plots import plot_qualities
+from variants import VARIANTS
 
 import sde_onnx
-from sde_onnx.benchmark import benchmark
 from sde_onnx.guidance.measured_noise import measured_noise
+from sde_onnx.solvers.catalogue import QUALITIES
+from sde_onnx.solvers.plan import Plan
 
 from environment import environment
 from fidelity import Judge, extrapolated_distance, in_deviations, real_digits
 from samples import cached_samples
 
-IMAGES = 2048      # a point, if it does not say otherwise
-REAL = 8192        # real digits that they are compared with
+IMAGES = 4096      # a point, if it does not say otherwise
+REAL = 8192        # real images that they are compared with
 JUDGES = 3         # whose figures are averaged: one alone has features of its own
 LEAST_IMAGES = 512   # of which quarters still have some images for each of a judge's features
-REFERENCE = "pc"
+PICTURED = 16      # seeds of the picture
+KEY = ("solver", "steps", "options", "images")   # what a row is of
 
 
 @dataclass(frozen=True)
@@ -46,28 +54,38 @@ class Curve:
     solver: str
     steps: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    count: int | None = None   # images, if not as many as of the others: what is decided by, and what takes hours
+    count: int | None = None   # images, if not as many as of the others: of what takes hours
 
 
-MEASURED = {"measure_noise": True}
+def _curves(solver: str, steps: tuple[int, ...], **options: tuple[Any, ...]) -> list[Curve]:
+    """A curve for each combination of the values of options."""
+    return [Curve(solver, steps, dict(zip(options, values, strict=True))) for values in product(*options.values())]
+
+
 CURVES = [
-    Curve("pc", (50,)),
-    Curve("pc", (1000,)),
-    Curve("pc", (2000,), count=768),
-    Curve("sde-dpmpp-2m", (8, 12, 16, 50), {"eta": 1.0}),
-    Curve("sde-dpmpp-2m", (25,), {"eta": 1.0}, count=4096),
-    Curve("sde-dpmpp-2m", (8, 12, 25), {"eta": 0.5}),
-    Curve("sde-dpmpp-2m", (16, 50), {"eta": 2.0}),
-    Curve("sde-dpmpp-2m", (25,), {"eta": 2.0}, count=4096),
-    Curve("sde-dpmpp-2m", (25,), {"eta": 1.0, "rho": 3.0}, count=4096),
-    Curve("sde-dpmpp-2m", (25,), {"eta": 1.0, "schedule": "geometric"}),
-    Curve("sde-dpmpp-3m", (25,)),
-    Curve("ancestral", (25, 50)),
-    Curve("stochastic-heun", (13,)),
+    *_curves("sde-dpmpp-2m", (25,), eta=(0.5, 1.0, 2.0, 3.0)),
+    *_curves("sde-dpmpp-2m", (8, 12, 16), eta=(0.25, 0.5, 1.0, 2.0)),
+    *_curves("restart", (25,), eta=(2.0, 1.0, 0.0)),
+    *_curves("restart", (12,), eta=(0.5, 1.0), restarts=(1,), restart_steps=(3,)),
+    *_curves("restart", (50,), eta=(1.0, 2.0), restarts=(4, 2)),
+    *_curves("restart", (25,), eta=(1.0,), restarts=(1,), restart_steps=(4, 6)),
+    *_curves("restart", (25,), eta=(1.0,), restarts=(3,), restart_steps=(2, 3)),
+    *_curves("sde-dpmpp-2m", (50,), eta=(3.0, 2.0, 4.0)),
+    *_curves("restart", (100,), eta=(2.0,), restarts=(4,), restart_steps=(6,)),
+    *_curves("restart", (25,), eta=(1.0,), restart_max=(0.08, 0.3, 0.6)),
+    *_curves("restart-heun", (26,), restarts=(2, 3)),
+    *_curves("sde-dpmpp-2m", (100,), eta=(4.0, 2.0, 6.0, 1.0)),
+    *_curves("sde-dpmpp-2m", (36,), eta=(1.0, 2.0, 3.0, 4.0)),
+    *_curves("sde-dpmpp-2m", (50,), eta=(1.0, 6.0)),
+    *_curves("sde-dpmpp-2m", (25,), eta=(1.0,), rho=(3.0,)),
     Curve("dpmpp-2m", (12, 25)),
-    Curve("dpmpp-2m", (12, 25), MEASURED),
+    *_curves("dpmpp-2m", (25,), measure_noise=(True,)),
     Curve("heun", (13,)),
-    Curve("heun", (13,), MEASURED),
+    Curve("stochastic-heun", (13,)),
+    Curve("ancestral", (25, 50)),
+    Curve("sde-dpmpp-3m", (25,)),
+    Curve("pc", (50,)),
+    Curve("pc", (1000,), count=1024),
 ]
 
 
@@ -105,44 +123,51 @@ class Measure:
             "class_distance": float(np.abs(classes - self.classes).sum() / 2),   # total variation
         }
 
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("digits", "fashion"), default="digits")
+    parser.add_argument("--model", type=Path, help="a model of these data; the bundled digits if not given")
     parser.add_argument("--count", type=int, default=IMAGES, help="images a point, if it does not say otherwise")
-    parser.add_argument("--provider", default="cpu")
     parser.add_argument("--solvers", nargs="+", choices=[curve.solver for curve in CURVES], help="these alone")
-    parser.add_argument("--output", type=Path, help="the result as JSON")
+    parser.add_argument("--steps", nargs="+", type=int, help="these numbers of steps alone")
+    parser.add_argument("--output", type=Path, required=True, help="the result as JSON")
+    parser.add_argument("--picture", type=Path, help="a picture of the same seeds under each quality, when all is done")
     arguments = parser.parse_args()
     if arguments.count < LEAST_IMAGES:
         parser.error(f"--count {arguments.count} is too few, expected at least {LEAST_IMAGES}")
-    measure = Measure()
-    model = sde_onnx.load(sde_onnx.bundled_model(), arguments.provider)
-    speed = benchmark(model, seconds=5)
-    seconds = 1 / (speed.images_per_second * speed.nfe)   # an evaluation of one image, the loop with it
-    rows = []
-    for curve in CURVES:
-        for steps in curve.steps if not arguments.solvers or curve.solver in arguments.solvers else ():
-            count = curve.count or arguments.count
-            samples = cached_samples(count, solver=curve.solver, steps=steps, provider=arguments.provider,
-                                     **curve.options)
-            row = {"solver": curve.solver, "options": curve.options, "steps": steps, "images": count,
-                   "nfe": samples.nfe,
-                   "model_steps": steps == model.metadata.schedule.num_scales,
-                   "seconds_an_image": samples.nfe * seconds} | measure(samples.pixels)
-            rows.append(row)
-            print({key: value for key, value in row.items() if key != "classes"}, flush=True)
-    command = " ".join(["python benchmarks/quality.py --count", str(arguments.count), "--provider",
-                        arguments.provider, *(["--solvers", *arguments.solvers] if arguments.solvers else [])])
-    result = {
-        "environment": environment(command), "reference": REFERENCE,
+    model = arguments.model or sde_onnx.bundled_model()
+    metadata = sde_onnx.read_metadata(model)
+    measure = Measure(arguments.data)
+    result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"rows": []}
+    result |= {
+        "environment": environment(f"python benchmarks/quality.py --data {arguments.data}"), "data": arguments.data,
         "images": arguments.count, "compared_with": REAL,
         "judges": JUDGES, "judge_accuracy_on_real": measure.accuracy,
-        "real": measure(real_digits(arguments.count, held_out=False, seed=1)[0]),
-        "unseen": measure(real_digits(arguments.count, held_out=True, seed=1)[0]),
-        "rows": rows,
-    }
-    if arguments.output:
+        "model_steps": metadata.schedule.num_scales,
+    } | {name: measure(real_digits(arguments.count, held_out=held_out, seed=1, data=arguments.data)[0])
+         for name, held_out in (("real", False), ("unseen", True))}
+    held = {json.dumps([row[name] for name in KEY]) for row in result["rows"]}
+    points: list[tuple[Curve, int | None, Plan | None]] = [
+        (curve, steps, None) for curve in CURVES for steps in curve.steps
+        if curve.solver in (arguments.solvers or [curve.solver]) and steps in (arguments.steps or [steps])]
+    if not arguments.solvers and not arguments.steps:
+        points += [(Curve(name, ()), None, make(metadata.schedule)) for name, make in VARIANTS.items()]
+    for curve, steps, variant in points:
+        count = curve.count or arguments.count
+        point = dict(zip(KEY, (curve.solver, steps, curve.options, count), strict=True))
+        if json.dumps(list(point.values())) in held:
+            continue
+        request = ({"solver": "sde-dpmpp-2m", "variant": (curve.solver, variant)} if variant else
+                   {"solver": curve.solver, **curve.options})
+        samples = cached_samples(count, steps=steps, provider="cpu", model_file=model, **request)
+        row = point | {"nfe": samples.nfe} | measure(samples.pixels)
+        result["rows"].append(row)
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        print({name: value for name, value in row.items() if name != "classes"}, flush=True)
+    if arguments.picture:
+        plot_qualities({name: cached_samples(PICTURED, solver=solver, steps=steps, provider="cpu", model_file=model,
+                                             **options) for name, (solver, steps, options) in QUALITIES.items()},
+                       arguments.picture)
 
 
 if __name__ == "__main__":

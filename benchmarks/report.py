@@ -9,30 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plots import (
-    LINE_TO_BEAT,
-    OURS,
-    TITLES,
-    method_name,
-    plot_quality,
-    plot_restoration,
-    plot_speed,
-    quality_name,
-)
-
-from sde_onnx.solvers.catalogue import MODEL, QUALITIES, SOLVERS
+from plots import OURS, TITLES, method_name, plot_quality, plot_restoration, plot_speed
+from quality_page import headline_section, qualities_section, restarts_section, second_section, tried_section
 
 from environment import RESULTS, ROOT
 
 README = ROOT / "README.md"
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
+QUALITY_PAGE = ROOT / "docs" / "quality.md"
 RESTORATION_PAGE, RESTORATION_PLOT = ROOT / "docs" / "restoration.md", ROOT / "docs" / "restoration.png"
-(CPU_MARKS, BF16_MARKS, GPU_MARKS, QUALITY_MARKS, GRADIENT_MARKS, LIKELIHOOD_MARKS, CODES_MARKS, RESTORATION_MARKS,
- GUIDANCE_MARKS) = (
-    (f"<!-- {name} -->", f"<!-- /{name} -->")
-    for name in ("cpu", "bf16", "gpu", "quality", "gradients", "likelihood", "codes", "restoration", "guidance")
-)
-CHEAP = 25
 
 
 def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] | None) -> str:
@@ -139,49 +124,13 @@ def half_section(result: dict[str, Any], half: str, name: str) -> str:
     ])
 
 
-def quality_section(result: dict[str, Any]) -> str:
-    """The README's text on what solvers cost and lose, from what benchmarks/quality.py has written."""
-    rows = sorted(result["rows"], key=lambda row: row["nfe"])
-    cheapest = min((row for row in rows if row["nfe"] <= CHEAP), key=lambda row: row["frechet"])
-    reference = next(row for row in rows if (row["solver"], row["nfe"]) == (result["reference"], LINE_TO_BEAT))
-    gap = cheapest["frechet"] - reference["frechet"]
-    error = (cheapest["frechet_standard_error"]**2 + reference["frechet_standard_error"]**2) ** 0.5
-    return "\n".join([
-        f"With {CHEAP} evaluations or fewer the best is {quality_name(cheapest)} at {cheapest['nfe']:.0f}: "
-        f"{_frechet(cheapest)}. The paper's",
-        f"sampler has {_frechet(reference)} at {LINE_TO_BEAT:,}, a difference of {gap / error:.1f} standard errors.",
-        "",
-        "| | evaluations | s an image | images | Fréchet distance | recognised | classes off |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        *(f"| {_preset(row)}{quality_name(row)} | {row['nfe']:.0f} | {row['seconds_an_image']:.3g} | "
-          f"{row.get('images', result['images'])} | {_frechet(row)} | {row['recognised']:.3f} | "
-          f"{row['class_distance']:.3f} |" for row in rows),
-        *(f"| {title} |  |  | {result['images']} | {_frechet(result[key])} | {result[key]['recognised']:.3f} | "
-          f"{result[key]['class_distance']:.3f} |"
-          for key, title in (("real", "the model's training digits"), ("unseen", "real digits that it has not seen"))),
-        "",
-        f"Fréchet distance: to {result['compared_with']} of its training digits, extrapolated to infinitely many "
-        "images, with its standard error;",
-        f"in the features of {result['judges']} classifiers trained on digits that the model has not seen, in units of "
-        "their deviations.",
-        "Recognised: the classifiers are sure of a digit, p > 0.9. Classes off: the share of images that would have to",
-        "show another digit for all ten to be as frequent as in real ones. Seconds on "
-        f"{result['environment']['cores']} cores ({result['environment']['cpu']}).",
-    ])
-
-
-def _preset(row: dict[str, Any]) -> str:
-    """Which of the command line's qualities a point is, if it is one."""
-    for name, (solver, steps, options) in QUALITIES.items():
-        own, count = SOLVERS[solver].options, steps or SOLVERS[solver].steps
-        is_long = row["model_steps"] if count == MODEL else row["steps"] == count
-        if row["solver"] == solver and {**own, **row["options"]} == {**own, **options} and is_long:
-            return f"**{name}**: "
-    return ""
-
-
 def _frechet(row: dict[str, Any]) -> str:
     return f"{row['frechet']:.3f} ± {row['frechet_standard_error']:.3f}"
+
+
+def marks(section: str) -> tuple[str, str]:
+    """What a section of a page stands between."""
+    return f"<!-- {section} -->", f"<!-- /{section} -->"
 
 
 def replaced(text: str, marks: tuple[str, str], section: str) -> str:
@@ -319,27 +268,33 @@ def guidance_section(result: dict[str, Any] | None) -> str:
 def main() -> None:
     for page, sections in PAGES.items():
         text = page.read_text(encoding="utf-8")
-        for marks, write, names in sections:
-            text = replaced(text, marks, write(*map(result, names)))
+        for section, write, names in sections:
+            text = replaced(text, marks(section), write(*map(result, names)))
         page.write_text(text, encoding="utf-8")
     if (restored := result("restoration.json")) is not None:
         plot_restoration(restored, RESTORATION_PLOT)
     plot_speed(json.loads((RESULTS / "cpu.json").read_text()), result("cpu_amx.json"), PLOT)
-    plot_quality(json.loads((RESULTS / "quality.json").read_text()), QUALITY_PLOT)
+    plot_quality([run for name in ("quality.json", "quality_fashion.json") if (run := result(name)) is not None],
+                 QUALITY_PLOT)
 
 
 # What stands between which marks of a page, and the result files that it is written from.
-PAGES: dict[Path, list[tuple[tuple[str, str], Any, list[str]]]] = {README: [
-    (CPU_MARKS, cpu_section, ["cpu.json", "loop.json", "cpu_amx.json"]),
-    (BF16_MARKS, bf16_section, ["bf16.json"]),
-    (GPU_MARKS, gpu_section, ["cuda.json", "fp16.json"]),
-    (QUALITY_MARKS, quality_section, ["quality.json"]),
-    (GRADIENT_MARKS, gradient_section, ["gradients.json"]),
-    (LIKELIHOOD_MARKS, likelihood_section, ["likelihood.json"]),
-    (CODES_MARKS, codes_section, ["codes.json"]),
+PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
+    ("cpu", cpu_section, ["cpu.json", "loop.json", "cpu_amx.json"]),
+    ("bf16", bf16_section, ["bf16.json"]),
+    ("gpu", gpu_section, ["cuda.json", "fp16.json"]),
+    ("headline", headline_section, ["headline.json"]),
+    ("qualities", qualities_section, ["quality.json", "headline.json"]),
+    ("gradients", gradient_section, ["gradients.json"]),
+    ("likelihood", likelihood_section, ["likelihood.json"]),
+    ("codes", codes_section, ["codes.json"]),
+], QUALITY_PAGE: [
+    ("tried", tried_section, ["quality.json"]),
+    ("restarts", restarts_section, ["quality.json"]),
+    ("second", second_section, ["quality_fashion.json"]),
 ], RESTORATION_PAGE: [
-    (RESTORATION_MARKS, restoration_section, ["restoration.json"]),
-    (GUIDANCE_MARKS, guidance_section, ["guidance.json"]),
+    ("restoration", restoration_section, ["restoration.json"]),
+    ("guidance", guidance_section, ["guidance.json"]),
 ]}
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from sde_onnx.errors import ConfigError, OutputError, ParityError
+from sde_onnx.errors import ConfigError, OutputError, ParityError, first_line
 from sde_onnx.export.checkpoints import Checkpoint
 from sde_onnx.export.checkpoints.module import from_module
 from sde_onnx.export.embedding.update import add_update
@@ -185,7 +185,7 @@ def _reason(error: BaseException) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+    return first_line(cause)
 
 
 def measure_parity(score: ScoreFunction, network: ScoreNetwork, schedule: VeSchedule) -> dict[str, float]:

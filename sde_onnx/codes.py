@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sde_onnx.checks import checked_count, checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import batches_of, check_latents, choose_batch_size, last_images
 from sde_onnx.image_files import Images, check_images, in_data_units
@@ -27,7 +28,7 @@ from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.score_model import LABEL, ScoreModel
 from sde_onnx.solvers.catalogue import resolve
 from sde_onnx.solvers.flow import integrate_each, probability_flow
-from sde_onnx.solvers.noise import PortableNoise
+from sde_onnx.solvers.noise import PortableNoise, check_seeds
 from sde_onnx.solvers.options import FLOW_TOLERANCE
 from sde_onnx.solvers.plan import denoised
 from sde_onnx.solvers.protocols import Array, Score
@@ -132,8 +133,7 @@ def interpolate(
 
     Other arguments and errors: :func:`encode` and :func:`decode`.
     """
-    if frames < 2:
-        raise InputError(f"frames is {frames}, expected at least 2: both ends are among them")
+    checked_count("frames", frames, least=2, hint=": both ends are among them")
     ends = []
     for end in (first, second):
         if isinstance(end, int | np.integer):
@@ -192,13 +192,13 @@ def edit(
     Other arguments and errors: :func:`sde_onnx.sample`. Steps and options are those of the way from sigma down.
     """
     schedule = model.metadata.schedule
-    if not schedule.sigma_min < sigma <= schedule.sigma_max:
+    if not schedule.sigma_min < checked_number("sigma", sigma) <= schedule.sigma_max:
         raise InputError(f"sigma is {sigma:g}, expected more than {schedule.sigma_min:g} and at most "
                          f"{schedule.sigma_max:g}, the model's noise levels")
     lower = dataclasses.replace(model.metadata, schedule=dataclasses.replace(schedule, sigma_max=sigma))
     sampling = resolve(lower, quality=quality, solver=solver, steps=steps, options=options)
     x = _data(images, model.metadata)
-    if len(seeds) != len(x):
+    if len(check_seeds(seeds)) != len(x):
         raise InputError(f"{len(seeds)} seeds for {len(x)} images: give one for each image")
     x = x + np.float32(sigma) * PortableNoise(seeds, model.metadata.image_shape)()
     batches = batches_of(model, seeds, sampling, labels=labels, latents=x, batch_size=batch_size)

@@ -18,6 +18,8 @@ __all__ = [
     "ProviderError",
     "SdeOnnxError",
     "SlowPrecisionWarning",
+    "first_line",
+    "one_line",
 ]
 
 
@@ -67,3 +69,17 @@ class OutputError(SdeOnnxError, OSError):
 
 class SlowPrecisionWarning(UserWarning):
     """A precision was asked for that is slower here than float32."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def one_line(value: object) -> str:
+    """A value of a caller's for a message: its repr in one line, and not all of a long one."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:   # a whole number of more digits than Python writes
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

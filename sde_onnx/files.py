@@ -6,15 +6,22 @@ import hashlib
 import json
 import os
 import secrets
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sde_onnx.errors import OutputError, SdeOnnxError
+from sde_onnx.errors import OutputError, SdeOnnxError, first_line
 
-__all__ = ["cache_folder", "check_writable", "read_json", "replacing", "sha256"]
+__all__ = ["UNREADABLE", "cache_folder", "check_writable", "read_json", "remove", "replacing", "sha256"]
+
+# What readers (JSON, numpy's archives, Pillow's pictures) raise on files that are cut off, damaged, or something else.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SyntaxError, MemoryError,
+              RuntimeError, AttributeError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -50,7 +57,8 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside ``path`` that becomes ``path`` if the block succeeds and vanishes if it fails."""
-    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}{path.suffix}")
+    # 41 characters: two seeds, and less than the 255 bytes that a name may have, whatever the characters.
+    temporary = path.with_name(f".{path.stem[:41]}.{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -61,12 +69,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Deletes a file; ``OutputError`` if that cannot be done."""
+    try:
+        path.unlink()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be removed: {error.strerror}") from None
+
+
 def read_json(path: Path, error: type[SdeOnnxError]) -> dict[str, Any]:
     """Reads a file that holds one JSON object; raises ``error`` if it cannot be read or holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise error(f"{path} cannot be read as JSON: {cause}") from None
+    except UNREADABLE as cause:
+        raise error(f"{path} cannot be read as JSON: {first_line(cause)}") from None
     if not isinstance(values, dict):
         raise error(f"{path} holds a {type(values).__name__}, expected a JSON object")
     return values

@@ -19,20 +19,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sde_onnx.errors import InputError, ModelFileError, OutputError, ProviderError
-from sde_onnx.files import replacing
+from sde_onnx.errors import InputError, ModelFileError, OutputError, ProviderError, first_line
+from sde_onnx.files import UNREADABLE, replacing
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.guidance.measurement import Measurement
 from sde_onnx.guidance.null_space import null_space
 from sde_onnx.images import to_uint8
 from sde_onnx.operators import box, mask
-from sde_onnx.runtime.metadata import SAMPLER_FORMATS, SAMPLER_KEY
+from sde_onnx.runtime.metadata import SAMPLER_FORMATS, SAMPLER_KEY, telling_damage
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.runtime.score_model import ScoreModel
 from sde_onnx.solvers.catalogue import Sampling
@@ -46,6 +45,8 @@ GOLDEN_FORMATS = (2, 3)   # without and with a measurement: older versions read 
 GOLDEN_SEEDS = (0, 1, 12345678901234567890, 2**64 - 1)   # with bits in both words, and beyond int64
 SAME_SHARE, MOST_LEVELS = 0.999, 1                       # of 8-bit values equal; largest difference of any
 OTHER_INPUTS = ("label", "mask", "measurement")          # of a sampler file, beside seed and steps
+KINDS = ("sampler", "evaluation")                        # of files
+MOST_EVALUATIONS_A_STEP = 1000                           # a file that asks for more does not end
 MOST_ERROR = 1e-3                                        # of states, relative: rounding, carried through every step
 
 
@@ -114,23 +115,33 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
             number = int(held["format"]) if "format" in held else 1
             expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
             inputs = {name: held[name] for name in ("seed", *OTHER_INPUTS) if name in held}
-    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        reason = "no .npz" if "pickle" in str(error) else error   # numpy's advice is how to read what it is not
+    except UNREADABLE as error:
+        # numpy's advice is how to read what it is not.
+        reason = "no .npz" if "pickle" in str(error) else first_line(error)
         raise OutputError(f"{golden} cannot be read as golden values: {reason}") from None
     if number not in GOLDEN_FORMATS:
         mend = "upgrade sde-onnx" if number > GOLDEN_FORMATS[-1] else "write it again with `sde-onnx embed --golden`"
         raise OutputError(f"{golden} has golden format {number}, this sde-onnx reads {GOLDEN_FORMATS[0]} to "
                           f"{GOLDEN_FORMATS[-1]}: {mend}")
+    count = len(expected["seed"]) if expected["seed"].ndim == 1 else 0
+    shape = expected["latent"].shape[1:]
+    held_as = {"seed": (np.int64, (count,)), "image": (np.uint8, (count, *shape[1:], *shape[:1]))} | dict.fromkeys(
+        ("latent", "x_first", "x_last"), (np.float32, (count, *shape)))
+    for name, (dtype, sizes) in held_as.items():
+        if count == 0 or len(shape) != 3 or (expected[name].dtype, expected[name].shape) != (dtype, sizes):
+            raise OutputError(f"{golden} holds {name} {expected[name].dtype} {list(expected[name].shape)}, which are "
+                              "no golden values: write it again with `sde-onnx embed --golden`")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     chosen = choose_provider(provider)
     try:
         session = open_session(os.fspath(sampler), chosen, options)
     except ORT_ERRORS as error:
-        raise ModelFileError(f"{sampler} cannot be loaded: {str(error).splitlines()[0][:200]}") from None
+        raise ModelFileError(f"{sampler} cannot be loaded: {first_line(error)}") from None
     about = _about(session, str(sampler))
-    shape = expected["latent"].shape[1:]
-    made = next(item.shape[1:] for item in session.get_outputs() if item.name in ("x_mean", "sample"))
+    made = next((item.shape[1:] for item in session.get_outputs() if item.name in ("x_mean", "sample")), None)
+    if made is None:
+        raise ModelFileError(f"{sampler} has no output of images: make it again with `sde-onnx embed`")
     if tuple(made) != shape:
         raise InputError(f"{sampler} makes images {made}, {golden} holds {list(shape)}")
     asked = {item.name for item in session.get_inputs()}
@@ -144,7 +155,7 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         else:
             image, x_error = session.run(["image"], inputs)[0], None
     except ORT_ERRORS as error:
-        raise ProviderError(f"{chosen} failed on {sampler}: {str(error).splitlines()[0][:200]}") from error
+        raise ProviderError(f"{chosen} failed on {sampler}: {first_line(error)}") from error
     difference = np.abs(image.astype(int) - expected["image"])
     return Comparison(float((difference == 0).mean()), int(difference.max()), x_error)
 
@@ -159,18 +170,22 @@ def _measured(image_shape: tuple[int, int, int]) -> dict[str, NDArray[np.float32
 
 def _about(session: ort.InferenceSession, name: str) -> dict[str, Any]:
     """What the file says of itself."""
-    text = session.get_modelmeta().custom_metadata_map.get(SAMPLER_KEY)
+    with telling_damage(name):
+        text = session.get_modelmeta().custom_metadata_map.get(SAMPLER_KEY)
     if text is None:
         raise ModelFileError(f"{name} is no sampler: make one with `sde-onnx embed MODEL -o FILE`")
     try:
         about = json.loads(text)
-        number, _ = int(about["format"]), about["kind"]
-    except (KeyError, TypeError, ValueError):
+        number, kind, steps = int(about["format"]), about["kind"], about["steps"]
+    except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise ModelFileError(f"{name}: its metadata is damaged; make it again with `sde-onnx embed`") from None
     if number not in SAMPLER_FORMATS:
         mend = "upgrade sde-onnx" if number > SAMPLER_FORMATS[-1] else "make it again with `sde-onnx embed`"
         raise ModelFileError(f"{name} has sampler format {number}, this sde-onnx reads {SAMPLER_FORMATS[0]} to "
                              f"{SAMPLER_FORMATS[-1]}: {mend}")
+    if kind not in KINDS or type(steps) is not int or steps < 1:
+        raise ModelFileError(f"{name} says that it is {steps!r} steps of kind {kind!r}, expected {' or '.join(KINDS)}: "
+                             "make it again with `sde-onnx embed`")
     return about   # type: ignore[no-any-return]  # it has keys
 
 
@@ -185,6 +200,9 @@ def _drive(
         feeds["steps"] = np.array([steps])
     errors, index, remaining = [], 0, 1
     while remaining > 0:
+        if index == MOST_EVALUATIONS_A_STEP * steps:
+            raise ModelFileError(f"after {index} evaluations the file still asks for {remaining} more of its {steps} "
+                                 "steps: make it again with `sde-onnx embed`")
         results = dict(zip(outputs, session.run(outputs, feeds | {"index": np.array([index])}), strict=True))
         feeds |= {name: results[f"{name}_next"] for name in states}
         remaining = int(results["remaining"][0])

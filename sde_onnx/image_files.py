@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from sde_onnx.errors import InputError
-from sde_onnx.images import MODES, to_pil
+from sde_onnx.errors import InputError, first_line
+from sde_onnx.files import UNREADABLE
+from sde_onnx.images import MODES, NO_PICTURE, to_pil
 
 __all__ = ["Images", "check_images", "in_data_units", "picture_files", "read_images"]
 
@@ -120,9 +119,8 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
 def _pictures_of(folder: Path) -> list[Path]:
     kinds = {*Image.registered_extensions(), ".npz"}
-    sheet = folder / "grid.png" if (folder / "run.json").exists() else None   # `sde-onnx sample --grid` wrote it
     return sorted(path for path in folder.iterdir()
-                  if path.suffix.lower() in kinds and not path.name.startswith(".") and path != sheet)
+                  if path.suffix.lower() in kinds and not path.name.startswith("."))
 
 
 def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
@@ -131,8 +129,8 @@ def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
             frames = getattr(file, "n_frames", 1)
             picture = ImageOps.exif_transpose(file)
             picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as a picture: {error}") from None
+    except NO_PICTURE as error:
+        raise InputError(f"{path} cannot be read as a picture: {first_line(error)}") from None
     if frames > 1:
         raise InputError(f"{path} holds {frames} frames, expected one picture")
     return _fitted(picture, str(path), expected)
@@ -144,8 +142,8 @@ def _read_npz(path: Path, expected: _Expected) -> tuple[list[str], Images]:
         with np.load(path) as file:
             images = file["images"]
             seeds = file["seeds"].tolist() if "seeds" in file and file["seeds"].ndim == 1 else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as a .npz with an array `images`: {error}") from None
+    except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as a .npz with an array `images`: {first_line(error)}") from None
     if images.ndim != 4 or len(images) == 0 or images.dtype not in (np.uint8, np.float32):
         raise InputError(f"{path} holds {images.dtype} {list(images.shape)}, expected images, uint8 or float32 "
                          f"[N, {', '.join(map(str, shape))}]")

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sde_onnx.errors import InputError
-from sde_onnx.files import replacing
+from sde_onnx.errors import InputError, OutputError, first_line
+from sde_onnx.files import UNREADABLE, replacing
 
-__all__ = ["grid", "load_png", "panel", "psnr", "save_gif", "save_png", "to_pil", "to_uint8"]
+__all__ = ["NO_PICTURE", "grid", "load_png", "panel", "psnr", "save_gif", "save_png", "to_pil", "to_uint8"]
 
 UInt8Array = NDArray[np.uint8]
+NO_PICTURE = (*UNREADABLE, Image.DecompressionBombError)   # what Pillow raises on what it cannot read
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -94,9 +95,12 @@ def save_png(path: Path, image: UInt8Array) -> None:
 
 
 def load_png(path: Path) -> UInt8Array:
-    """Reads a picture that :func:`save_png` wrote: ``[H, W, C]``."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture)
+    """Reads a picture that :func:`save_png` wrote: ``[H, W, C]``; ``OutputError`` if it is none any more."""
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture)
+    except NO_PICTURE as error:
+        raise OutputError(f"{path} is no picture any more ({first_line(error)}): remove it") from None
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

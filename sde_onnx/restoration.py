@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sde_onnx.checks import checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import Batch, Labels, batches_of, choose_batch_size, label_of, last_images
 from sde_onnx.guidance.measurement import Measurement, Product
@@ -273,8 +273,7 @@ def hidden_by(operator: Operator, image_shape: tuple[int, ...]) -> NDArray[np.bo
 
 
 def _check_noise(noise: float) -> None:
-    if not isinstance(noise, numbers.Real) or not 0 <= noise < np.inf:
-        raise InputError(f"noise is {noise}, expected a standard deviation of 0 or more, in data units")
+    checked_number("noise", noise, "a standard deviation of 0 or more, in data units", least=0)
 
 
 def _products(

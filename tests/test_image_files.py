@@ -60,9 +60,8 @@ def test_npz_hold_images_of_either_kind(rng, rgb, tmp_path):
         read_images([tmp_path], SHAPE)
 
 
-def test_a_folder_of_samples_is_read_without_its_sheet(rgb, tmp_path):
+def test_a_folder_of_samples_is_read_without_what_is_unfinished(rgb, tmp_path):
     save_png(tmp_path / "000001.png", rgb)
-    save_png(tmp_path / "grid.png", np.tile(rgb, (2, 2, 1)))
     save_png(tmp_path / ".000002.png", rgb)
     (tmp_path / "run.json").write_text("{}")
     assert read_images([tmp_path], SHAPE)[0] == ["000001"]

@@ -171,7 +171,7 @@ REFUSED = {
     "a kind": ({"kind": "uniform"}, "kind is 'uniform', expected one of: rademacher, gaussian"),
     "dequantizations of floats": ({"images": np.zeros((1, 3, 16, 16), np.float32), "dequantizations": 2},
                                   "dequantizations are of 8-bit images"),
-    "steps": ({"steps": 0}, "steps is 0, expected at least 1"),
+    "steps": ({"steps": 0}, "steps is 0, expected a whole number of 1 to 20000"),
     "steps and tolerances": ({"steps": 3, "rtol": 1e-3}, "steps and tolerances exclude each other"),
     "a tolerance": ({"rtol": 0.0}, "rtol is 0"),
     "labels": ({"labels": 3}, "has no labels: leave the label out"),

@@ -140,7 +140,7 @@ class Flat(Halves):
     ({"measurement": np.full((3, 8, 8), np.nan, np.float32)}, "the measurement holds NaN"),
     ({"method": "dps"}, "method dps needs the model's gradient file, which `sde-onnx gradient` makes; without one "
                         "there are null-space, daps, replacement"),
-    ({"method": "nothing"}, "unknown method 'nothing'"),
+    ({"method": "nothing"}, "method 'nothing' is unknown, expected one of: null-space"),
     ({"zeta": 1.0}, "option zeta belongs to dps; method null-space has damping"),
     ({"method": "daps", "solver": "rk45"}, "method daps needs the solver's noise levels"),
     ({"seeds": []}, "no seeds"),

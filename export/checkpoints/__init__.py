@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import pickle
 import re
-import struct
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +17,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sde_onnx.errors import CheckpointError
+from sde_onnx import files
+from sde_onnx.checks import is_finite
+from sde_onnx.errors import CheckpointError, first_line, one_line
 from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
 from sde_onnx.export.network.score_network import ScoreNetwork
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["UNREADABLE", "Checkpoint", "digest_of", "fill", "first_line", "load_network", "naming",
-           "option_count", "option_number", "read_pickle", "read_weights"]
+__all__ = ["UNREADABLE", "Checkpoint", "check_fit", "dense", "digest_of", "fill", "load_network", "named_tensors",
+           "naming", "option_count", "option_number", "read_pickle", "read_weights"]
 
 # What torch's and safetensors' readers raise on files that are cut off or hold something else.
-UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError,
-              struct.error)
+UNREADABLE = (*files.UNREADABLE, SafetensorError)
 SHOWN = 8   # names listed in a message before the rest is counted
 
 
@@ -56,12 +56,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged, or unpickling it would run code.
     """
-    tensors = read_pickle(path) if path.suffix != ".safetensors" else _read_safetensors(path)
-    if not isinstance(tensors, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
-    ):
-        raise CheckpointError(f"{path} holds a {type(tensors).__name__}, expected named tensors")
-    return tensors
+    return named_tensors(read_pickle(path) if path.suffix != ".safetensors" else _read_safetensors(path), str(path))
+
+
+def named_tensors(values: Any, source: str) -> dict[str, Tensor]:
+    """Returns weights as they are, if they are a dictionary of names and :func:`dense` tensors.
+
+    Args:
+        values: from a checkpoint.
+        source: what to call it in messages.
+
+    Raises:
+        CheckpointError: they are something else.
+    """
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise CheckpointError(f"{source} holds a {type(values).__name__}, expected named tensors")
+    for key, value in values.items():
+        dense(value, f"{source}: {key}")
+    return values
+
+
+def dense(value: Any, source: str) -> Tensor:
+    """Returns a weight as it is, if it is a tensor of numbers that lie in memory one after another.
+
+    Raises:
+        CheckpointError: it is something else; names it as ``source``.
+    """
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"{source} is a {type(value).__name__}, expected a tensor")
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+        kind = "quantized" if value.is_quantized else f"{value.dtype}, {value.layout}, on {value.device}"
+        raise CheckpointError(f"{source} is a tensor that is {kind}, expected a plain one of real numbers")
+    return value
 
 
 def read_pickle(path: Path) -> Any:
@@ -71,7 +97,9 @@ def read_pickle(path: Path) -> Any:
         CheckpointError: the file is damaged, or unpickling it would run code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")   # it is read, or refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read, it may be truncated: {first_line(error)}") from None
     except pickle.UnpicklingError as error:
@@ -96,6 +124,8 @@ def load_network(
     Raises:
         CheckpointError: names missing or left over, a wrong shape, or a value that is not finite.
     """
+    with torch.device("meta"):   # no memory is taken before the weights are known to fit
+        check_fit(NCSNpp(config), weights, foreign_key, source=source)
     network = NCSNpp(config).eval()
     fill(network, weights, foreign_key, source=source)
     return network
@@ -103,6 +133,21 @@ def load_network(
 
 def fill(network: nn.Module, weights: dict[str, Tensor], foreign_key: Callable[[str], str], *, source: str) -> None:
     """Gives a network the weights of a checkpoint, each exactly once. Arguments and errors: :func:`load_network`."""
+    state = {}
+    for name, key in check_fit(network, weights, foreign_key, source=source).items():
+        state[name] = weights[key].to(torch.float32)
+        if not torch.isfinite(state[name]).all():
+            raise CheckpointError(f"{source}: {key} holds NaN or infinity; the checkpoint is damaged")
+    network.load_state_dict(state)
+
+
+def check_fit(
+    network: nn.Module, weights: dict[str, Tensor], foreign_key: Callable[[str], str], *, source: str
+) -> dict[str, str]:
+    """The checkpoint's name for each of a network's; ``CheckpointError`` if names or shapes differ.
+
+    Arguments: :func:`load_network`; the network may be on torch's ``meta`` device.
+    """
     shapes = {name: value.shape for name, value in network.state_dict().items()}
     wanted = {foreign_key(name): name for name in shapes}
     missing, unused = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
@@ -110,16 +155,12 @@ def fill(network: nn.Module, weights: dict[str, Tensor], foreign_key: Callable[[
         parts = [f"{len(names)} {what}: {_listing(names)}" for what, names in
                  (("missing", missing), ("not known", unused)) if names]
         raise CheckpointError(f"{source}: the weights do not fit the config; {'; '.join(parts)}")
-    state = {}
     for key, name in wanted.items():
         if weights[key].shape != shapes[name]:
             raise CheckpointError(
                 f"{source}: {key} has shape {list(weights[key].shape)}, expected {list(shapes[name])} by the config"
             )
-        state[name] = weights[key].to(torch.float32)
-        if not torch.isfinite(state[name]).all():
-            raise CheckpointError(f"{source}: {key} holds NaN or infinity; the checkpoint is damaged")
-    network.load_state_dict(state)
+    return {name: key for key, name in wanted.items()}
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:
@@ -134,8 +175,8 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
 def option_number(options: Mapping[str, Any], name: str, default: float) -> float:
     """A number of a config file, or its default; ``CheckpointError`` if it is something else."""
     value = options.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise CheckpointError(f"option {name} = {value!r}, expected a number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not is_finite(value):
+        raise CheckpointError(f"option {name} = {one_line(value)}, expected a number")
     return float(value)
 
 
@@ -172,6 +213,3 @@ def _listing(names: Iterable[str]) -> str:
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return ", ".join(ordered[:SHOWN]) + more
 
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sde_onnx.errors import CheckpointError
+from sde_onnx.errors import CheckpointError, first_line
 from sde_onnx.export.checkpoints.presets import PRESETS
+from sde_onnx.files import UNREADABLE
 
 __all__ = ["read_config"]
 
@@ -42,15 +43,16 @@ def read_config(config: str) -> dict[str, dict[str, Any]]:
         tree = json.loads(text) if path.suffix == ".json" else _follow(path, text)
     except CheckpointError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
-        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CheckpointError(f"{path} cannot be read: {reason}") from None
     if not isinstance(tree, dict) or not all(isinstance(tree.get(section), dict) for section in SECTIONS):
         raise CheckpointError(f"{path} is no config of score_sde: it needs the sections {', '.join(SECTIONS)}")
     return tree
 
 
-def _follow(path: Path, text: str) -> dict[str, Any]:
-    """The tree that a Python config's function returns."""
+def _follow(path: Path, text: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree that a Python config's function returns; ``above`` are the files that took their defaults from it."""
     module = ast.parse(text, str(path))
     functions = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS]
     if len(functions) != 1:
@@ -59,7 +61,7 @@ def _follow(path: Path, text: str) -> dict[str, Any]:
         alias.asname or alias.name: node.module or ""
         for node in module.body if isinstance(node, ast.ImportFrom) for alias in node.names if alias.name in FUNCTIONS
     }
-    return _Follower(path, imported).run(functions[0])
+    return _Follower(path, imported, (*above, path.resolve())).run(functions[0])
 
 
 class _Follower:
@@ -68,10 +70,12 @@ class _Follower:
     Args:
         path: its file, for messages and to find the file with its defaults.
         imported: functions of config files that it can call, and their modules.
+        above: the files that took their defaults from it, and its own.
     """
 
-    def __init__(self, path: Path, imported: dict[str, str]) -> None:
+    def __init__(self, path: Path, imported: dict[str, str], above: tuple[Path, ...]) -> None:
         self.path = path
+        self.above = above
         self.imported = imported
         self.names: dict[str, Any] = {}
 
@@ -127,8 +131,10 @@ class _Follower:
         name = module.rpartition(".")[2] + ".py"
         for folder in self.path.resolve().parents:
             found = folder / name
+            if found in self.above:
+                raise CheckpointError(f"{self.path} takes its defaults from {found}, which takes its own from there")
             if found.is_file():
-                return _follow(found, found.read_text(encoding="utf-8"))
+                return _follow(found, found.read_text(encoding="utf-8"), self.above)
         raise CheckpointError(
             f"{self.path} takes its defaults from {module}, and {name} is neither beside it nor above"
         )

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_onnx.errors import CheckpointError
-from sde_onnx.export.checkpoints import UNREADABLE, Checkpoint, first_line, load_network, option_number, read_weights
+from sde_onnx.errors import CheckpointError, first_line
+from sde_onnx.export.checkpoints import UNREADABLE, Checkpoint, load_network, option_number, read_weights
 from sde_onnx.export.network.edm import EdmNetwork, Preconditioning
 from sde_onnx.export.network.ncsnpp import NCSNppConfig
 from sde_onnx.files import read_json, sha256

@@ -15,7 +15,16 @@ from typing import Any
 from torch import Tensor
 
 from sde_onnx.errors import CheckpointError
-from sde_onnx.export.checkpoints import Checkpoint, load_network, naming, option_count, option_number, read_pickle
+from sde_onnx.export.checkpoints import (
+    Checkpoint,
+    dense,
+    load_network,
+    named_tensors,
+    naming,
+    option_count,
+    option_number,
+    read_pickle,
+)
 from sde_onnx.export.checkpoints.config_files import read_config
 from sde_onnx.export.network.ncsnpp import NCSNppConfig
 from sde_onnx.files import sha256
@@ -24,6 +33,7 @@ from sde_onnx.solvers.schedule import VeSchedule
 __all__ = ["ema_weights", "from_score_sde", "network_config", "score_sde_keys"]
 
 SAMPLING_EPS = 1e-5   # where the original stops a variance-exploding process, whatever the config
+LEVELS = ("sigma_min", "sigma_max", "num_scales")
 RESNET_NAMES = {"norm0": "GroupNorm_0", "conv0": "Conv_0", "emb": "Dense_0", "norm1": "GroupNorm_1", "conv1": "Conv_1"}
 SHORTCUT_NAMES = {"biggan": "Conv_2", "ddpm": "NIN_0"}
 ATTENTION_NAMES = {"norm": "GroupNorm_0", "query": "NIN_0", "key": "NIN_1", "value": "NIN_2", "out": "NIN_3"}
@@ -65,7 +75,7 @@ def from_score_sde(
     contents = read_pickle(path)
     if not isinstance(contents, dict) or not isinstance(contents.get("model"), dict):
         raise CheckpointError(f"{path} is no checkpoint of score_sde: it holds no 'model' with named weights")
-    weights = ema_weights(contents)
+    weights = ema_weights(contents, source=str(path))
     return Checkpoint(
         network=load_network(network, weights, score_sde_keys(network), source=f"{path} with config {config}"),
         schedule=schedule,
@@ -94,7 +104,7 @@ def network_config(tree: Mapping[str, Any]) -> NCSNppConfig:
     is_ddpm = model["name"] == "ddpm"
     # The DDPM network reads none of NCSN++'s options, whatever its config names.
     options = {} if is_ddpm else model
-    positional = is_ddpm or model["embedding_type"] == "positional"
+    embedding: Any = "positional" if is_ddpm else model["embedding_type"]
     sizes = {data["image_size"] // 2**level for level in range(len(model["ch_mult"]))}
     return NCSNppConfig(
         image_size=data["image_size"],
@@ -103,8 +113,8 @@ def network_config(tree: Mapping[str, Any]) -> NCSNppConfig:
         base_channels=model["nf"],
         num_res_blocks=model["num_res_blocks"],
         attn_resolutions=tuple(size for size in model["attn_resolutions"] if size in sizes),
-        embedding="positional" if positional else "fourier",
-        noise_levels=(model["sigma_min"], model["sigma_max"], model["num_scales"]) if positional else None,
+        embedding=embedding,
+        noise_levels=tuple(model[name] for name in LEVELS) if embedding == "positional" else None,
         resblock=options.get("resblock_type", "ddpm"),
         resample_with_conv=model["resamp_with_conv"],
         fir=options.get("fir", False),
@@ -193,28 +203,37 @@ def score_sde_keys(config: NCSNppConfig) -> Callable[[str], str]:
     return score_sde_key
 
 
-def ema_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def ema_weights(checkpoint: Mapping[str, Any], *, source: str = "the checkpoint") -> dict[str, Tensor]:
     """The moving average of the weights, which the paper's samples come from, by the original's names.
 
     ``ema.shadow_params`` lists the trainable parameters in order and without names; the Fourier frequencies are not
     trained and are only in ``model``. The original's 1x1 layers hold ``[in, out]``, a convolution ``[out, in, 1, 1]``.
 
+    Args:
+        checkpoint: what the file holds.
+        source: what to call it in messages.
+
     Raises:
-        CheckpointError: there is no moving average, or it does not fit the model.
+        CheckpointError: there is no moving average, it does not fit the model, or either is something else.
     """
     if "ema" not in checkpoint:
         raise CheckpointError("the checkpoint holds no moving average ('ema') of the weights, which is what samples "
                               "come from: take one that training wrote, not a copy of its 'model' alone")
-    weights = {key.removeprefix("module."): value for key, value in checkpoint["model"].items()}
+    model = named_tensors(checkpoint["model"], f"{source}: 'model'")
+    weights = {key.removeprefix("module."): value for key, value in model.items()}
     weights.pop("sigmas", None)
     trainable = [key for key in weights if key != "all_modules.0.W"]
-    averages = checkpoint["ema"]["shadow_params"]
+    ema = checkpoint["ema"]
+    averages = ema.get("shadow_params") if isinstance(ema, dict) else None
+    if not isinstance(averages, list | tuple):
+        raise CheckpointError(f"{source}: its moving average ('ema') has no list of 'shadow_params'")
+    averages = [dense(average, f"{source}: one of its 'shadow_params'") for average in averages]
     if [weights[key].shape for key in trainable] != [average.shape for average in averages]:
         raise CheckpointError("the checkpoint's moving average does not fit its model parameter by parameter")
     weights |= dict(zip(trainable, averages, strict=True))
     for key, value in weights.items():
         module, nin, parameter = key.partition(".NIN_")
-        if nin and parameter.endswith(".W"):
+        if nin and parameter.endswith(".W") and value.ndim == 2:   # another shape is refused where it is loaded
             # In attention a linear layer; in a residual block, which has a convolution beside it, a 1x1 convolution.
             weights[key] = value.T if f"{module}.Conv_0.weight" not in weights else value.T[:, :, None, None]
     return weights

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from sde_onnx.errors import CheckpointError
-from sde_onnx.export.checkpoints import fill, first_line, option_count, option_number
+from sde_onnx.errors import CheckpointError, first_line, one_line
+from sde_onnx.export.checkpoints import UNREADABLE, check_fit, fill, option_count, option_number
 from sde_onnx.export.network.diffusers_unet import DiffusersUnet
-from sde_onnx.export.network.ncsnpp import NCSNppConfig
+from sde_onnx.export.network.ncsnpp import MOST, MOST_CHANNELS, MOST_LEVELS, NCSNppConfig
 from sde_onnx.extras import require_diffusers
 
 __all__ = ["UNET_CLASS", "is_ncsnpp", "load_unet", "modern_names", "network_config", "unet2d_key"]
@@ -69,17 +70,43 @@ def load_unet(config: Mapping[str, Any], weights: dict[str, Tensor], *, source: 
             sample it.
         MissingExtraError: diffusers is not installed.
     """
+    _check_bounds(config)
     require_diffusers()
     from diffusers import UNet2DModel
 
-    try:
-        options = {name: value for name, value in config.items() if not name.startswith("_")}
-        unet: Any = UNet2DModel(**options)   # type: ignore[no-untyped-call]  # diffusers has no types
-    except (ArithmeticError, AttributeError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: diffusers makes no {UNET_CLASS} of its config: {first_line(error)}") from None
-    network = DiffusersUnet(unet.eval())   # which refuses what the pipeline cannot sample
+    options = {name: value for name, value in config.items() if not name.startswith("_")}
+
+    def made() -> Any:
+        try:
+            unet: Any = UNet2DModel(**options)   # type: ignore[no-untyped-call]  # diffusers has no types
+            return unet.eval()
+        except (*UNREADABLE, AssertionError, NameError) as error:
+            raise CheckpointError(f"{source}: diffusers makes no {UNET_CLASS} of its config: {first_line(error)}"
+                                  ) from None
+
+    with torch.device("meta"):   # no memory is taken before the weights are known to fit
+        empty = made()
+    DiffusersUnet(empty)   # which refuses what the pipeline cannot sample
+    check_fit(empty, weights, lambda name: name, source=source)
+    unet = made()
     fill(unet, weights, lambda name: name, source=source)
-    return network
+    return DiffusersUnet(unet)
+
+
+def _check_bounds(config: Mapping[str, Any]) -> None:
+    """``CheckpointError`` where a config asks for more than any network has, which would take memory and time alone."""
+    sizes = config.get("sample_size")
+    sides = sizes if isinstance(sizes, list | tuple) else [sizes]
+    if len(sides) > 2 or any(side is not None and not (type(side) is int and 0 < side <= MOST["image_size"])
+                             for side in sides):
+        raise CheckpointError(f"option sample_size = {one_line(sizes)}, expected 1 to {MOST['image_size']}")
+    layers, channels = config.get("layers_per_block", 2), config.get("block_out_channels", CHANNELS)
+    if type(layers) is not int or not 0 < layers <= MOST["num_res_blocks"]:
+        raise CheckpointError(f"option layers_per_block = {one_line(layers)}, expected 1 to {MOST['num_res_blocks']}")
+    if not isinstance(channels, list | tuple) or not 0 < len(channels) <= MOST_LEVELS or not all(
+            type(count) is int and 0 < count <= MOST_CHANNELS for count in channels):
+        raise CheckpointError(f"option block_out_channels = {one_line(channels)}, expected 1 to {MOST_LEVELS} whole "
+                              f"numbers of 1 to {MOST_CHANNELS}")
 
 
 def network_config(unet: Mapping[str, Any]) -> NCSNppConfig:

@@ -14,7 +14,7 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 
-from sde_onnx.errors import GradientError, ModelFileError, ParityError
+from sde_onnx.errors import GradientError, ModelFileError, ParityError, first_line
 from sde_onnx.export.gradient.reference import Reference
 from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases
@@ -108,7 +108,7 @@ def export_gradient_of_graph(source: Path, path: Path, of: str, at: str, *, forc
             raise ModelFileError(f"{source} passes 1 GB: its gradient must fit into one ONNX file, of 2 GB at most")
         onnx.checker.check_model(model)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise ModelFileError(f"{source} is not an ONNX file that can be read ({str(error).splitlines()[0]})") from None
+        raise ModelFileError(f"{source} is not an ONNX file that can be read ({first_line(error)})") from None
     if any(item.key == KEY for item in model.metadata_props):
         raise ModelFileError(f"{source} is a file of sde-onnx: leave out --of and --at")
     add_gradient(model, of, at)
@@ -123,5 +123,5 @@ def _refusal(model: onnx.ModelProto) -> str | None:
     try:
         cpu_session(model)
     except ORT_ERRORS as error:
-        return str(error).splitlines()[0][:200]
+        return first_line(error)
     return None

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_onnx.errors import ConfigError
+from sde_onnx.errors import ConfigError, one_line
 from sde_onnx.export.network.fir import ConvDownsample, ConvUpsample, Downsample, Upsample
 from sde_onnx.export.network.layers import (
     RESAMPLERS,
@@ -33,8 +33,21 @@ from sde_onnx.export.network.layers import (
     group_norm,
 )
 from sde_onnx.export.network.score_network import ScoreNetwork
+from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["NCSNpp", "NCSNppConfig"]
+
+
+# Beyond what any network has: a config that asks for more would only take memory and time.
+MOST = {"image_size": 2048, "image_channels": 4, "num_res_blocks": 64}
+MOST_CHANNELS, MOST_LEVELS = 2**14, 12
+BOOLEAN = (False, True)
+CHOICES: dict[str, tuple[object, ...]] = {
+    "embedding": ("fourier", "positional"), "resblock": ("biggan", "ddpm"),
+    "progressive": ("none", "output_skip", "residual"), "progressive_input": ("none", "input_skip", "residual"),
+    "progressive_combine": ("sum", "cat"), "resample_with_conv": BOOLEAN, "fir": BOOLEAN, "center_input": BOOLEAN,
+    "scale_by_sigma": BOOLEAN,
+}
 
 
 @dataclass(frozen=True)
@@ -66,22 +79,34 @@ class NCSNppConfig:
     norm_groups_at: Mapping[str, int] = field(default_factory=dict)  # exceptions, by the norm's module name
 
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {one_line(getattr(self, name))}, expected one of: "
+                                  f"{', '.join(map(str, choices))}")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ConfigError(f"{name} is {one_line(value)}, expected a whole number of 1 to {most}")
+        if self.noise_levels is not None:
+            try:
+                VeSchedule(*self.noise_levels)
+            except TypeError:
+                raise ConfigError(f"noise_levels is {one_line(self.noise_levels)}, expected sigma_min, sigma_max and "
+                                  "their number") from None
+        if len(self.channels) > MOST_LEVELS:
+            raise ConfigError(f"channels names {len(self.channels)} levels, expected at most {MOST_LEVELS}")
         if not self.channels:
             raise ConfigError("channels is empty: one number of channels for each resolution is needed")
         heads = () if self.attn_head_channels is None else (self.attn_head_channels,)
         counts = {"channels": self.channels, "attn_head_channels": heads, "norm groups": self.norm_groups_at.values()}
         for name, values in counts.items():
-            if not all(type(value) is int and value > 0 for value in values):
-                raise ConfigError(f"{name} {list(values)} are not all whole numbers above 0")
+            if not all(type(value) is int and 0 < value <= MOST_CHANNELS for value in values):
+                raise ConfigError(f"{name} {one_line(list(values))} are not all whole numbers of 1 to {MOST_CHANNELS}")
         if self.image_size % 2 ** (len(self.channels) - 1) or self.image_size < 2 ** len(self.channels) // 2:
             raise ConfigError(
                 f"image_size {self.image_size} cannot be halved {len(self.channels) - 1} times, as the "
                 f"{len(self.channels)} levels of channels {self.channels} need"
             )
-        if not 1 <= self.image_channels <= 4:
-            raise ConfigError(f"image_channels is {self.image_channels}, expected 1 to 4")
-        if self.num_res_blocks < 1:
-            raise ConfigError(f"num_res_blocks is {self.num_res_blocks}, expected at least 1")
         if self.embedding != "positional" and self.noise_levels is not None:
             raise ConfigError("noise_levels goes with embedding 'positional'")
         if unknown := set(self.attn_resolutions) - set(self.sizes):

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sde_onnx.errors import ConfigError
+from sde_onnx.errors import ConfigError, first_line
 
 __all__ = ["ConvertedNetwork", "Predicts", "ScoreNetwork", "check_score_network"]
 
@@ -114,7 +114,7 @@ def check_score_network(network: ScoreNetwork) -> None:
             first, second = network(x, sigma, *label), network(x, sigma, *label)
             alone = network(x[1:2], sigma[1:2], *(value[1:2] for value in label))
         except Exception as error:   # whatever a foreign module raises
-            message = (str(error).strip() or type(error).__name__).splitlines()[0]
+            message = first_line(error)
             raise ConfigError(f"{name} fails on x {list(x.shape)} and sigma {list(sigma.shape)}: {message}") from error
     if first.shape != x.shape:
         raise ConfigError(f"{name} returns {list(first.shape)} for x {list(x.shape)}, expected an array of x's shape")

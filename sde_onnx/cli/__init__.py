@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+import io
+import os
+import sys
+import traceback
+from typing import IO, Any
 
 import click
 
@@ -24,13 +29,48 @@ __all__ = ["main"]
 
 
 class _OneLineErrors(click.Group):
-    """Turns the library's errors into one line on stderr and exit status 1."""
+    """Turns the library's errors, and those of its standard streams, into one line on stderr and exit status 1."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        _open_streams()
+        try:
+            try:
+                return super().main(*arguments, **settings)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            if not _is_of_standard_output(error):
+                raise
+            sys.stdout = _nothing("w")   # which Python flushes at the end
+            click.echo(f"Error: standard output cannot be written: {error.strerror}", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except SdeOnnxError as error:
             raise click.ClickException(str(error)) from error
+
+
+def _open_streams() -> None:
+    """Opens standard streams that were closed, lest a file takes their place; and lets them write any file's name."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, _nothing("r" if name == "stdin" else "w"))
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if name == "stdout" else "backslashreplace")
+
+
+def _nothing(mode: str) -> IO[str]:
+    """A stream that reads and writes nothing."""
+    return open(os.devnull, mode, encoding="utf-8")   # noqa: PTH123
+
+
+def _is_of_standard_output(error: OSError) -> bool:
+    """Whether an error came of writing a line for people, and not of a file."""
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return error.errno != errno.EPIPE and frames[-1] in ("echo", "main")
 
 
 COMMANDS = [

@@ -74,16 +74,18 @@ def decode_command(
 def _read_codes(path: Path) -> tuple[list[str], NDArray[np.float32], dict[str, Any]]:
     """Names, latents and settings that ``sde-onnx encode`` wrote."""
     import json
-    import zipfile
-    import zlib
 
     import numpy as np
+
+    from sde_onnx.errors import first_line
+    from sde_onnx.files import UNREADABLE
 
     try:
         with np.load(path) as file:
             names, latents, settings = file["names"].tolist(), file["latents"], json.loads(str(file["settings"]))
         if len(names) != len(latents) or not isinstance(settings, dict):
             raise ValueError(f"{len(names)} names for {len(latents)} latents")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as codes, expected a .npz of `sde-onnx encode`: {error}") from None
+    except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as codes, expected a .npz of `sde-onnx encode`: {first_line(error)}"
+                         ) from None
     return list(map(str, names)), latents, settings

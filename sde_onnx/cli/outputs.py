@@ -121,7 +121,13 @@ def plan_outputs(
         raise click.UsageError(f"--gif {gif}: expected a .gif")
     if not kind or is_folder:
         plan.run = FolderRun(output, shards=shards, force=force)
-        plan.sheet = output / "grid.png" if grid else None
+        if grid:   # beside the folder: whoever reads its pictures takes all of them for samples
+            folder = output.absolute()
+            if not folder.name:
+                raise click.UsageError(f"--grid goes beside the folder, and nothing is beside {output}")
+            plan.sheet = folder.with_name(f"{folder.name}.png")
+            has_run = (output / RECORD).exists()   # its grid is made anew of what is in the folder
+            check_writable(plan.sheet, force=force or has_run, inputs=[model])
         if gif:
             check_writable(gif, force=force, inputs=[model])
         return plan

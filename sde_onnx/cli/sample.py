@@ -33,7 +33,7 @@ __all__ = ["sample_command"]
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="samples.png",
               help="FILE.png (a grid if there are several), FILE.npz (float32 images and seeds), or a folder of PNGs.")
 @click.option("--shards", is_flag=True, help="With a folder: a .npz (float32 images and seeds) a batch, not PNGs.")
-@click.option("--grid", is_flag=True, help="With a folder: also a grid.png of all images.")
+@click.option("--grid", is_flag=True, help="With a folder: also FOLDER.png beside it, a grid of all images.")
 @click.option("--gif", type=click.Path(dir_okay=False, path_type=Path), help="Also an animation of the denoising.")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of grids and animations.")
 @solver_options

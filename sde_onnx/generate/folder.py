@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
-from sde_onnx.errors import InputError, OutputError
-from sde_onnx.files import check_writable, read_json, replacing
+from sde_onnx.errors import InputError, OutputError, first_line
+from sde_onnx.files import UNREADABLE, check_writable, read_json, remove, replacing
 from sde_onnx.generate.claims import Claims
 from sde_onnx.generate.seeds import format_seeds, parse_seeds
 
@@ -32,8 +31,8 @@ __all__ = ["RECORD", "FolderRun"]
 
 RECORD, FORMAT, LOCK = "run.json", 2, ".run.lock"
 PICTURE, SHARD = re.compile(r"(\d{6,20})\.png"), re.compile(r"\d{6,20}-\d{6,20}\.npz")
-OURS = re.compile(rf"{PICTURE.pattern}|{SHARD.pattern}|run\.json|grid\.png")
-UNFINISHED = re.compile(r"\.(\d{6,20}(-\d{6,20})?|run|grid)\.[0-9a-f]{8}\.(png|npz|json)")   # by files.replacing
+OURS = re.compile(rf"{PICTURE.pattern}|{SHARD.pattern}|run\.json")
+UNFINISHED = re.compile(r"\.(\d{6,20}(-\d{6,20})?|run)\.[0-9a-f]{8}\.(png|npz|json)")   # by files.replacing
 INSTEAD = "choose another folder, or --force to replace its images"
 
 
@@ -102,7 +101,7 @@ class FolderRun:
             if self._claims.others():
                 raise OutputError(f"another process is writing into {self.folder}: wait for it, or stop it")
             for file in (*self._listed(OURS), *self._listed(UNFINISHED)):
-                file.unlink()
+                remove(file)
             self.force = False   # they are replaced
         path, asked = self.folder / RECORD, set(seeds)
         if path.exists():
@@ -117,7 +116,7 @@ class FolderRun:
                 raise OutputError(f"{path} is damaged ({error}): {INSTEAD}") from None
             if self._claims.alone():
                 for file in self._listed(UNFINISHED):
-                    file.unlink()
+                    remove(file)
         elif foreign := self._listed(OURS):
             raise OutputError(f"{self.folder} holds {foreign[0].name} of a run that left no {RECORD}: {INSTEAD}")
         listed = format_seeds(seeds if depends_on_batch else sorted(asked))
@@ -186,8 +185,11 @@ class FolderRun:
             return np.stack([pictures.load_png(self._files[seed]) for seed in seeds])
         found: dict[int, NDArray[np.float32]] = {}
         for path in {self._files[seed] for seed in seeds}:
-            with np.load(path) as shard:
-                found |= dict(zip(shard["seeds"].tolist(), shard["images"], strict=True))
+            try:
+                with np.load(path) as shard:
+                    found |= dict(zip(shard["seeds"].tolist(), shard["images"], strict=True))
+            except UNREADABLE as error:
+                raise OutputError(f"{path} cannot be read any more ({first_line(error)}): remove it") from None
         return pictures.to_uint8(np.stack([found[seed] for seed in seeds]))
 
     def _listed(self, names: re.Pattern[str]) -> list[Path]:
@@ -199,7 +201,10 @@ class FolderRun:
 
     def _find_files(self) -> None:
         if not self.shards:
-            self._files = {int(path.stem): path for path in self._listed(PICTURE)}
+            listed = self._listed(PICTURE)
+            if strange := [path for path in listed if not path.is_file()]:
+                raise OutputError(f"{strange[0]} is no file: remove it")
+            self._files = {int(path.stem): path for path in listed}
             return
         known = set(self._files.values())
         for path in self._listed(SHARD):
@@ -208,8 +213,9 @@ class FolderRun:
             try:
                 with np.load(path) as shard:
                     self._files |= dict.fromkeys(shard["seeds"].tolist(), path)
-            except (OSError, ValueError, KeyError, BadZipFile) as error:
-                raise OutputError(f"{path} cannot be read as images and seeds ({error}): remove it") from None
+            except UNREADABLE as error:
+                raise OutputError(f"{path} cannot be read as images and seeds ({first_line(error)}): remove it"
+                                  ) from None
 
     def _compare(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         if (number := found.get("format", 1)) != FORMAT:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sde_onnx.errors import InputError
+from sde_onnx.checks import checked_batch_size, checked_number
+from sde_onnx.errors import InputError, one_line
 from sde_onnx.guidance.classifier import classifier_guided
 from sde_onnx.guidance.measured_noise import tell_measured_noise
 from sde_onnx.runtime.classifier import Classifier
@@ -159,8 +160,9 @@ def _guided(
     classifier: Classifier, guidance: float, sampling: Sampling, label: NDArray[np.int64] | None
 ) -> Loop | None:
     """The request's loop with a classifier beside the score."""
-    if not 0 <= guidance < np.inf:
-        raise InputError(f"guidance is {guidance}, expected a weight of 0 or more")
+    if not isinstance(classifier, Classifier):
+        raise InputError(f"classifier is {one_line(classifier)}, expected one of sde_onnx.load_classifier")
+    checked_number("guidance", guidance, "a weight of 0 or more", least=0)
     if label is None:
         raise InputError(f"a classifier guides to a label: give labels, 0 to {classifier.classes - 1}")
     classifier.check_labels(label)
@@ -205,6 +207,8 @@ def _request(model: ScoreModel, sampling: Sampling | None, **asked: Any) -> Samp
     """The request as it was resolved, of this model, or what was asked for, resolved: not both."""
     if sampling is None:
         return resolve(model.metadata, **asked)
+    if not isinstance(sampling, Sampling):
+        raise InputError(f"sampling is {one_line(sampling)}, expected what sde_onnx.resolve returns")
     if named := [name for name, value in asked.items() if value not in (None, {})]:
         raise InputError(f"sampling says how already: leave out {', '.join(named)}")
     sampling.check_model(model.metadata)
@@ -217,7 +221,7 @@ def label_of(seeds: Sequence[int], labels: Labels) -> NDArray[np.int64] | None:
         return None
     several = np.atleast_1d(np.asarray(labels))
     if several.ndim != 1 or several.size == 0 or several.dtype.kind not in "iu":
-        raise InputError(f"labels is {labels!r}, expected a whole number or a list of them")
+        raise InputError(f"labels is {one_line(labels)}, expected a whole number or a list of them")
     return np.array([several[seed % len(several)] for seed in seeds], np.int64)
 
 
@@ -265,9 +269,7 @@ def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, imag
     Raises:
         InputError: less than 1, or more than fit where an image depends on its batch.
     """
-    size = default_batch_size(model.metadata.image_shape) if asked is None else asked
-    if size < 1:
-        raise InputError(f"batch_size is {size}, expected at least 1")
+    size = checked_batch_size(asked) or default_batch_size(model.metadata.image_shape)
     size = min(size, images)
     free = None if model.provider in ON_A_GPU else available_memory()
     need = image_memory(model.metadata)

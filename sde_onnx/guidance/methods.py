@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sde_onnx.checks import checked_choice
 from sde_onnx.errors import InputError
 from sde_onnx.solvers.options import Number, Option
 
@@ -59,8 +60,7 @@ def options_of(method: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], d
     Raises:
         InputError: an unknown method, an option of another method, or a value out of its range.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
+    checked_choice("method", method, METHODS)
     own = METHODS[method].options
     for name in given:
         if name in METHOD_OPTIONS and name not in own:

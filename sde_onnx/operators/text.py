@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sde_onnx.errors import InputError
+from sde_onnx.errors import InputError, first_line
+from sde_onnx.files import UNREADABLE
+from sde_onnx.images import NO_PICTURE
 from sde_onnx.operators.compose import compose
 from sde_onnx.operators.convolution import convolve
 from sde_onnx.operators.masks import box, mask, random
@@ -81,8 +83,8 @@ def _kernel_of(path: str) -> Operator:
     if path.endswith(".npy"):
         try:
             kernel = np.load(path, allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as an array ({str(error).splitlines()[0]})") from None
+        except UNREADABLE as error:
+            raise InputError(f"{path} cannot be read as an array ({first_line(error)})") from None
         return convolve(kernel)
     values = _read(path)
     return convolve(values / max(values.sum(), 1))
@@ -93,8 +95,8 @@ def _read(path: str) -> NDArray[np.float64]:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("L"), np.float64)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path or 'a file'} cannot be read as a picture ({str(error).splitlines()[0]})") from None
+    except NO_PICTURE as error:
+        raise InputError(f"{path or 'a file'} cannot be read as a picture ({first_line(error)})") from None
 
 
 PARSERS: dict[str, Callable[[str], Operator]] = {

@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sde_onnx.errors import InputError, ModelFileError, ProviderError
+from sde_onnx.checks import checked_path, checked_threads
+from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS
 from sde_onnx.solvers.protocols import Array
@@ -70,7 +71,7 @@ class Classifier:
         try:
             return list(self._session.run([LOGITS, GRADIENT], feeds))
         except ORT_ERRORS as error:
-            raise ProviderError(f"{self.path.name} failed while running: {str(error).splitlines()[0][:200]}") from error
+            raise ProviderError(f"{self.path.name} failed while running: {first_line(error)}") from error
 
 
 def load_classifier(
@@ -89,11 +90,9 @@ def load_classifier(
         ModelFileError: the file is missing, damaged, no such classifier, or one of images of another size.
         InputError, ProviderError: see :func:`sde_onnx.load`.
     """
-    path = Path(path)
+    path, threads = checked_path("path", path), checked_threads(threads)
     if not path.is_file():
         raise ModelFileError(f"{path} is missing, expected a classifier's .onnx file")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, expected at least 1")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     chosen = choose_provider(provider)
@@ -101,7 +100,7 @@ def load_classifier(
         session = open_session(os.fspath(path), chosen, options, threads=threads)
     except ORT_ERRORS as error:
         raise ModelFileError(f"{path} is not an ONNX file that can be loaded "
-                             f"({str(error).splitlines()[0][:200]})") from None
+                             f"({first_line(error)})") from None
     inputs, outputs = ({item.name: item for item in items} for items in (session.get_inputs(), session.get_outputs()))
     if set(inputs) != {*INPUTS, COTANGENT} or not {LOGITS, GRADIENT} <= set(outputs):
         raise ModelFileError(

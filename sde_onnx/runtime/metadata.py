@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from sde_onnx.errors import ConfigError, ModelFileError
+from sde_onnx.checks import is_finite
+from sde_onnx.errors import ConfigError, ModelFileError, first_line, one_line
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["FORMAT", "KEY", "ROWS_KEY", "SAMPLER_FORMATS", "SAMPLER_KEY", "ModelMetadata", "metadata_properties"]
+__all__ = ["FORMAT", "KEY", "ROWS_KEY", "SAMPLER_FORMATS", "SAMPLER_KEY", "ModelMetadata", "metadata_properties",
+           "telling_damage"]
 
 KEY = "sde_onnx"
 SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
 ROWS_KEY = "sde_onnx_rows"         # of files with a loop for a device, beside KEY: the format of a plan's rows
 FORMAT = 3
 SAMPLER_FORMATS = (2, 3)           # without and with an operator: older versions read what they can
+
+
+LARGEST_SIDE, MOST_LABELS, MOST_VALUES = 2**16, 2**31 - 1, 2**48   # no model has more
+
+
+def _is_count(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 
 @dataclass(frozen=True)
@@ -42,13 +56,30 @@ class ModelMetadata:
     def __post_init__(self) -> None:
         for name, value in self.solver_options.items():
             OPTIONS[name].checked(name, value)
-        if type(self.labels) is not int or self.labels < 0:
-            raise ConfigError(f"labels is {self.labels!r}, expected a whole number of 0 or more")
-        if len(self.image_shape) != 3 or not all(type(size) is int and size > 0 for size in self.image_shape):
-            raise ConfigError(f"image_shape is {self.image_shape}, expected three whole numbers above 0")
+        if not _is_count(self.labels, MOST_LABELS):
+            raise ConfigError(f"labels is {one_line(self.labels)}, expected a whole number of 0 to {MOST_LABELS}")
+        if len(self.image_shape) != 3 or not all(_is_count(size, LARGEST_SIDE) and size for size in self.image_shape):
+            raise ConfigError(f"image_shape is {one_line(self.image_shape)}, expected three whole numbers of 1 to "
+                              f"{LARGEST_SIDE}")
+        for name in ("label_optional", "gradient"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} is {one_line(getattr(self, name))}, expected true or false")
+        for name in ("precision", "target"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} is {one_line(getattr(self, name))}, expected a text")
+        if len(self.data_range) != 2 or not all(map(_is_number, self.data_range)):
+            raise ConfigError(f"data_range is {one_line(self.data_range)}, expected two numbers")
         objects = (self.architecture, self.source, self.parity, self.versions)
         if not all(isinstance(value, Mapping) for value in objects):
             raise ConfigError("architecture, source, parity and versions must be objects")
+        if not all(map(_is_number, self.parity.values())):
+            raise ConfigError(f"parity is {one_line(self.parity)}, expected numbers")
+        sizes = [self.architecture.get(name) for name in ("widest", "kept", "parameters")]
+        channels = self.architecture.get("channels", [])
+        if not isinstance(channels, list | tuple) or not all(_is_count(count, MOST_VALUES) for count in channels) or (
+                not all(size is None or _is_count(size, MOST_VALUES) for size in sizes)):
+            raise ConfigError(f"architecture is {one_line(self.architecture)}, expected whole numbers of channels, "
+                              "values and parameters")
 
     @property
     def solver_options(self) -> dict[str, float]:
@@ -73,8 +104,9 @@ class ModelMetadata:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
-            raise ModelFileError(f"{name}: its sde_onnx metadata is not JSON ({error}); export it again") from None
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(f"{name}: its sde_onnx metadata is not JSON ({first_line(error)}); export it again"
+                                 ) from None
         number = values.get("format") if isinstance(values, dict) else None
         if not isinstance(number, int) or number < 1:
             raise ModelFileError(f"{name}: its sde_onnx metadata names no format; export the model again")
@@ -89,8 +121,18 @@ class ModelMetadata:
             known["image_shape"] = tuple(known["image_shape"])
             known["data_range"] = tuple(known["data_range"])
             return cls(**known)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{name}: its sde_onnx metadata is damaged ({error!r}); export it again") from None
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise ModelFileError(f"{name}: its sde_onnx metadata is damaged ({type(error).__name__}: "
+                                 f"{first_line(error)}); export it again") from None
+
+
+@contextmanager
+def telling_damage(name: str) -> Iterator[None]:
+    """Refuses a file whose texts, as ONNX Runtime gives them, are no texts; ``ModelFileError``."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise ModelFileError(f"{name} is damaged: it holds texts that are none; make it again") from None
 
 
 METADATA_PROPS = 14   # the field of a ModelProto; each entry's key is field 1, its value field 2

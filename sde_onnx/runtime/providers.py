@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from sde_onnx.checks import checked_choice
 from sde_onnx.errors import InputError, ProviderError
 from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import (
@@ -25,7 +26,8 @@ from sde_onnx.runtime.cuda_options import (
 )
 from sde_onnx.runtime.machine import available_cores
 
-__all__ = ["ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "open_session", "usable_providers"]
+__all__ = ["KNOWN_PRECISIONS", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "open_session",
+           "usable_providers"]
 
 # Our names for ONNX Runtime's, in the order of preference of "auto", which leaves tensorrt out: it builds for minutes.
 PROVIDERS = {
@@ -38,6 +40,7 @@ AUTO = ("cuda", "openvino", "cpu")
 # What a provider can compute in where the file leaves it open; the first is the default.
 PRECISIONS = {"cuda": CUDA_PRECISIONS, "tensorrt": TENSORRT_PRECISIONS, "openvino": tuple(openvino.PRECISIONS),
               "cpu": ("fp32",)}
+KNOWN_PRECISIONS = tuple({precision: None for choices in PRECISIONS.values() for precision in choices})
 
 # An ONNX model (opset 20) of one 1x1 convolution of x [1, 1, 1, 1] with the weight 2: a provider without its
 # convolution library must fail here, not in the middle of a run. tests/runtime/test_providers.py decodes it.
@@ -66,11 +69,8 @@ def choose_provider(name: str, precision: str = "fp32") -> str:
         InputError: an unknown name, or a precision that no provider or not this one has.
         ProviderError: the provider was asked for by name and cannot run here, or no usable one has the precision.
     """
-    known = {precision: None for choices in PRECISIONS.values() for precision in choices}
-    if name != "auto" and name not in PROVIDERS:
-        raise InputError(f"provider {name!r} is unknown, expected one of: auto, {', '.join(PROVIDERS)}")
-    if precision not in known:
-        raise InputError(f"precision {precision!r} is unknown, expected one of: {', '.join(known)}")
+    checked_choice("provider", name, ["auto", *PROVIDERS])
+    checked_choice("precision", precision, KNOWN_PRECISIONS)
     able = [provider for provider in PROVIDERS if precision in PRECISIONS[provider]]
     if name == "auto":
         for provider in able:

@@ -16,12 +16,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from sde_onnx.errors import InputError, ModelFileError, ProviderError, SlowPrecisionWarning
+from sde_onnx.checks import checked_choice, checked_path, checked_threads
+from sde_onnx.errors import InputError, ModelFileError, ProviderError, SlowPrecisionWarning, first_line
 from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS
 from sde_onnx.runtime.device_loop import DeviceLoop
-from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties
-from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
+from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
+from sde_onnx.runtime.providers import KNOWN_PRECISIONS, ORT_ERRORS, choose_provider, open_session
 from sde_onnx.solvers.plan import ROWS_FORMAT
 
 __all__ = ["NO_GRADIENT", "ON_A_GPU", "ScoreModel", "load", "read_metadata"]
@@ -165,7 +166,7 @@ class ScoreModel:
             session = self._open_for(len(x))   # asked for once: another thread may make it give way to another
             binding = session.io_binding()
             place = x.device.type, x.device.index or 0, np.float32
-            kept = {name: value.detach().contiguous() for name, value in given.items()}
+            kept = {name: value.detach().resolve_neg().contiguous() for name, value in given.items()}
             for name, value in kept.items():
                 binding.bind_input(name, *place, tuple(value.shape), value.data_ptr())
             for name, numbers in self.labels_for(label, len(x)).items():
@@ -185,7 +186,7 @@ class ScoreModel:
         except ORT_ERRORS as error:
             raise ProviderError(
                 f"{self.provider} failed on {images} images, fewer at a time may need less memory: "
-                f"{str(error).splitlines()[0][:200]}"
+                f"{first_line(error)}"
             ) from error
 
 
@@ -216,9 +217,7 @@ def load(
 
     Warns with a ``SlowPrecisionWarning`` where the precision is slower than float32 on this processor.
     """
-    path = Path(path)
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, expected at least 1")
+    path, threads = checked_path("path", path), checked_threads(threads)
     metadata = read_metadata(path)
     asked = precision
     chosen, precision = _provider_for(path, metadata, provider, precision)
@@ -260,7 +259,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     """
     options = _options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    path = Path(path)
+    path = checked_path("path", path)
     if not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "missing"
         raise ModelFileError(f"{path} is {kind}, expected an .onnx file; `sde-onnx export CHECKPOINT -o FILE` "
@@ -268,14 +267,18 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     try:
         session = open_session(os.fspath(path), "cpu", options)
     except ort_errors.NotImplemented:   # read and understood, but of operators that another provider has
-        return _metadata(path, metadata_properties(path.read_bytes()))
+        with telling_damage(str(path)):
+            properties = metadata_properties(path.read_bytes())
+        return _metadata(path, properties)
     except ORT_ERRORS as error:
         reason = str(error).split("failed:")[-1].splitlines()[0]
         raise ModelFileError(
             f"{path} is not an ONNX file that can be loaded, or it is truncated ({reason}): export its checkpoint"
         ) from None
-    metadata = _metadata(path, session.get_modelmeta().custom_metadata_map)
-    names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
+    with telling_damage(str(path)):
+        properties = session.get_modelmeta().custom_metadata_map
+        names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
+    metadata = _metadata(path, properties)
     gradient = metadata.gradient
     expected = (*INPUTS, *[LABEL] * bool(metadata.labels), *[COTANGENT] * gradient)
     results = (*OUTPUTS, *[GRADIENT] * gradient)
@@ -288,6 +291,8 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
 
 def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision: str | None) -> tuple[str, str]:
     """The provider and the precision to run a file in: as asked, as far as the file allows."""
+    if precision is not None:
+        checked_choice("precision", precision, KNOWN_PRECISIONS)
     if metadata.target == "any":
         precision = precision or metadata.precision
         return choose_provider(provider, precision), precision

@@ -5,14 +5,14 @@ A new solver is a formula and a plan in a module of this package, and a line in 
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sde_onnx.errors import InputError
+from sde_onnx.checks import MOST_STEPS, checked_choice, checked_count
+from sde_onnx.errors import InputError, one_line
 from sde_onnx.extras import require_scipy
 from sde_onnx.solvers.options import OPTIONS
 
@@ -212,15 +212,14 @@ def resolve(
         raise InputError("a quality chooses the solver and its steps: leave out solver and steps")
     preset: Mapping[str, Any] = {}
     if quality is not None:
-        if quality not in QUALITIES:
-            raise InputError(f"quality {quality!r} is unknown, expected one of: {', '.join(QUALITIES)}")
-        solver, steps, preset = QUALITIES[quality]
-    solver = solver or QUALITIES[DEFAULT_QUALITY][0]
-    if solver not in SOLVERS:
-        raise InputError(f"solver {solver!r} is unknown, expected one of: {', '.join(SOLVERS)}")
+        solver, steps, preset = QUALITIES[checked_choice("quality", quality, QUALITIES)]
+    solver = QUALITIES[DEFAULT_QUALITY][0] if solver is None else checked_choice("solver", solver, SOLVERS)
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+        raise InputError(f"options is {one_line(options)}, expected a dictionary of the solver's options")
     if (require := SOLVERS[solver].requirement) is not None:
         require()
-    chosen = _complete_options(solver, model.solver_options, {**preset, **(options or {})})
+    chosen = _complete_options(solver, model.solver_options, {**preset, **options})
     sampling = Sampling(solver, _step_count(solver, model.schedule, steps, chosen), chosen, model.schedule)
     _ = sampling.plan   # which is kept; it refuses options that together mean nothing
     return sampling
@@ -251,7 +250,5 @@ def _step_count(name: str, schedule: VeSchedule, steps: int | None, options: Map
     if steps is None:
         steps = schedule.num_scales if isinstance(solver.steps, str) else solver.steps
     least = _least_steps(name, options)
-    if not isinstance(steps, numbers.Integral) or steps < least:
-        restarts = " with these restarts" if least > solver.least else ""
-        raise InputError(f"steps is {steps}, expected a whole number of at least {least} for solver {name}{restarts}")
-    return int(steps)
+    restarts = " with these restarts" if least > solver.least else ""
+    return checked_count("steps", steps, least=least, most=MOST_STEPS, hint=f" for solver {name}{restarts}")

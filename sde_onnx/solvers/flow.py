@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.errors import InputError, NonFiniteError
+from sde_onnx.checks import MOST_STEPS, checked_count
+from sde_onnx.errors import NonFiniteError
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS
 from sde_onnx.solvers.protocols import Score
 
@@ -102,8 +103,8 @@ def check_steps(rtol: float = FLOW_TOLERANCE, atol: float = FLOW_TOLERANCE, step
     """``InputError`` where tolerances, or steps in their place, are out of their range."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         OPTIONS[name].checked(name, value)
-    if steps is not None and steps < 1:
-        raise InputError(f"steps is {steps}, expected at least 1")
+    if steps is not None:
+        checked_count("steps", steps, least=1, most=MOST_STEPS)
 
 
 def _equal_steps(slope: Slope, y: Float64Array, start: float, end: float, steps: int) -> Iterator[FlowState]:

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.errors import InputError
+from sde_onnx.checks import checked_sequence
+from sde_onnx.errors import InputError, one_line
 from sde_onnx.solvers.protocols import Array, NoiseSource
 
 __all__ = ["LatentFirst", "NumpyNoise", "PortableNoise", "TorchNoise", "noise_source", "portable_normals",
@@ -244,13 +245,14 @@ def noise_source(generator: Any, shape: tuple[int, ...]) -> NoiseSource:
 
 def check_seeds(seeds: Sequence[int]) -> NDArray[np.uint64]:
     """Seeds as ``[N]`` uint64; ``InputError`` if there is none or one does not fit 64 bits."""
+    checked_sequence("seeds", seeds, "a list of whole numbers, one for each image")
     if len(seeds) == 0:
         raise InputError("no seeds: at least one is needed, one for each image")
     for seed in seeds:
         if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-            raise InputError(f"seed {seed!r} is not an integer")
+            raise InputError(f"seed {one_line(seed)} is not an integer")
         if not 0 <= seed < 1 << 64:
-            raise InputError(f"seed {seed} does not fit 64 bits: expected 0 to 2^64 - 1")
+            raise InputError(f"seed {one_line(seed)} does not fit 64 bits: expected 0 to 2^64 - 1")
     return np.array([int(seed) for seed in seeds], np.uint64)
 
 

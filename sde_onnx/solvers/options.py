@@ -6,13 +6,13 @@ The command line, its help and docs/solvers.md are made from this table. Default
 
 from __future__ import annotations
 
-import math
 import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from sde_onnx.errors import InputError
+from sde_onnx.checks import is_finite
+from sde_onnx.errors import InputError, one_line
 
 __all__ = ["FLOW_TOLERANCE", "GUIDANCE", "LIKELIHOOD_STEPS", "OPTIONS", "PROBE_KINDS", "Choice", "Number", "Option",
            "Switch"]
@@ -45,6 +45,7 @@ class Number(Option):
     """A finite number."""
 
     least: float = 0.0
+    most: float | None = None
     open: bool = False         # the least itself is refused
     whole: bool = False
     unset: str | None = None   # what None means, for an option that may be left without a value
@@ -53,15 +54,18 @@ class Number(Option):
         if value is None and self.unset is not None:
             return None
         kind = numbers.Integral if self.whole else numbers.Real
-        is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or value < self.least or (self.open and value == self.least):
-            raise InputError(f"{name} is {value!r}, expected {self.wanted}")
+        is_number = isinstance(value, kind) and not isinstance(value, bool) and is_finite(value)
+        if not is_number or value < self.least or (self.open and value == self.least) or (
+                self.most is not None and value > self.most):
+            raise InputError(f"{name} is {one_line(value)}, expected {self.wanted}")
         return int(value) if self.whole else float(value)
 
     @property
     def wanted(self) -> str:
         """The range for people."""
         limit = f"{'above' if self.open else 'of at least'} {self.least:g}"
+        if self.most is not None:
+            limit = f"of {self.least:g} to {self.most:g}"
         return f"a whole number {limit}" if self.whole else f"a number {limit}"
 
     def shown(self, value: Any) -> str:
@@ -75,8 +79,8 @@ class Choice(Option):
     choices: tuple[str, ...] = ()
 
     def checked(self, name: str, value: Any) -> str:
-        if value not in self.choices:
-            raise InputError(f"{name} is {value!r}, expected one of: {', '.join(self.choices)}")
+        if not isinstance(value, str) or value not in self.choices:
+            raise InputError(f"{name} is {one_line(value)}, expected one of: {', '.join(self.choices)}")
         return str(value)
 
 
@@ -86,7 +90,7 @@ class Switch(Option):
 
     def checked(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise InputError(f"{name} is {value!r}, expected true or false")
+            raise InputError(f"{name} is {one_line(value)}, expected true or false")
         return value
 
     def shown(self, value: Any) -> str:
@@ -95,7 +99,7 @@ class Switch(Option):
 
 OPTIONS: dict[str, Option] = {
     "snr": Number("--snr", "The corrector's signal-to-noise ratio.", open=True),
-    "n_corrector": Number("--corrector-steps", "Corrections a step.", whole=True),
+    "n_corrector": Number("--corrector-steps", "Corrections a step.", whole=True, most=100),
     "predictor": Choice("--predictor", "The predictor.",
                         choices=("reverse_diffusion", "euler_maruyama", "ancestral", "none")),
     "corrector": Choice("--corrector", "The corrector: step sizes from norms, from sigma, or none.",

@@ -13,6 +13,7 @@ Source: Song et al. 2021, equation 31 (appendix C) and algorithm 2.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -20,9 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sde_onnx.errors import ConfigError, InputError
+from sde_onnx.checks import MOST_STEPS, checked_count, is_finite
+from sde_onnx.errors import ConfigError, InputError, one_line
 
 __all__ = ["NoiseLevel", "VeSchedule"]
+
+
+MOST_SCALES = 10**6   # beyond what any model was trained with
 
 
 class NoiseLevel(NamedTuple):
@@ -55,14 +60,18 @@ class VeSchedule:
 
     def __post_init__(self) -> None:
         for name in ("sigma_min", "sigma_max", "sampling_eps"):   # a config may write 50 for 50.0
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if not (math.isfinite(self.sigma_max) and 0 < self.sigma_min < self.sigma_max):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not is_finite(value):
+                raise ConfigError(f"{name} is {one_line(value)}, expected a finite number")
+            object.__setattr__(self, name, float(value))
+        if not 0 < self.sigma_min < self.sigma_max:
             raise ConfigError(
                 f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} are not a noise range: "
                 "0 < sigma_min < sigma_max is needed"
             )
-        if type(self.num_scales) is not int or self.num_scales < 1:
-            raise ConfigError(f"num_scales is {self.num_scales}, expected a whole number of at least 1")
+        if type(self.num_scales) is not int or not 1 <= self.num_scales <= MOST_SCALES:
+            raise ConfigError(f"num_scales is {one_line(self.num_scales)}, expected a whole number of 1 to "
+                              f"{MOST_SCALES}")
         if not 0 < self.sampling_eps < 1:
             raise ConfigError(f"sampling_eps is {self.sampling_eps}, expected a time between 0 and 1")
 
@@ -79,8 +88,7 @@ class VeSchedule:
         Raises:
             InputError: ``steps`` below 1.
         """
-        if steps < 1:
-            raise InputError(f"steps is {steps}, expected at least 1")
+        checked_count("steps", steps, least=1, most=MOST_STEPS)
         t = np.linspace(1.0, self.sampling_eps, steps)
         # A single point of the grid is its start, sigma_min, in torch and numpy alike: the reference's one-step run.
         grid = np.exp(np.linspace(math.log(self.sigma_min), math.log(self.sigma_max), steps)).astype(np.float32)
@@ -104,8 +112,7 @@ class VeSchedule:
 
         Source: Karras et al. 2022, equation 5.
         """
-        if steps < 2:
-            raise InputError(f"steps is {steps}, expected at least 2")
+        checked_count("steps", steps, least=2, most=MOST_STEPS)
         if not rho >= 1:
             raise InputError(f"rho is {rho}, expected at least 1")
         if rho == math.inf:

@@ -63,7 +63,7 @@ def test_half_a_batch_is_completed(model_file, tmp_path):
 def test_a_grid_shows_all_images_of_a_resumed_run(model_file, tmp_path):
     run(model_file, tmp_path / "out", "--seeds", "0-1", "--batch-size", 2)
     run(model_file, tmp_path / "out", "--seeds", "0-3", "--grid")
-    sheet = np.asarray(Image.open(tmp_path / "out" / "grid.png"))
+    sheet = np.asarray(Image.open(tmp_path / "out.png"))
     tiles = [np.asarray(Image.open(tmp_path / "out" / f"{seed:06d}.png")) for seed in range(4)]
     np.testing.assert_array_equal(sheet, np.block([[[tiles[0]], [tiles[1]]], [[tiles[2]], [tiles[3]]]]))
 
@@ -146,7 +146,7 @@ def test_other_seeds_and_another_batch_size_go_on(kind, model_file, tmp_path):
         assert there is None or f"{there} were there already" in result.output
     assert json.loads((out / "run.json").read_text())["seeds"] == "0-12,20"
     assert run(model_file, tmp_path / "whole", "--seeds", "0-12,20", "--grid", *kind).exit_code == 0
-    sheets = [np.asarray(Image.open(folder / "grid.png")).astype(int) for folder in (out, tmp_path / "whole")]
+    sheets = [np.asarray(Image.open(folder.with_suffix(".png"))).astype(int) for folder in (out, tmp_path / "whole")]
     assert np.abs(sheets[0] - sheets[1]).max() <= 1   # batches round apart
     if kind:
         seeds = np.concatenate([np.load(path)["seeds"] for path in finished(out) if path.suffix == ".npz"])

@@ -270,7 +270,7 @@ def test_replacement_reproduces_the_originals_colorization(golden):
 def test_options_are_the_methods_own():
     assert options_of("posterior", {"rho": 5.0}) == ({"iterations": 2}, {"rho": 5.0})
     for method, options, said in (
-        ("median", {}, "unknown method 'median', expected one of null-space"),
+        ("median", {}, "method 'median' is unknown, expected one of: null-space"),
         ("null-space", {"iterations": 3}, "option iterations belongs to posterior; method null-space has damping"),
         ("posterior", {"iterations": 0}, "iterations is 0, expected a whole number of at least 1"),
         ("dps", {"zeta": 0.0}, "zeta is 0.0, expected a number above 0"),

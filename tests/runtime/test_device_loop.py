@@ -204,6 +204,9 @@ def test_tensors_are_answered_in_tensors(host, rng):
     strided = torch.from_numpy(x).permute(0, 1, 3, 2)
     np.testing.assert_array_equal(host(strided, torch.from_numpy(sigma)).numpy(),
                                   host(np.ascontiguousarray(x.transpose(0, 1, 3, 2)), sigma))
+    negative = torch.complex(torch.zeros(x.shape), torch.from_numpy(-x)).conj().imag   # x, by a bit that says so
+    assert negative.is_neg()
+    np.testing.assert_array_equal(host(negative, torch.from_numpy(sigma)).numpy(), host(x, sigma))
     for bad, message in [
         ((torch.zeros(1, 3, 8, 8), torch.ones(1)), "x is torch.float32"),
         ((torch.zeros(1, *SHAPE), torch.ones(2)), "sigma is torch.float32"),

@@ -83,6 +83,18 @@ class TestFilesThatAreNotOurs:
         onnx.save(model, tmp_path / "m.onnx")
         self.refuses(read, tmp_path / "m.onnx", "an ONNX file without sde_onnx metadata")
 
+    @pytest.mark.parametrize("text", [100_000 * "[", "{", "[1]", '"x"', "1" * 5000], ids=lambda text: text[:5])
+    def test_metadata_that_are_no_object(self, text, read, tmp_path, model_file):
+        model = onnx.load(model_file)
+        onnx.helper.set_model_props(model, {"sde_onnx": text})
+        onnx.save(model, tmp_path / "m.onnx")
+        self.refuses(read, tmp_path / "m.onnx", "is not JSON|names no format")
+
+    def test_texts_that_are_none(self, read, tmp_path, model_file):
+        content = model_file.read_bytes()
+        (tmp_path / "m.onnx").write_bytes(content.replace(b'"sigma_min"', b'"sigm\xff_min"'))
+        self.refuses(read, tmp_path / "m.onnx", "it holds texts that are none")
+
     def test_newer_format(self, read, tmp_path, model_file):
         path = rewritten(model_file, tmp_path / "m.onnx", format=4, snr=None)   # whatever else it may hold
         self.refuses(read, path, "has metadata format 4, this sde-onnx reads up to 3: upgrade sde-onnx")
@@ -91,7 +103,11 @@ class TestFilesThatAreNotOurs:
                                         {"schedule": {"sigma_min": 2, "sigma_max": 1}}, {"snr": "0.16"}, {"snr": -1},
                                         {"schedule": {"sigma_min": 1, "sigma_max": 2, "num_scales": 1.5}},
                                         {"n_corrector": 1.5}, {"image_shape": [3, 16]}, {"image_shape": "abc"},
-                                        {"source": 5}], ids=str)
+                                        {"source": 5}, {"gradient": 3}, {"labels": 2**63}, {"precision": []},
+                                        {"n_corrector": 2**63}, {"schedule": {"sigma_min": 1, "sigma_max": 10**400}},
+                                        {"image_shape": [3, 10**9, 10**9]}, {"architecture": {"channels": 8}},
+                                        {"architecture": {"widest": "x"}}, {"parity": {"a": None}},
+                                        {"data_range": [0, "1"]}], ids=lambda damage: str(damage)[:50])
     def test_damaged_metadata(self, damage, read, tmp_path, model_file):
         path = rewritten(model_file, tmp_path / "m.onnx", **damage)
         self.refuses(read, path, "metadata (names no format|is damaged)")

@@ -116,7 +116,7 @@ def test_in_the_middle_of_a_step_the_image_is_the_denoised_one(rng):
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: SCHEDULE.spaced(1, "geometric", 7.0), "steps is 1, expected at least 2"),
+    (lambda: SCHEDULE.spaced(1, "geometric", 7.0), "steps is 1, expected a whole number of 2"),
     (lambda: SCHEDULE.karras(5, rho=0.5), "rho is 0.5"),
 ])
 def test_bad_arguments_are_refused(call, message):

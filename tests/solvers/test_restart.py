@@ -97,7 +97,7 @@ def test_the_noise_that_is_put_in_is_what_lies_between_the_levels(rng):
 @pytest.mark.parametrize(("options", "message"), [
     ({"restart_max": 0.03}, "restart_max is 0.03, expected more than restart_min, 0.03"),
     ({"restart_max": 0.04, "restarts": 1}, "restart_max is 0.04, expected more than the last noise level, 0.05"),
-    ({"restarts": 12}, "at least 50 for solver restart with these restarts"),
+    ({"restarts": 12}, "expected a whole number of 50 to 20000 for solver restart with these restarts"),
     ({"restarts": 1.5}, "restarts is 1.5, expected a whole number"),
     ({"restart_steps": 0}, "restart_steps is 0"),
 ])

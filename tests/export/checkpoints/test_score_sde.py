@@ -158,6 +158,9 @@ def test_a_python_config_is_read_with_its_defaults(python_config):
     ("  config = missing", "line 7: `missing` is no plain"),
     ("  config.model.nf.x = 1", "line 7: `config` is no plain"),
     ("  config = (", "cannot be read"),
+    ("  config = " + 50_000 * "-" + "1", "cannot be read"),
+    ("  config = a" + 5_000 * ".b", "no plain assignment|cannot be read"),
+    ("  config = {[]: 1}", "cannot be read|no plain assignment"),
 ])
 def test_a_python_config_is_not_run(line, message, python_config, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -166,6 +169,13 @@ def test_a_python_config_is_not_run(line, message, python_config, monkeypatch, t
         config_files.read_config(str(python_config))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "stolen").exists()
+
+
+def test_a_python_config_that_takes_its_defaults_from_itself_is_refused(python_config):
+    defaults = python_config.parents[1] / "default_test_configs.py"
+    defaults.write_text(PYTHON_CONFIG.replace("def get_config", "def get_default_configs"))
+    with pytest.raises(CheckpointError, match="which takes its own from there"):
+        config_files.read_config(str(python_config))
 
 
 def test_a_python_config_without_its_defaults_is_refused(python_config):
@@ -195,6 +205,13 @@ def altered(folder, tmp_path, section, option, value):
     ("model", "nf", "many", "makes no sense"),
     ("model", "num_scales", 10.5, "option num_scales = 10.5, expected a whole number"),
     ("sampling", "snr", "high", "option snr = 'high', expected a number"),
+    ("sampling", "snr", 10**400, "option snr = 1000000.*, expected a number"),
+    ("model", "embedding_type", "sinus", "embedding is 'sinus', expected one of: fourier, positional"),
+    ("model", "fir", "yes", "fir is 'yes', expected one of: False, True"),
+    ("model", "resblock_type", [], r"resblock is \[\], expected one of: biggan, ddpm"),
+    ("model", "num_res_blocks", 10000, "num_res_blocks is 10000, expected a whole number of 1 to 64"),
+    ("model", "nf", 2**20, "are not all whole numbers of 1 to 16384"),
+    ("data", "image_size", 65536, "image_size is 65536, expected a whole number of 1 to 2048"),
 ])
 def test_a_config_that_does_not_fit_is_refused(section, option, value, message, small, tmp_path):
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -205,6 +222,13 @@ def test_a_config_that_does_not_fit_is_refused(section, option, value, message, 
 @pytest.mark.parametrize(("contents", "message"), [
     ({"model": {}}, "holds no moving average"),
     ({"ema": {}}, "holds no 'model' with named weights"),
+    ({"model": {}, "ema": {}}, "has no list of 'shadow_params'"),
+    ({"model": {}, "ema": None}, "has no list of 'shadow_params'"),
+    ({"model": {}, "ema": {"shadow_params": [None]}}, "one of its 'shadow_params' is a NoneType, expected a tensor"),
+    ({"model": {1: torch.zeros(1)}, "ema": {}}, "'model' holds a dict, expected named tensors"),
+    ({"model": {"a": torch.zeros(2).to_sparse()}, "ema": {}}, "torch.sparse_coo, on cpu, expected a plain one"),
+    ({"model": {"a": torch.zeros(2, device="meta")}, "ema": {}}, "on meta, expected a plain one"),
+    ({"model": {"a.NIN_0.W": torch.zeros(2)}, "ema": {"shadow_params": [torch.zeros(2)]}}, "weights do not fit"),
     ([1, 2], "holds no 'model' with named weights"),
 ])
 def test_a_checkpoint_of_something_else_is_refused(contents, message, small, tmp_path):

@@ -1,0 +1,87 @@
+"""What a caller gives, checked: a wrong kind or range is an InputError of one line, and never another error later."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Iterable, Sized
+from pathlib import Path
+from typing import Any
+
+from sde_onnx.errors import InputError, one_line
+
+__all__ = ["MOST_STEPS", "MOST_THREADS", "checked_batch_size", "checked_choice", "checked_count", "checked_number",
+           "checked_path", "checked_sequence", "checked_threads", "is_finite"]
+
+MOST_STEPS = 20_000    # the paper's own samplers take 2,000; a plan holds an object for each
+MOST_THREADS = max(64, os.cpu_count() or 1)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a number is finite as a float: a whole number may be too large to be one."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def checked_count(name: str, value: Any, *, least: int = 0, most: int | None = None, hint: str = "") -> int:
+    """A whole number in a range.
+
+    Args:
+        name: of the argument, for messages.
+        value: as it was given.
+        least, most: both may be reached.
+        hint: what else to say of what is expected.
+
+    Raises:
+        InputError: another kind, or out of the range.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if is_whole and least <= value and (most is None or value <= most):
+        return int(value)
+    limit = f"of at least {least}" if most is None else f"of {least} to {most}"
+    raise InputError(f"{name} is {one_line(value)}, expected a whole number {limit}{hint}")
+
+
+def checked_number(name: str, value: Any, expected: str = "a finite number", *, least: float = -math.inf) -> float:
+    """A finite number of at least ``least``; ``InputError`` says ``expected`` of anything else."""
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool) and is_finite(value)
+    if is_real and float(value) >= least:
+        return float(value)
+    raise InputError(f"{name} is {one_line(value)}, expected {expected}")
+
+
+def checked_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """One of several words; ``InputError`` names them."""
+    known = list(choices)
+    if isinstance(value, str) and value in known:
+        return value
+    raise InputError(f"{name} {one_line(value)} is unknown, expected one of: {', '.join(known)}")
+
+
+def checked_path(name: str, value: Any) -> Path:
+    """A file's name as a path; ``InputError`` for what is none."""
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        if isinstance(text, str) and "\0" not in text:
+            return Path(text)
+    raise InputError(f"{name} is {one_line(value)}, expected the name of a file")
+
+
+def checked_sequence(name: str, value: Any, expected: str) -> None:
+    """``InputError`` for what has no length and no order: a number, a generator, a text."""
+    is_one = isinstance(value, Sized) and hasattr(value, "__getitem__") and getattr(value, "shape", None) != ()
+    if not is_one or isinstance(value, str | bytes | dict):
+        raise InputError(f"{name} is {one_line(value)}, expected {expected}")
+
+
+def checked_batch_size(value: Any) -> int | None:
+    """Images at a time, >= 1, or ``None``."""
+    return None if value is None else checked_count("batch_size", value, least=1)
+
+
+def checked_threads(value: Any) -> int | None:
+    """CPU threads, >= 1, or ``None``."""
+    return None if value is None else checked_count("threads", value, least=1, most=MOST_THREADS)

@@ -1,0 +1,56 @@
+"""The command line where its standard streams are closed or full, and file names are unusual."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sde_onnx.models import bundled_model
+
+pytestmark = [pytest.mark.thorough, pytest.mark.skipif(sys.platform == "win32", reason="POSIX's streams and names")]
+COMMAND = [sys.executable, "-m", "sde_onnx"]
+SAMPLE = ["sample", "--provider", "cpu", "--steps", "2", "--seeds", "0", "-o"]
+
+
+def shell(line, *arguments, **options):
+    """A line of sh in which "$@" is our command with arguments."""
+    return subprocess.run(["sh", "-c", line, "sh", *COMMAND, *arguments], capture_output=True, **options)
+
+
+@pytest.mark.parametrize("arguments", [["info", str(bundled_model())], ["--version"], ["sample", "--help"]], ids=str)
+def test_a_full_disk_under_standard_output_is_one_line(arguments):
+    result = shell('"$@" > /dev/full', *arguments)
+    assert result.returncode == 1
+    assert result.stderr == b"Error: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "2>&- >&- <&-"])
+def test_closed_streams_lose_nothing(closed, tmp_path):
+    assert shell(f'"$@" {closed}', *SAMPLE, str(tmp_path / "s.png")).returncode == 0
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    result = shell('"$@" | head -n 1', "info", str(bundled_model()))
+    assert result.stdout.startswith(b"file")
+    assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", "\N{SNOWMAN}".encode() * 83 + b".png"], ids=["latin-1", "253 bytes"])
+def test_any_name_that_the_system_takes_is_one(name, tmp_path):
+    path = os.fsencode(tmp_path) + b"/" + name
+    result = subprocess.run([*COMMAND, *SAMPLE, path], capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert path in result.stdout
+    assert [os.fsencode(path.name) for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path):
+    result = subprocess.run([*COMMAND, *SAMPLE, str(tmp_path / ("n" * 252 + ".png"))], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.endswith("cannot be written: File name too long\n")
+    assert result.stderr.count("\n") == 1
+    assert list(Path(tmp_path).iterdir()) == []
