@@ -71,10 +71,9 @@ SOLVERS = {
         "churn": 40.0, "churn_min": 0.0, "churn_max": None, "churn_noise": 1.0,
     }),
 }
-# Solver, steps (None: the solver's own) and options by what they are for. What they cost and lose: the README, from
-# benchmarks/quality.py.
+# Solver, steps (None: the solver's own) and options by what they are for. What they cost and lose: docs/quality.md.
 QUALITIES: dict[str, tuple[str, int | None, Mapping[str, Any]]] = {
-    "fast": ("sde-dpmpp-2m", 12, {"eta": 0.5}),
+    "fast": ("sde-dpmpp-2m", 12, {"eta": 1.0}),
     "balanced": ("sde-dpmpp-2m", None, {}),   # what the solver takes by itself
     "reference": ("pc", None, {}),
 }

@@ -111,7 +111,7 @@ BALANCED = "sde-dpmpp-2m, 25 steps"
 
 
 @pytest.mark.parametrize(("arguments", "chosen"), [
-    (("--quality", "fast"), "sde-dpmpp-2m eta 0.5, 12 steps"), (("--quality", "balanced"), BALANCED),
+    (("--quality", "fast"), "sde-dpmpp-2m eta 1.0, 12 steps"), (("--quality", "balanced"), BALANCED),
     (("--quality", "fast", "--eta", 0.7), "sde-dpmpp-2m eta 0.7, 12 steps"),
     (("--quality", "reference"), "pc snr 0.16 n_corrector 1, 2000 steps"), ((), BALANCED),
     (("--steps", 7), "sde-dpmpp-2m, 7 steps"),

@@ -46,7 +46,7 @@ def test_what_is_left_to_the_model_is_the_models(metadata):
 def test_nothing_asked_for_is_the_default_quality(metadata):
     assert resolve(metadata) == resolve(metadata, quality="balanced") == resolve(metadata, steps=25)
     fast = resolve(metadata, quality="fast", options={"rho": 5})
-    assert (fast.steps, fast.options["eta"], fast.options["rho"]) == (QUALITIES["fast"][1], 0.5, 5.0)
+    assert (fast.steps, fast.options["eta"], fast.options["rho"]) == (QUALITIES["fast"][1], 1.0, 5.0)
 
 
 def test_a_request_says_what_it_needs(metadata):
