@@ -12,14 +12,16 @@ from typing import Any
 from sde_onnx.errors import InputError, one_line
 
 __all__ = ["MOST_STEPS", "MOST_THREADS", "checked_batch_size", "checked_choice", "checked_count", "checked_number",
-           "checked_path", "checked_sequence", "checked_threads", "is_finite"]
+           "checked_path", "checked_sequence", "checked_threads", "is_number"]
 
 MOST_STEPS = 20_000    # the paper's own samplers take 2,000; a plan holds an object for each
 MOST_THREADS = max(64, os.cpu_count() or 1)
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a number is finite as a float: a whole number may be too large to be one."""
+def is_number(value: Any, *, whole: bool = False) -> bool:
+    """Whether a value is a number, not true or false, that is finite as a float: a whole one may be too large."""
+    if not isinstance(value, numbers.Integral if whole else numbers.Real) or isinstance(value, bool):
+        return False
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -38,8 +40,7 @@ def checked_count(name: str, value: Any, *, least: int = 0, most: int | None = N
     Raises:
         InputError: another kind, or out of the range.
     """
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if is_whole and least <= value and (most is None or value <= most):
+    if is_number(value, whole=True) and least <= value and (most is None or value <= most):
         return int(value)
     limit = f"of at least {least}" if most is None else f"of {least} to {most}"
     raise InputError(f"{name} is {one_line(value)}, expected a whole number {limit}{hint}")
@@ -47,8 +48,7 @@ def checked_count(name: str, value: Any, *, least: int = 0, most: int | None = N
 
 def checked_number(name: str, value: Any, expected: str = "a finite number", *, least: float = -math.inf) -> float:
     """A finite number of at least ``least``; ``InputError`` says ``expected`` of anything else."""
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool) and is_finite(value)
-    if is_real and float(value) >= least:
+    if is_number(value) and float(value) >= least:
         return float(value)
     raise InputError(f"{name} is {one_line(value)}, expected {expected}")
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sde_onnx import files
-from sde_onnx.checks import is_finite
+from sde_onnx.checks import is_number
 from sde_onnx.errors import CheckpointError, first_line, one_line
 from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
 from sde_onnx.export.network.score_network import ScoreNetwork
@@ -175,7 +175,7 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
 def option_number(options: Mapping[str, Any], name: str, default: float) -> float:
     """A number of a config file, or its default; ``CheckpointError`` if it is something else."""
     value = options.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not is_finite(value):
+    if not is_number(value):
         raise CheckpointError(f"option {name} = {one_line(value)}, expected a number")
     return float(value)
 
@@ -212,4 +212,3 @@ def _listing(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return ", ".join(ordered[:SHOWN]) + more
-

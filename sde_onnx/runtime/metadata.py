@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from sde_onnx.checks import is_finite
+from sde_onnx.checks import is_number
 from sde_onnx.errors import ConfigError, ModelFileError, first_line, one_line
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
@@ -28,10 +28,6 @@ LARGEST_SIDE, MOST_LABELS, MOST_VALUES = 2**16, 2**31 - 1, 2**48   # no model ha
 
 def _is_count(value: object, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,12 @@ class ModelMetadata:
         for name in ("precision", "target"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} is {one_line(getattr(self, name))}, expected a text")
-        if len(self.data_range) != 2 or not all(map(_is_number, self.data_range)):
+        if len(self.data_range) != 2 or not all(map(is_number, self.data_range)):
             raise ConfigError(f"data_range is {one_line(self.data_range)}, expected two numbers")
         objects = (self.architecture, self.source, self.parity, self.versions)
         if not all(isinstance(value, Mapping) for value in objects):
             raise ConfigError("architecture, source, parity and versions must be objects")
-        if not all(map(_is_number, self.parity.values())):
+        if not all(map(is_number, self.parity.values())):
             raise ConfigError(f"parity is {one_line(self.parity)}, expected numbers")
         sizes = [self.architecture.get(name) for name in ("widest", "kept", "parameters")]
         channels = self.architecture.get("channels", [])

@@ -6,12 +6,11 @@ The command line, its help and docs/solvers.md are made from this table. Default
 
 from __future__ import annotations
 
-import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from sde_onnx.checks import is_finite
+from sde_onnx.checks import is_number
 from sde_onnx.errors import InputError, one_line
 
 __all__ = ["FLOW_TOLERANCE", "GUIDANCE", "LIKELIHOOD_STEPS", "OPTIONS", "PROBE_KINDS", "Choice", "Number", "Option",
@@ -53,9 +52,7 @@ class Number(Option):
     def checked(self, name: str, value: Any) -> float | None:
         if value is None and self.unset is not None:
             return None
-        kind = numbers.Integral if self.whole else numbers.Real
-        is_number = isinstance(value, kind) and not isinstance(value, bool) and is_finite(value)
-        if not is_number or value < self.least or (self.open and value == self.least) or (
+        if not is_number(value, whole=self.whole) or value < self.least or (self.open and value == self.least) or (
                 self.most is not None and value > self.most):
             raise InputError(f"{name} is {one_line(value)}, expected {self.wanted}")
         return int(value) if self.whole else float(value)

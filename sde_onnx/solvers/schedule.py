@@ -13,7 +13,6 @@ Source: Song et al. 2021, equation 31 (appendix C) and algorithm 2.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sde_onnx.checks import MOST_STEPS, checked_count, is_finite
+from sde_onnx.checks import MOST_STEPS, checked_count, is_number
 from sde_onnx.errors import ConfigError, InputError, one_line
 
 __all__ = ["NoiseLevel", "VeSchedule"]
@@ -61,7 +60,7 @@ class VeSchedule:
     def __post_init__(self) -> None:
         for name in ("sigma_min", "sigma_max", "sampling_eps"):   # a config may write 50 for 50.0
             value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not is_finite(value):
+            if not is_number(value):
                 raise ConfigError(f"{name} is {one_line(value)}, expected a finite number")
             object.__setattr__(self, name, float(value))
         if not 0 < self.sigma_min < self.sigma_max:

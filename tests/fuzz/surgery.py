@@ -8,7 +8,6 @@ from typing import Any
 
 __all__ = ["JUNK", "mutated_bytes", "mutated_tree"]
 
-DEEP = 100_000
 JUNK: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 3, 7, 255, 2**31, 2**63, 2**64, -(2**63), 0.0, -0.5, 0.5, 1e-320, 1e300,
     float("nan"), float("inf"), -float("inf"), "", "x", "0", "3", "-1", "fp32", "none", "é", "\x00", "a" * 5000,

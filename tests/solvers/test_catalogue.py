@@ -77,6 +77,7 @@ def test_a_request_is_a_value(solver, metadata):
     ({"solver": "pc", "steps": 0}, "steps is 0, expected a whole number of 1 to 20000 for solver pc"),
     ({"steps": 1}, "steps is 1, expected a whole number of 2 to 20000 for solver sde-dpmpp-2m"),
     ({"solver": "dpmpp-3m", "steps": 2}, "steps is 2, expected a whole number of 3 to 20000 for solver dpmpp-3m"),
+    ({"steps": 10**9}, "steps is 1000000000, expected a whole number of 2 to 20000"),
     ({"steps": 2.5}, "steps is 2.5, expected a whole number"),
     ({"options": {"snr": 0.1}}, "option snr belongs to pc; solver sde-dpmpp-2m has schedule, rho, eta"),
     ({"options": {"magic": 1}}, "option magic is unknown"),
