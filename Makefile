@@ -24,6 +24,9 @@ quick: $(INSTALLED)    ## the tests of the runtime that take no seconds, for the
 fuzz: $(INSTALLED)    ## 100,000 hostile cases, hours; a report of what broke the promise of one line
 	cd tests && ../$(BIN)/python -m fuzz --cases 100000
 
+faults: $(INSTALLED)    ## stop writing processes at random moments, some 40 minutes; a report of what was lost or left
+	PYTHONPATH=tests $(BIN)/python -m faults --rounds 15
+
 runtime:    ## sample in a new environment that has neither torch nor onnx
 	$(PYTHON) -m venv --clear build/runtime
 	build/runtime/bin/python -m pip install --quiet -c constraints.txt .

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 __all__ = ["run"]
 
+ENDINGS = ("SIGTERM", "SIGHUP")   # what a scheduler sends, and a terminal that is closed; Windows has the first alone
+STATUS = 128                      # and the signal's number: that of a process that a signal has ended
+
 
 def run() -> None:
-    """Runs the command line; an interruption while its modules are read is one line, as it is later."""
+    """Runs the command line. When it is told to end it first removes what is unfinished.
+
+    An interruption while its modules are read is one line, as it is later.
+    """
+    for name in ENDINGS:
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:   # not under nohup
+            signal.signal(getattr(signal, name), _end)
     try:
         from sde_onnx.cli import main
     except KeyboardInterrupt:
         sys.exit("Aborted!")
     main(prog_name="sde-onnx")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(STATUS + number)
 
 
 if __name__ == "__main__":
