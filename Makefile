@@ -27,6 +27,9 @@ fuzz: $(INSTALLED)    ## 100,000 hostile cases, hours; a report of what broke th
 faults: $(INSTALLED)    ## stop writing processes at random moments, some 40 minutes; a report of what was lost or left
 	PYTHONPATH=tests $(BIN)/python -m faults --rounds 15
 
+mutants: $(INSTALLED)    ## put 200 small faults into the code, one at a time, over an hour; a report of those no test sees
+	PYTHONPATH=tests $(BIN)/python -m mutants
+
 runtime:    ## sample in a new environment that has neither torch nor onnx
 	$(PYTHON) -m venv --clear build/runtime
 	build/runtime/bin/python -m pip install --quiet -c constraints.txt .

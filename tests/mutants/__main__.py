@@ -1,0 +1,123 @@
+"""Puts small faults into the code, one at a time, and says which of them no test sees: ``make mutants``.
+
+    PYTHONPATH=tests python -m mutants [--count 200] [--seed 0] [--again]
+
+First the suite runs once, to see which tests run which line. A mutant then meets the tests of its line, the quickest
+first, until one fails. What is finished is kept in build/mutants; a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mutants.sites import Mutant, mutants_of
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / "build" / "mutants"
+ROOMS = ("sde_onnx", "export")
+MOST_SECONDS = 300.0   # that the tests of a mutant take when nothing is wrong: of those beyond, none is run
+PATIENCE = 4           # times as long may they take: what hangs is dead
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--again", action="store_true", help="try those that survived before once more")
+    arguments = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    report = WORK / f"report-{arguments.seed}.json"
+    found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    if arguments.again:
+        found = {name: row for name, row in found.items() if row["dead"]}
+    sites = [mutant for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))
+             for mutant in mutants_of(ROOT, path.relative_to(ROOT))]
+    sample = random.Random(arguments.seed).sample(sites, arguments.count)
+    tests = _Tests()
+    for mutant in sample:
+        if str(mutant) in found:
+            continue
+        names = tests.of(mutant)
+        killer = _killer(mutant, names, tests.seconds)
+        found[str(mutant)] = {"dead": killer is not None, "by": killer, "tests": len(names)} | {
+            "mutant": asdict(mutant) | {"file": str(mutant.file)}}
+        report.write_text(json.dumps(found, indent=1) + "\n")
+        if killer is None:
+            print(f"{mutant} lives, {len(names)} tests", flush=True)
+    rows = [found[str(mutant)] for mutant in sample]
+    dead = sum(row["dead"] for row in rows)
+    print(f"{dead} of {len(rows)} mutants died ({dead / len(rows):.1%}), of {len(sites)} that there are")
+    raise SystemExit(0 if dead >= 0.9 * len(rows) else 1)
+
+
+class _Tests:
+    """Which tests run which lines, and how long they take."""
+
+    def __init__(self) -> None:
+        data, times = WORK / "coverage", WORK / "seconds.json"
+        if not (data.exists() and times.exists()):
+            environment = {**os.environ, "SDE_ONNX_SECONDS": str(times), "COVERAGE_FILE": str(data)}
+            subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "mutants.recorder",
+                            *(f"--cov={room}" for room in ROOMS), "--cov-context=test", "--cov-report="],
+                           cwd=ROOT, env=environment, check=True)
+        from coverage import CoverageData
+
+        self._data = CoverageData(str(data))
+        self._data.read()
+        self.seconds: dict[str, float] = json.loads(times.read_text())
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """Those that run the mutant's line, the quickest first; of a line that runs at import, those of its file."""
+        lines = self._data.contexts_by_lineno(str(ROOT / mutant.file))
+        names = {context.partition("|")[0] for context in lines.get(mutant.line, [])} - {""}
+        if not names:
+            names = {context.partition("|")[0] for contexts in lines.values() for context in contexts} - {""}
+        total, chosen = 0.0, []
+        for name in sorted(names, key=lambda name: (self.seconds.get(name, 1.0), name)):
+            total += self.seconds.get(name, 1.0)
+            if total > MOST_SECONDS:
+                break
+            chosen.append(name)
+        by_name = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(f"test_{mutant.file.stem}*.py")]
+        return [*by_name, *(name for name in chosen if name.partition("::")[0] not in by_name)]
+
+
+def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> str | None:
+    """The first test that fails with the mutant in place."""
+    if not names:
+        return None
+    changed = WORK / "mutant.py"
+    changed.write_text(mutant.source(ROOT))
+    usual = 20 + sum(time for name, time in seconds.items() if name in names or name.partition("::")[0] in names)
+    path = os.pathsep.join([str(Path(__file__).parent / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path,
+                   "SDE_ONNX_MUTANT": os.pathsep.join([str(ROOT / mutant.file), str(changed)])}
+    listed = WORK / "names"
+    listed.write_text("\n".join(names))
+    try:
+        result = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider",
+                                 f"@{listed}"],
+                                cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE * usual)
+    except subprocess.TimeoutExpired:
+        return "time"
+    if result.returncode == 0:
+        return None
+    if result.returncode not in (1, 2):   # tests failed, or could not be imported
+        raise SystemExit(f"{mutant}: pytest ended with {result.returncode}: {(result.stdout + result.stderr)[-500:]}")
+    failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0].split(" - ")[0] if failed else f"status {result.returncode}: {result.stdout[-200:]}"
+
+
+if __name__ == "__main__":
+    main()

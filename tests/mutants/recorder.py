@@ -1,0 +1,19 @@
+"""A pytest plugin: how many seconds each test takes, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+seconds: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report):
+    seconds[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput"):
+        Path(os.environ["SDE_ONNX_SECONDS"]).write_text(json.dumps(seconds))
