@@ -14,8 +14,6 @@ import os
 import random
 import subprocess
 import sys
-import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -99,7 +97,7 @@ def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> 
         return None
     changed = WORK / "mutant.py"
     changed.write_text(mutant.source(ROOT))
-    usual = 20 + sum(time for name, time in seconds.items() if name in names or name.partition("::")[0] in names)
+    usual = 20 + sum(each for name, each in seconds.items() if name in names or name.partition("::")[0] in names)
     path = os.pathsep.join([str(Path(__file__).parent / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path,
                    "SDE_ONNX_MUTANT": os.pathsep.join([str(ROOT / mutant.file), str(changed)])}
