@@ -149,6 +149,8 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         if (name in asked) != (name in inputs):
             raise InputError(f"{sampler} has {'an' if name in asked else 'no'} input {name}, {golden} holds "
                              f"{'one' if name in inputs else 'none'}: it is of another sampler")
+    if "steps" in asked:
+        inputs["steps"] = np.array([about["steps"]])
     try:
         if about["kind"] == "evaluation":
             image, x_error = _drive(session, expected, inputs, about["steps"])
@@ -196,8 +198,6 @@ def _drive(
     outputs = [item.name for item in session.get_outputs()]
     states = [name.removesuffix("_next") for name in outputs if name.endswith("_next")]
     feeds = dict.fromkeys(states, np.zeros_like(expected["latent"])) | inputs
-    if "steps" in {item.name for item in session.get_inputs()}:
-        feeds["steps"] = np.array([steps])
     errors, index, remaining = [], 0, 1
     while remaining > 0:
         if index == MOST_EVALUATIONS_A_STEP * steps:

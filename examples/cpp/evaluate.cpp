@@ -1,4 +1,5 @@
-// The same with a loop of its own: a progress line, and Ctrl-C, after which the pictures are as far as they have come.
+// The same with a loop of its own: a progress line, and Ctrl-C, after which the pictures are written as far as they have
+// come, as out/000000-unfinished.ppm.
 //
 //     sde-onnx embed -o evaluation.onnx --kind evaluation
 //     evaluate [--steps 25] [--label 3] evaluation.onnx out/ 0 1 2    steps: of a file made with --max-steps
@@ -25,15 +26,16 @@ std::vector<uint8_t> to_pixels(const float* x, const std::vector<int64_t>& shape
 }  // namespace
 
 int main(int argc, char** argv) try {
-  auto options = take_options({{"--steps", ""}, {"--label", ""}, {"--mask", ""}, {"--measurement", ""}}, argc, argv);
+  auto options = take_options({{"--steps", ""}, {"--label", ""}, {"--mask", ""}, {"--measurement", ""},
+                               {"--threads", "0"}}, argc, argv);
   if (argc < 4) {
-    std::cerr << "usage: evaluate [--steps N] [--label N] [--mask FILE --measurement FILE] EVALUATION.onnx PREFIX "
-                 "SEED...\n";
+    std::cerr << "usage: evaluate [--steps N] [--label N] [--mask FILE --measurement FILE] [--threads N] "
+                 "EVALUATION.onnx PREFIX SEED...\n";
     return 2;
   }
   auto seeds = parse_seeds(argc - 3, argv + 3);
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "evaluate");
-  auto session = open_session(env, argv[1]);
+  auto session = open_session(env, argv[1], options["--threads"]);
   auto steps = number_of_steps(session, "evaluation", options["--steps"]);
   auto labels = labels_for(session, options["--label"], seeds.size());
   auto measurement = measurement_for(session, options["--mask"], options["--measurement"]);
@@ -80,7 +82,7 @@ int main(int argc, char** argv) try {
   const float* x = x_mean ? x_mean.GetTensorData<float>() : start.data();
   for (int64_t i = 0; i < count; ++i)
     std::cout << write_picture(argv[2], seeds[i], to_pixels(x + i * start.size() / count, shape).data(), shape[2],
-                               shape[3], shape[1])
+                               shape[3], shape[1], !interrupted)
               << '\n';
   if (interrupted) {
     std::cerr << "stopped after evaluation " << index << " of " << index + remaining << '\n';

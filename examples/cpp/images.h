@@ -28,13 +28,14 @@ inline std::vector<int64_t> parse_seeds(int count, char** words) {
   return seeds;
 }
 
-// One picture, `channels` 1 or 3 bytes a pixel, as PREFIX000007.pgm or .ppm.
+// One picture, `channels` 1 or 3 bytes a pixel, as PREFIX000007.pgm or .ppm; one that is not finished under a name that
+// says so.
 inline std::string write_picture(const std::string& prefix, int64_t seed, const uint8_t* pixels, int64_t height,
-                                 int64_t width, int64_t channels) {
+                                 int64_t width, int64_t channels, bool finished = true) {
   if (channels != 1 && channels != 3) throw std::runtime_error("pictures of 1 or 3 channels only");
   std::string number = std::to_string(static_cast<uint64_t>(seed));
   if (number.size() < 6) number.insert(0, 6 - number.size(), '0');
-  const std::string path = prefix + number + (channels == 3 ? ".ppm" : ".pgm");
+  const std::string path = prefix + number + (finished ? "" : "-unfinished") + (channels == 3 ? ".ppm" : ".pgm");
   std::ofstream file(path, std::ios::binary);
   file << (channels == 3 ? "P6 " : "P5 ") << width << ' ' << height << " 255\n";
   file.write(reinterpret_cast<const char*>(pixels), height * width * channels);
@@ -161,8 +162,20 @@ inline int64_t number_of_steps(const Ort::Session& session, const std::string& k
                            std::to_string(most));
 }
 
-inline Ort::Session open_session(Ort::Env& env, const char* path) try {
+// A whole number as typed, from `least` to `most`.
+inline int64_t whole_number(const std::string& name, const std::string& word, int64_t least, int64_t most) {
+  const bool digits = !word.empty() && word.size() < 18 && word.find_first_not_of("0123456789") == std::string::npos;
+  const int64_t number = digits ? std::stoll(word) : least - 1;
+  if (number < least || number > most)
+    throw std::runtime_error(name + " is '" + word + "', expected " + std::to_string(least) + " to " +
+                             std::to_string(most));
+  return number;
+}
+
+// A file ready to run on so many threads; 0: one a core.
+inline Ort::Session open_session(Ort::Env& env, const char* path, const std::string& threads) try {
   Ort::SessionOptions options;
+  options.SetIntraOpNumThreads(static_cast<int>(whole_number("threads", threads, 0, 1024)));
   return Ort::Session(env, path, options);
 } catch (const Ort::Exception& error) {
   if (error.GetOrtErrorCode() != ORT_NOT_IMPLEMENTED) throw;

@@ -30,7 +30,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx.utils import Extractor
 
 from sde_onnx.errors import InputError
@@ -45,6 +45,7 @@ from sde_onnx.export.embedding.update import (
     trace_evaluation,
 )
 from sde_onnx.export.graph.nodes import Nodes, inlined
+from sde_onnx.export.graph.tracing import IR_VERSION
 from sde_onnx.export.to_onnx import check_model_output
 from sde_onnx.files import replacing, sha256
 from sde_onnx.runtime.metadata import KEY, SAMPLER_FORMATS, SAMPLER_KEY
@@ -77,8 +78,8 @@ def embed(
         model: a model file.
         path: the ``.onnx`` file to write.
         sampling: how to sample: :func:`sde_onnx.resolve` with the model's metadata.
-        max_steps: also an input ``steps``, int64 ``[1]``, up to this number, at least ``sampling.steps``: of a sampler
-            optional, those where it is not given. The file holds rows for every number: some 20 bytes an evaluation.
+        max_steps: also an input ``steps``, int64 ``[1]``, up to this number, at least ``sampling.steps``, which the
+            metadata name. The file holds rows for every number: some 20 bytes an evaluation.
         kind: ``"sampler"``, the whole loop, or ``"evaluation"``, one turn of it for hosts with their own.
         every: also an output ``frames``, uint8 ``[steps / every, N, H, W, C]``: the image after every so many steps,
             the last one among them. While it runs it holds those of all evaluations.
@@ -107,9 +108,8 @@ def embed(
     labels = range(-1 if metadata.label_optional else 0, metadata.labels)
     graph = _evaluation(held, metadata.image_shape, network.graph, max_steps is not None, labels, operator)
     if kind == "sampler":
-        default = None if max_steps is None else sampling.steps
-        graph = _sampler(graph, held, metadata.image_shape, default, frames=every is not None)
-    built = helper.make_model(graph, opset_imports=network.opset_import, ir_version=network.ir_version,
+        graph = _sampler(graph, held, metadata.image_shape, frames=every is not None)
+    built = helper.make_model(graph, opset_imports=network.opset_import, ir_version=IR_VERSION,
                               producer_name="sde-onnx")
     onnx.checker.check_model(built)
     about: dict[str, Any] = {
@@ -215,16 +215,15 @@ def _evaluation(
     )
 
 
-def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, int], steps: int | None,
-             frames: bool) -> onnx.GraphProto:
-    """The loop over an evaluation, which goes on while any remain; ``steps`` is the default of that input, if any."""
+def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, int], frames: bool) -> onnx.GraphProto:
+    """The loop over an evaluation, which goes on while any remain."""
     outside, inside, after = Nodes("sampler"), Nodes("turn"), Nodes("frame")
     channels, height, width = shape
     images: Sizes = ["N", *shape]
     pixels: Sizes = ["N", height, width, channels]
     carried = [item.name for item in evaluation.output if item.name != "remaining"]
     states = [item for item in evaluation.input if f"{item.name}_next" in carried]
-    others = [item for item in evaluation.input if item not in states and item.name not in ("index", "steps")]
+    others = [item for item in evaluation.input if item not in states and item.name != "index"]
     inside.add("Reshape", "iteration", inside.constant(np.array([1])), output="index")
     more = after.add("Greater", "remaining", after.constant(np.array([0])))
     after.add("Reshape", more, after.constant(np.array([], np.int64)), output="goes_on")
@@ -249,11 +248,7 @@ def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, in
     if frames:
         outside.add("Compress", "all_frames", outside.reshape("all_shown", -1), axis=0, output="frames")
         outputs.append(_value(UINT8, "frames", ["frames", *pixels]))
-    inputs, constants = others, list(outside.constants.values())
-    if steps is not None:   # a constant that is also an input is its default
-        inputs.append(_value(INT64, "steps", [1]))
-        constants.append(numpy_helper.from_array(np.array([steps]), "steps"))
-    return helper.make_graph(outside.nodes, "sampler", inputs, outputs, constants)
+    return helper.make_graph(outside.nodes, "sampler", others, outputs, list(outside.constants.values()))
 
 
 def _plan(nodes: Nodes, held: _Rows, asks: bool) -> tuple[str, str, str]:

@@ -1,7 +1,8 @@
 """The portable noise (:mod:`sde_onnx.solvers.noise`) as nodes of a graph.
 
-Words are uint32, as they are in numpy: additions wrap, and rotations are two shifts. The CUDA provider has neither
-shifts nor bitwise operators for any type, so that this part runs on the CPU there whatever the type.
+Words of 32 bits are int64 here, for which ONNX Runtime has had every operator for years; of uint32 even ``Add`` is new.
+What an operation puts above the 32 bits is cut off before it could come back down. The CUDA provider has no bitwise
+operators for any type, so that this part runs on the CPU there.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ __all__ = ["key_words", "normals"]
 
 
 def key_words(nodes: Nodes, seed: str) -> tuple[str, str]:
-    """The two words of each seed, int64 ``[N]`` in two's complement, as uint32 ``[N, 1]``."""
-    bits = nodes.cast(nodes.reshape(seed, -1, 1), TensorProto.UINT64)
-    low = nodes.add("BitwiseAnd", bits, nodes.constant(np.uint64(0xFFFFFFFF)))
-    high = nodes.add("BitShift", bits, nodes.constant(np.uint64(32)), direction="RIGHT")
-    return nodes.cast(low, TensorProto.UINT32), nodes.cast(high, TensorProto.UINT32)
+    """The two words of each seed, int64 ``[N]`` in two's complement, as int64 ``[N, 1]``."""
+    bits = nodes.reshape(seed, -1, 1)
+    low = _word(nodes, bits)
+    above = nodes.add("Div", nodes.add("Sub", bits, low), nodes.constant(np.int64(2**32)))   # exact, and signed
+    return low, _word(nodes, above)
 
 
 def normals(nodes: Nodes, keys: tuple[str, str], draw: str, shape: tuple[int, int, int]) -> str:
@@ -31,17 +32,16 @@ def normals(nodes: Nodes, keys: tuple[str, str], draw: str, shape: tuple[int, in
     Args:
         nodes: what is added to.
         keys: of :func:`key_words`.
-        draw: int64, one value: the number of the array, 0 for the initial latent.
+        draw: whole, one value: the number of the array, 0 for the initial latent.
         shape: of an image, ``(C, H, W)``.
     """
     size = math.prod(shape)
     blocks = (size + 1) // 2
-    counter = nodes.constant(np.arange(blocks, dtype=np.uint32).reshape(1, -1))
-    number = nodes.cast(nodes.reshape(draw, 1, 1), TensorProto.UINT32)
-    a, b = _threefry2x32(nodes, keys, (counter, number))
-    eight, one = nodes.constant(np.uint32(8)), nodes.constant(np.uint32(1))
-    a, b = (nodes.add("BitShift", word, eight, direction="RIGHT") for word in (a, b))
-    first = nodes.cast(nodes.add("Add", a, one), TensorProto.FLOAT)
+    counter = nodes.constant(np.arange(blocks, dtype=np.int64).reshape(1, -1))
+    number = nodes.cast(nodes.reshape(draw, 1, 1), TensorProto.INT64)
+    a, b = (nodes.add("Div", word, nodes.constant(np.int64(2**8)))
+            for word in _threefry2x32(nodes, keys, (counter, number)))
+    first = nodes.cast(nodes.add("Add", a, nodes.constant(np.int64(1))), TensorProto.FLOAT)
     uniform = nodes.add("Mul", first, nodes.constant(np.float32(2**-24)))
     radius = nodes.add("Sqrt", nodes.add("Mul", nodes.add("Log", uniform), nodes.constant(np.float32(-2))))
     angle = nodes.add("Mul", nodes.cast(b, TensorProto.FLOAT), nodes.constant(np.float32(2 * np.pi * 2**-24)))
@@ -53,18 +53,25 @@ def normals(nodes: Nodes, keys: tuple[str, str], draw: str, shape: tuple[int, in
     return nodes.reshape(z, -1, *shape)
 
 
+def _word(nodes: Nodes, number: str) -> str:
+    """The lower 32 bits."""
+    return nodes.add("BitwiseAnd", number, nodes.constant(np.int64(2**32 - 1)))
+
+
 def _threefry2x32(nodes: Nodes, key: tuple[str, str], counter: tuple[str, str]) -> tuple[str, str]:
-    """See :func:`sde_onnx.solvers.noise.threefry2x32`."""
-    parity = nodes.add("BitwiseXor", nodes.add("BitwiseXor", *key), nodes.constant(KEY_PARITY))
-    schedule = (*key, parity)
+    """See :func:`sde_onnx.solvers.noise.threefry2x32`.
+
+    The sums in ``a`` stay below 2^38 and are cut once, at the end; ``b`` is cut before each rotation, which multiplies
+    it by at most 2^29.
+    """
+    schedule = (*key, nodes.add("BitwiseXor", nodes.add("BitwiseXor", *key), nodes.constant(np.int64(KEY_PARITY))))
     a, b = (nodes.add("Add", word, part) for word, part in zip(counter, key, strict=True))
     for group in range(5):
         for rotation in ROTATIONS[group % 2]:
             a = nodes.add("Add", a, b)
-            left = nodes.add("BitShift", b, nodes.constant(np.uint32(rotation)), direction="LEFT")
-            right = nodes.add("BitShift", b, nodes.constant(np.uint32(32 - rotation)), direction="RIGHT")
-            b = nodes.add("BitwiseXor", nodes.add("BitwiseOr", left, right), a)
+            shifted = nodes.add("Mul", _word(nodes, b), nodes.constant(np.int64(2**rotation)))
+            rotated = nodes.add("BitwiseOr", shifted, nodes.add("Div", shifted, nodes.constant(np.int64(2**32))))
+            b = nodes.add("BitwiseXor", rotated, a)
         a = nodes.add("Add", a, schedule[(group + 1) % 3])
-        b = nodes.add("Add", b, schedule[(group + 2) % 3])
-        b = nodes.add("Add", b, nodes.constant(np.uint32(group + 1)))
-    return a, b
+        b = nodes.add("Add", b, nodes.add("Add", schedule[(group + 2) % 3], nodes.constant(np.int64(group + 1))))
+    return _word(nodes, a), _word(nodes, b)

@@ -13,10 +13,12 @@ import onnx
 import torch
 from torch import nn
 
-__all__ = ["OPSET", "trace"]
+__all__ = ["IR_VERSION", "OPSET", "trace"]
 
 # From opset 21 on, ONNX Runtime expands GroupNormalization into some 25 nodes a norm.
 OPSET = 20
+# That of opset 20. ONNX Runtime 1.17 reads none that is newer.
+IR_VERSION = 9
 
 
 def trace(
@@ -39,6 +41,7 @@ def trace(
         )
     assert program is not None
     model = program.model_proto   # made anew each time it is asked for
+    model.ir_version = IR_VERSION
     _strip(model)
     return model
 

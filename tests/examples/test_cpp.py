@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -151,7 +152,31 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     assert process.returncode == 130
     assert "of 10000" in told
     assert "stopped after evaluation" in told
-    assert Image.open(tmp_path / "000003.ppm").size == (16, 16)
+    assert Image.open(tmp_path / "000003-unfinished.ppm").size == (16, 16)
+    assert not (tmp_path / "000003.ppm").exists()   # a name of finished pictures
+
+
+def test_many_images_take_the_memory_of_a_batch(files, tmp_path):
+    """And show how many there are; on as many threads as asked for."""
+    def most_memory(count, *batch):
+        program = [Path(FOLDER) / "sample", "--threads", "1", *batch, files / FILES["sample"], f"{tmp_path}/",
+                   *map(str, range(count))]
+        # Run by a small process, since a program's peak begins with that of the process that it was forked from.
+        small = "import resource as r, subprocess, sys; subprocess.run(sys.argv[1:], check=True); " \
+                "print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss)"
+        result = subprocess.run([sys.executable, "-c", small, *program], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        *listed, peak = result.stdout.splitlines()
+        return int(peak), listed, result.stderr
+
+    few, *_ = most_memory(64)
+    many, listed, told = most_memory(500)
+    print(f"64 images take {few / 1024:.0f} MB, 500 take {many / 1024:.0f} MB")
+    assert many <= 1.1 * few
+    assert told.endswith("500 of 500 images\n")
+    assert sum(line.endswith(".ppm") for line in listed) == 500
+    one_by_one, *_ = most_memory(20, "--batch", "1")
+    assert one_by_one < few
 
 
 @pytest.mark.parametrize(("program", "other"), [("sample", "evaluation.onnx"), ("evaluate", "sampler.onnx")])
@@ -179,6 +204,8 @@ def test_bad_input_is_one_line(program, other, files, for_cuda, solver, tmp_path
         (["--steps", 7, right, tmp_path, 1], f"the file makes {solver[1]} steps, no other number"),
         *((["--steps", steps, any_steps, tmp_path, 1], f"steps is '{steps}', expected {least} to 25")
           for steps in (0, 26, -1, "many")),
+        *((["--threads", threads, right, tmp_path, 1], f"threads is '{threads}', expected 0 to 1024")
+          for threads in (-1, 1025, "all")),
     ]:
         result = run(program, *arguments)
         assert result.returncode == 1
