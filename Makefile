@@ -30,6 +30,10 @@ faults: $(INSTALLED)    ## stop writing processes at random moments, some 40 min
 mutants: $(INSTALLED)    ## put 200 small faults into the code, one at a time, over an hour; a report of those no test sees
 	PYTHONPATH=tests $(BIN)/python -m mutants
 
+compatibility: $(INSTALLED)    ## run files of every kind under older ONNX Runtimes, OpenVINO and Node.js; docs/embedding.md
+	PYTHONPATH=tests:benchmarks $(BIN)/python -m compatibility --output benchmarks/results/compatibility.json
+	$(BIN)/python benchmarks/report.py
+
 runtime:    ## sample in a new environment that has neither torch nor onnx
 	$(PYTHON) -m venv --clear build/runtime
 	build/runtime/bin/python -m pip install --quiet -c constraints.txt .

@@ -17,6 +17,7 @@ from environment import RESULTS, ROOT
 README = ROOT / "README.md"
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
 QUALITY_PAGE = ROOT / "docs" / "quality.md"
+EMBEDDING_PAGE = ROOT / "docs" / "embedding.md"
 RESTORATION_PAGE, RESTORATION_PLOT = ROOT / "docs" / "restoration.md", ROOT / "docs" / "restoration.png"
 
 
@@ -265,6 +266,32 @@ def guidance_section(result: dict[str, Any] | None) -> str:
         "mean over classes, to real digits of the class, extrapolated to infinitely many images."])
 
 
+def compatibility_section(result: dict[str, Any] | None) -> str:
+    """The page's text on other runtimes, from what tests/compatibility has written, if it has."""
+    if result is None:
+        return "Not tried yet; `make compatibility` does."
+    runtimes = result["runtimes"]
+    cases = list(next(iter(runtimes.values()))["cases"])
+    return "\n".join([
+        "Files of the bundled digits against what this project's own environment makes, on the CPU "
+        "([`compatibility.json`](../benchmarks/results/compatibility.json)):", "",
+        "| | version | " + " | ".join(cases) + " |", "| --- | --- |" + " --- |" * len(cases),
+        *(f"| {name} | {row['version'].split('-')[0]} | "
+          + " | ".join(_agreement(row["cases"].get(case)) for case in cases) + " |" for name, row in runtimes.items()),
+        "", "Images by the share of equal values, and the largest difference of 255 if there is one; scores and",
+        "products by their relative error."])
+
+
+def _agreement(case: dict[str, Any] | None) -> str:
+    if case is None:
+        return ""
+    if "error" in case:
+        return "fails"
+    if "relative_error" in case:
+        return f"{case['relative_error']:.0e}"
+    return f"{100 * case['equal']:.4g}%" + (f", {case['largest']}" if case["largest"] else "")
+
+
 def main() -> None:
     for page, sections in PAGES.items():
         text = page.read_text(encoding="utf-8")
@@ -292,6 +319,8 @@ PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
     ("tried", tried_section, ["quality.json"]),
     ("restarts", restarts_section, ["quality.json"]),
     ("second", second_section, ["quality_fashion.json"]),
+], EMBEDDING_PAGE: [
+    ("compatibility", compatibility_section, ["compatibility.json"]),
 ], RESTORATION_PAGE: [
     ("restoration", restoration_section, ["restoration.json"]),
     ("guidance", guidance_section, ["guidance.json"]),

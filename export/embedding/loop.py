@@ -241,8 +241,9 @@ def _sampler(evaluation: onnx.GraphProto, held: _Rows, shape: tuple[int, int, in
     sizes = outside.add("Concat", outside.add("Shape", "seed"), outside.constant(np.array(shape)), axis=0)
     nothing = outside.add("ConstantOfShape", sizes)   # the first evaluation makes its own
     results = [*(f"last_{name}" for name in carried), *["all_frames", "all_shown"][: len(scanned)]]
-    outside.nodes.append(helper.make_node("Loop", ["", outside.constant(np.bool_(True)), *[nothing] * len(carried)],
-                                          results, name="loop", body=body))
+    asked = outside.add("Greater", outside.add("Size", "seed"), outside.constant(np.int64(0)))   # any images
+    outside.nodes.append(helper.make_node("Loop", ["", asked, *[nothing] * len(carried)], results, name="loop",
+                                          body=body))
     _pixels(outside, _clipped(outside, "last_x_mean", output="sample"), output="image")
     outputs = [_value(UINT8, "image", pixels), _value(FLOAT, "sample", images)]
     if frames:

@@ -90,6 +90,10 @@ class Values:
                                 "and not 0")
         return found
 
+    def is_constant(self, name: str) -> bool:
+        """Whether a value is held by the graph."""
+        return name in self._constants
+
     def constant(self, name: str) -> np.ndarray:
         """The value of a constant; ``GradientError`` if it is computed by the graph."""
         if name not in self._constants:
@@ -193,7 +197,12 @@ class GradientWriter(Nodes):
         return self.sum(g, stretched) if stretched else g
 
     def swapped(self, x: str) -> str:
-        """Adds a transposition of the last two axes."""
+        """Adds a transposition of the last two axes; a constant is turned here.
+
+        OpenVINO 2026.4 multiplies by a constant that a node turns as if it were another.
+        """
+        if self.values.is_constant(x):
+            return self.constant(np.swapaxes(self.values.constant(x), -1, -2))
         rank = len(self.values.shape(x))
         return self.add("Transpose", x, perm=[*range(rank - 2), rank - 1, rank - 2])
 

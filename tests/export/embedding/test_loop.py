@@ -248,6 +248,12 @@ def test_the_number_of_steps_can_be_an_input(solver, steps, least, digits, tmp_p
             session.run(None, feeds | {"seed": seeds})
 
 
+def test_no_seeds_give_no_images(tmp_path):
+    embed_digits(tmp_path / "s.onnx", steps=3, every=1)
+    image, sample, _ = open_session(tmp_path / "s.onnx").run(None, {"seed": np.zeros(0, np.int64)})
+    assert (image.shape, sample.shape) == ((0, 16, 16, 3), (0, 3, 16, 16))
+
+
 @pytest.mark.parametrize(("solver", "arrays"), [("pc", 0), ("ancestral", 0), ("sde-dpmpp-2m", 1), ("sde-dpmpp-3m", 2),
                                                 ("heun", 2)])
 def test_nothing_is_carried_that_is_not_remembered(solver, arrays, tmp_path):
