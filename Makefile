@@ -48,7 +48,7 @@ lint: $(INSTALLED)    ## check style and types
 bench: $(INSTALLED)    ## time network evaluations against PyTorch, side by side: digits and 32x32
 	$(BIN)/python benchmarks/evaluations.py
 
-bench-full: $(INSTALLED)    ## the same up to 1024x1024, over an hour; the README's table and plot come from it
+bench-full: $(INSTALLED)    ## the same up to 1024x1024, over an hour; README and docs/performance.md take it
 	$(BIN)/python benchmarks/evaluations.py --networks digits 32 256 1024 --batches 1 4 --output benchmarks/results/cpu.json
 	$(BIN)/python benchmarks/loop.py --output benchmarks/results/loop.json
 	$(BIN)/python benchmarks/report.py
@@ -63,8 +63,11 @@ quality: $(INSTALLED)    ## what solvers cost and lose on the bundled digits, ho
 	$(BIN)/python benchmarks/quality.py --output benchmarks/results/quality.json --picture docs/qualities.png
 	$(BIN)/python benchmarks/report.py
 
-docs: $(INSTALLED)    ## write what the documentation takes from the code: the rooms, the solvers and their options
+docs: $(INSTALLED)    ## write what the documentation takes from the code, and the site with its API into build/site
 	$(BIN)/python docs/generate.py
+	rm -rf build/types build/lib
+	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 cpp: $(INSTALLED)    ## build the C++ examples against the wheel's library and Debian's headers, and test them
 	(command -v cmake && command -v g++) > /dev/null || apt-get install -qq -y --no-install-recommends cmake g++ make

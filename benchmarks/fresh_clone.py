@@ -1,4 +1,4 @@
-"""Times what the README promises, as a stranger would run it: a fresh clone, a new environment, each command once.
+"""Times the commands of README and CONTRIBUTING as a stranger runs them: a fresh clone, a new environment, each once.
 
     python benchmarks/fresh_clone.py --output benchmarks/results/fresh_clone.json
 
@@ -28,7 +28,7 @@ COMMANDS = {
     "runtime": "make runtime",
     "lint": "make lint",
 }
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "performance.md"
 MARKS = "<!-- timings -->", "<!-- /timings -->"
 
 
@@ -47,20 +47,20 @@ def run(command: str, folder: Path) -> dict[str, Any]:
 
 
 def timings(result: dict[str, Any]) -> str:
-    """The README's paragraph on the two commands, from the JSON that this script wrote."""
+    """The page's paragraph on the two commands, from the JSON that this script wrote."""
     about, rows = result["environment"], result["rows"]
     tests = re.sub(r" in .*", "", rows["test"]["printed"][-1].strip("= "))
     return (
         f"On {about['cores']} cores ({about['cpu']}): installation {rows['install']['seconds']:.0f} s; then "
         f"`make sample` {rows['sample']['seconds']:.0f} s, which ends with\n`{rows['sample']['printed'][-1]}`;\n"
         f"`make test` {rows['test']['seconds']:.0f} s, which ends with `{tests}`\n"
-        "([`benchmarks/results/fresh_clone.json`](benchmarks/results/fresh_clone.json))."
+        "([`fresh_clone.json`](../benchmarks/results/fresh_clone.json))."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="the result as JSON; the README takes it over")
+    parser.add_argument("--output", type=Path, required=True, help="the result as JSON; docs/performance.md shows it")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "sde-onnx"
@@ -71,7 +71,7 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     (ROOT / "docs" / "samples.png").write_bytes(picture)
-    README.write_text(replaced(README.read_text(encoding="utf-8"), MARKS, timings(result)), encoding="utf-8")
+    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), MARKS, timings(result)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from plots import OURS_FP32, quality_name
 
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, MODEL, QUALITIES, SOLVERS
 
-__all__ = ["headline_section", "is_quality", "qualities_section", "restarts_section", "second_section", "tried_section"]
+__all__ = ["evaluations_of", "headline_section", "is_quality", "qualities_section", "restarts_section", "second_section",
+           "tried_section"]
 
 NETWORK = "256"          # whose seconds an image are shown
 MODEL_STEPS = 2000       # of the models of that size, and what diffusers takes by itself
@@ -22,7 +23,7 @@ Row = dict[str, Any]
 def headline_section(headline: dict[str, Any]) -> str:
     """The README's first numbers: how long an image of 256x256 takes."""
     eager, ours, about = _seconds(headline)
-    times = ", ".join(f"**{_span(_evaluations(name) * ours['median'])}** with `--quality {name}`"
+    times = ", ".join(f"**{_span(evaluations_of(name) * ours['median'])}** with `--quality {name}`"
                       f"{' (the default)' if name == DEFAULT_QUALITY else ''}" for name in reversed(QUALITIES))
     return "\n".join([
         f"A 256x256 image on {about['cores']} cores ({about['cpu']}): "
@@ -38,8 +39,8 @@ def qualities_section(quality: dict[str, Any], headline: dict[str, Any]) -> str:
     for name in reversed(QUALITIES):
         row = next(row for row in quality["rows"] if is_quality(row, name, quality["model_steps"]))
         default = ", the default" if name == DEFAULT_QUALITY else ""
-        lines.append(_line(f"`--quality {name}`{default}", f"{_evaluations(name):,}",
-                           f"{_evaluations(name) * ours['median']:,.0f}", *_figures(row)))
+        lines.append(_line(f"`--quality {name}`{default}", f"{evaluations_of(name):,}",
+                           f"{evaluations_of(name) * ours['median']:,.0f}", *_figures(row)))
     return "\n".join([
         *lines, "",
         f"Seconds: evaluations, times one evaluation of a 66 M network on {about['cores']} cores ({about['cpu']}):",
@@ -55,7 +56,7 @@ def _seconds(headline: dict[str, Any]) -> tuple[Row, Row, dict[str, Any]]:
     return timed["subjects"][timed["reference"]], timed["subjects"][OURS_FP32], timed["environment"]
 
 
-def _evaluations(name: str) -> int:
+def evaluations_of(name: str) -> int:
     """Evaluations an image of a quality, on a model of 256x256."""
     solver, steps, _ = QUALITIES[name]
     count = steps or SOLVERS[solver].steps

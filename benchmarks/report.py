@@ -9,20 +9,58 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plots import OURS, TITLES, method_name, plot_quality, plot_restoration, plot_speed
-from quality_page import headline_section, qualities_section, restarts_section, second_section, tried_section
+from plots import OURS, OURS_FP32, TITLES, method_name, plot_quality, plot_restoration, plot_speed
+from quality_page import (
+    evaluations_of,
+    headline_section,
+    qualities_section,
+    restarts_section,
+    second_section,
+    tried_section,
+)
+
+from sde_onnx.solvers.catalogue import DEFAULT_QUALITY
 
 from environment import RESULTS, ROOT
 
 README = ROOT / "README.md"
+PERFORMANCE_PAGE, CODES_PAGE, GRADIENT_PAGE, LIKELIHOOD_PAGE = (
+    ROOT / "docs" / f"{name}.md" for name in ("performance", "codes", "gradients", "likelihood"))
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
 QUALITY_PAGE = ROOT / "docs" / "quality.md"
 EMBEDDING_PAGE = ROOT / "docs" / "embedding.md"
 RESTORATION_PAGE, RESTORATION_PLOT = ROOT / "docs" / "restoration.md", ROOT / "docs" / "restoration.png"
 
 
+def speed_section(cpu: dict[str, Any]) -> str:
+    """The README's table of speed: an image, an evaluation, how exact."""
+    rows = [row for row in cpu["rows"] if row["batch"] == 1]
+    evaluations = evaluations_of(DEFAULT_QUALITY)
+    lines = [f"| | s an image, {evaluations} evaluations | diffusers' evaluation, ms | ours, ms | times faster | "
+             "relative error |", "| --- |" + " --- |" * 5]
+    for row in rows:
+        eager, ours = row["subjects"][row["reference"]], row["subjects"][OURS_FP32]
+        lines.append(f"| {TITLES[row['network']]} | {evaluations * ours['median']:.3g} | {_milliseconds(eager)} | "
+                     f"{_milliseconds(ours)} | {ours['ratio']:.2f} | {max(ours['errors'].values()):.0e} |")
+    about = rows[-1]["environment"]
+    return "\n".join([
+        *lines, "",
+        f"Batch 1 on {about['cores']} cores ({about['cpu'].replace('(R)', '')}), eager PyTorch float32 against ONNX "
+        "Runtime's CPU provider, in turns",
+        "in one run: medians, and from least to most. The error is that of the score against diffusers' module, the "
+        "largest of three",
+        "noise levels. Half precision, `torch.compile`, memory: [performance](docs/performance.md)."])
+
+
+def _milliseconds(subject: dict[str, Any]) -> str:
+    median, least, most = (1e3 * value for value in (subject["median"], min(subject["seconds"]),
+                                                     max(subject["seconds"])))
+    digits = 0 if median >= 100 else 1 if median >= 10 else 2
+    return f"{median:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f})"
+
+
 def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] | None) -> str:
-    """The README's text on the speed of CPUs, from what evaluations.py and loop.py have written.
+    """The page's text on the speed of CPUs, from what evaluations.py and loop.py have written.
 
     ``amx`` is a run on a processor with matrix units, shown beside one without.
     """
@@ -48,11 +86,11 @@ def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] |
         "",
         *_shares(loop["rows"]),
         "",
-        "![How many times faster than eager PyTorch](docs/cpu.png)",
+        "![How many times faster than eager PyTorch](cpu.png)",
         "",
-        "Raw samples: [`benchmarks/results/cpu.json`](benchmarks/results/cpu.json), "
-        "[`benchmarks/results/loop.json`](benchmarks/results/loop.json)"
-        + ("." if amx is None else ", [`benchmarks/results/cpu_amx.json`](benchmarks/results/cpu_amx.json)."),
+        "Raw samples: [`benchmarks/results/cpu.json`](../benchmarks/results/cpu.json), "
+        "[`benchmarks/results/loop.json`](../benchmarks/results/loop.json)"
+        + ("." if amx is None else ", [`benchmarks/results/cpu_amx.json`](../benchmarks/results/cpu_amx.json)."),
     ])
 
 
@@ -80,7 +118,7 @@ def _machine(rows: list[dict[str, Any]]) -> str:
 
 
 def gpu_section(cuda: dict[str, Any] | None, fp16: dict[str, Any] | None) -> str:
-    """The README's text on GPUs, from what benchmarks/gpu.py and precision.py have written, if they have."""
+    """The page's text on GPUs, from what benchmarks/gpu.py and precision.py have written, if they have."""
     if cuda is None or fp16 is None:
         return "Not measured on a GPU yet; `make gpu` does."
     rows = cuda["rows"]
@@ -91,8 +129,8 @@ def gpu_section(cuda: dict[str, Any] | None, fp16: dict[str, Any] | None) -> str
     for batch in sorted({row["batch"] for row in rows}):
         lines += ["", f"At batch {batch}:", "", *_table(rows, batch, _gpu_speed)]
     return "\n".join([*lines, "", *half_section(fp16, "fp16", "float16").splitlines(), "",
-                      "Raw samples: [`benchmarks/results/cuda.json`](benchmarks/results/cuda.json), "
-                      "[`benchmarks/results/fp16.json`](benchmarks/results/fp16.json)."])
+                      "Raw samples: [`benchmarks/results/cuda.json`](../benchmarks/results/cuda.json), "
+                      "[`benchmarks/results/fp16.json`](../benchmarks/results/fp16.json)."])
 
 
 def _gpu_speed(subject: dict[str, Any], is_reference: bool) -> str:
@@ -101,7 +139,7 @@ def _gpu_speed(subject: dict[str, Any], is_reference: bool) -> str:
 
 
 def bf16_section(result: dict[str, Any]) -> str:
-    """The README's text on what bfloat16 does to pictures, from what benchmarks/precision.py has written."""
+    """The page's text on what bfloat16 does to pictures, from what benchmarks/precision.py has written."""
     return half_section(result, "bf16", "bfloat16")
 
 
@@ -171,7 +209,7 @@ def result(name: str) -> dict[str, Any] | None:
 
 
 def gradient_section(result: dict[str, Any] | None) -> str:
-    """The README's text on gradients, from what benchmarks/gradients.py has written, if it has."""
+    """The page's text on gradients, from what benchmarks/gradients.py has written, if it has."""
     if result is None:
         return ""
     rows = result["rows"]
@@ -183,16 +221,16 @@ def gradient_section(result: dict[str, Any] | None) -> str:
                      f"{ours['ratio']:.2f}x | {max(ours['errors'].values()):.0e} | {eager['peak_mb']:.0f} MB, "
                      f"{ours['peak_mb']:.0f} MB |")
     return "\n".join([
-        *lines, "", "Raw samples: [`benchmarks/results/gradients.json`](benchmarks/results/gradients.json)."])
+        *lines, "", "Raw samples: [`benchmarks/results/gradients.json`](../benchmarks/results/gradients.json)."])
 
 
 def likelihood_section(result: dict[str, Any] | None) -> str:
-    """The README's text on likelihoods, from what benchmarks/likelihood.py has written, if it has."""
+    """The page's text on likelihoods, from what benchmarks/likelihood.py has written, if it has."""
     if result is None:
         return "The likelihoods of the digits are not measured in full yet; `python benchmarks/likelihood.py` does."
     peak, noise = result["floors"]
     lines = ["The bundled digits in bits per dimension, one probe, 32 steps "
-             "([`benchmarks/results/likelihood.json`](benchmarks/results/likelihood.json)):", "",
+             "([`benchmarks/results/likelihood.json`](../benchmarks/results/likelihood.json)):", "",
              "| | images | bits/dim |", "| --- | --- | --- |",
              *(f"| {name} | {row['images']} | {row['mean']:.3f} ± {row['standard_error']:.3f} |"
                for name, row in result["groups"].items())]
@@ -205,13 +243,13 @@ def likelihood_section(result: dict[str, Any] | None) -> str:
 
 
 def codes_section(result: dict[str, Any] | None) -> str:
-    """The README's text on round trips, from what benchmarks/codes.py has written, if it has."""
+    """The page's text on round trips, from what benchmarks/codes.py has written, if it has."""
     if result is None:
         return ""
     rows = result["rows"]
     return "\n".join([
         f"Encoding and decoding {result['images']} digits, root mean square of the error for values in [0, 1] "
-        "([`benchmarks/results/codes.json`](benchmarks/results/codes.json)):", "",
+        "([`benchmarks/results/codes.json`](../benchmarks/results/codes.json)):", "",
         "| " + " | ".join(rows) + " |", "| " + " --- |" * len(rows),
         "| " + " | ".join(f"{row['rms']:.1e}" for row in rows.values()) + " |"])
 
@@ -307,13 +345,18 @@ def main() -> None:
 
 # What stands between which marks of a page, and the result files that it is written from.
 PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
+    ("headline", headline_section, ["headline.json"]),
+    ("speed", speed_section, ["cpu.json"]),
+    ("qualities", qualities_section, ["quality.json", "headline.json"]),
+], PERFORMANCE_PAGE: [
     ("cpu", cpu_section, ["cpu.json", "loop.json", "cpu_amx.json"]),
     ("bf16", bf16_section, ["bf16.json"]),
     ("gpu", gpu_section, ["cuda.json", "fp16.json"]),
-    ("headline", headline_section, ["headline.json"]),
-    ("qualities", qualities_section, ["quality.json", "headline.json"]),
+], GRADIENT_PAGE: [
     ("gradients", gradient_section, ["gradients.json"]),
+], LIKELIHOOD_PAGE: [
     ("likelihood", likelihood_section, ["likelihood.json"]),
+], CODES_PAGE: [
     ("codes", codes_section, ["codes.json"]),
 ], QUALITY_PAGE: [
     ("tried", tried_section, ["quality.json"]),

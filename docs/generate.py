@@ -1,7 +1,8 @@
 """Writes what the documentation takes from the code: `make docs`; tests/test_docs.py holds it true.
 
 The rooms of docs/architecture.md are the first lines of the modules; docs/solvers.md is made from the tables of solvers
-and their options; the operators of docs/gradients.md are those that have a rule.
+and their options; the operators of docs/gradients.md are those that have a rule; docs/cli.md is what commands say for
+`--help`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ import ast
 import textwrap
 from pathlib import Path
 
+import click
+
+from sde_onnx.cli import COMMANDS
+from sde_onnx.cli import main as command_line
 from sde_onnx.export.gradient.rules import RULES
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import OPTIONS, Choice, Number, Option
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURE, SOLVER_PAGE, GRADIENT_PAGE = (ROOT / "docs" / f"{name}.md" for name in (
-    "architecture", "solvers", "gradients"))
+ARCHITECTURE, SOLVER_PAGE, GRADIENT_PAGE, CLI_PAGE = (ROOT / "docs" / f"{name}.md" for name in (
+    "architecture", "solvers", "gradients", "cli"))
+HELP_WIDTH = 110
 WIDTH = 30   # of the column of names
 
 
@@ -56,6 +62,17 @@ def _between_marks(page: Path, mark: str, text: str) -> str:
     written = page.read_text(encoding="utf-8")
     first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     return f"{written[: written.index(first)]}{first}\n{text}\n{written[written.index(last) :]}"
+
+
+def cli_page() -> str:
+    """docs/cli.md: what `--help` prints, command by command."""
+    lines = ["# Commands", "", "Made by `make docs` from the commands: what `sde-onnx COMMAND --help` prints.", ""]
+    with click.Context(command_line, info_name="sde-onnx", **command_line.context_settings) as parent:
+        for command in COMMANDS:
+            settings = command_line.context_settings | {"terminal_width": HELP_WIDTH}
+            with click.Context(command, parent, info_name=command.name, **settings) as context:
+                lines += [f"## {command.name}", "", "```", command.get_help(context), "```", ""]
+    return "\n".join(lines)
 
 
 def solver_page() -> str:
@@ -104,6 +121,7 @@ def main() -> None:
     ARCHITECTURE.write_text(architecture(), encoding="utf-8")
     GRADIENT_PAGE.write_text(gradient_page(), encoding="utf-8")
     SOLVER_PAGE.write_text(solver_page(), encoding="utf-8")
+    CLI_PAGE.write_text(cli_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ def test_the_page_of_solvers_is_what_their_tables_say():
     assert generate.SOLVER_PAGE.read_text(encoding="utf-8") == generate.solver_page(), "make docs"
 
 
+def test_the_page_of_commands_is_their_help():
+    assert generate.CLI_PAGE.read_text(encoding="utf-8") == generate.cli_page(), "make docs"
+
+
 def test_every_module_says_in_one_line_what_it_is():
     for line in generate.rooms().splitlines()[1:-1]:
         name, *text = line.split()

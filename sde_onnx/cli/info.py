@@ -15,16 +15,18 @@ __all__ = ["info_command"]
 
 
 @click.command("info")
-@click.argument("model", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Everything that the file says of itself, as JSON.")
-def info_command(model: Path, as_json: bool) -> None:
-    """Say what a model file is, and what sampling it will do.
+def info_command(model: Path | None, as_json: bool) -> None:
+    """Say what a model file is, and what sampling it will do; the bundled digits without MODEL.
 
     \b
     Example: sde-onnx info celebahq.onnx
     """
+    from sde_onnx.models import bundled_model
     from sde_onnx.runtime.score_model import read_metadata
 
+    model = model or bundled_model()
     metadata = read_metadata(model)
     if as_json:
         click.echo(json.dumps(json.loads(metadata.to_json()), indent=2))

@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,21 +13,17 @@ from sde_onnx.cli import main
 from sde_onnx.errors import InputError
 from sde_onnx.generate.seeds import format_seeds
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-
 
 def sample(*arguments):
     return done("sample", *arguments, "--provider", "cpu")
 
 
-def test_every_command_and_option_is_documented():
-    for name, command in main.commands.items():
-        assert f"sde-onnx {name}" in README
+def test_every_command_and_option_says_what_it_does():
+    for command in main.commands.values():
         assert "Example: sde-onnx" in command.help
         for parameter in command.params:
             if parameter.param_type_name == "option":
                 assert parameter.help
-                assert max(parameter.opts, key=len) in README, f"{name} {parameter.opts}"
 
 
 def test_a_png_of_several_seeds_is_a_grid(model_file, model, tmp_path):
