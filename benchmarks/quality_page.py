@@ -9,8 +9,8 @@ from plots import OURS_FP32, quality_name
 
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, MODEL, QUALITIES, SOLVERS
 
-__all__ = ["evaluations_of", "headline_section", "is_quality", "qualities_section", "restarts_section", "second_section",
-           "tried_section"]
+__all__ = ["evaluations_of", "headline_section", "is_quality", "qualities_section", "restarts_section",
+           "second_section", "tried_section"]
 
 NETWORK = "256"          # whose seconds an image are shown
 MODEL_STEPS = 2000       # of the models of that size, and what diffusers takes by itself
