@@ -8,7 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sde_onnx.runtime.machine import available_cores
+from sde_onnx.runtime.machine import available_cores, processor
 
 __all__ = ["RESULTS", "ROOT", "environment"]
 
@@ -22,13 +22,12 @@ def environment(command: str) -> dict[str, object]:
     """Describes the run of a command."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
     return {
         "command": command,
         "commit": _git("rev-parse", "HEAD"),
         "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "cpu": cpu,
+        "cpu": processor(),
         "cpu_features": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
         "cores": os.cpu_count(),
         "threads": available_cores() or os.cpu_count(),

@@ -134,7 +134,8 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "fashion"), default="digits")
     parser.add_argument("--model", type=Path, help="a model of these data; the bundled digits if not given")
     parser.add_argument("--count", type=int, default=IMAGES, help="images a point, if it does not say otherwise")
-    parser.add_argument("--solvers", nargs="+", choices=[curve.solver for curve in CURVES], help="these alone")
+    parser.add_argument("--solvers", nargs="+", choices=[*(curve.solver for curve in CURVES), *VARIANTS],
+                        help="these alone, and these of variants.py")
     parser.add_argument("--steps", nargs="+", type=int, help="these numbers of steps alone")
     parser.add_argument("--output", type=Path, required=True, help="the result as JSON")
     parser.add_argument("--picture", type=Path, help="a picture of the same seeds under each quality, when all is done")
@@ -156,8 +157,9 @@ def main() -> None:
     points: list[tuple[Curve, int | None, Plan | None]] = [
         (curve, steps, None) for curve in CURVES for steps in curve.steps
         if curve.solver in (arguments.solvers or [curve.solver]) and steps in (arguments.steps or [steps])]
-    if not arguments.solvers and not arguments.steps:
-        points += [(Curve(name, ()), None, make(metadata.schedule)) for name, make in VARIANTS.items()]
+    if not arguments.steps:
+        points += [(Curve(name, ()), None, make(metadata.schedule)) for name, make in VARIANTS.items()
+                   if name in (arguments.solvers or VARIANTS)]
     for curve, steps, variant in points:
         count = curve.count or arguments.count
         point = dict(zip(KEY, (curve.solver, steps, curve.options, count), strict=True))

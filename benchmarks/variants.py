@@ -53,5 +53,6 @@ VARIANTS: dict[str, Callable[[VeSchedule], Plan]] = {
 } | {
     f"corrected below {below}, snr {snr}, eta {eta}, {steps} steps": partial(
         corrected, steps=steps, below=below, snr=snr, eta=eta)
-    for steps, below, snr, eta in ((21, 0.1, 0.16, 2.0), (21, 0.1, 0.1, 2.0), (21, 0.1, 0.16, 1.0))
+    for steps, below, snr, eta in ((21, 0.1, 0.16, 2.0), (21, 0.1, 0.1, 2.0), (21, 0.1, 0.16, 1.0),
+                                    (50, 20.0, 0.16, 2.0), (50, 20.0, 0.16, 1.0))
 }

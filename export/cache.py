@@ -17,6 +17,7 @@ from sde_onnx.export.checkpoints.diffusers import find_files, from_diffusers, fr
 from sde_onnx.export.gradient.model_file import export_gradient
 from sde_onnx.export.to_onnx import REVISION, export
 from sde_onnx.files import cache_folder, sha256
+from sde_onnx.progress import QUIET
 from sde_onnx.runtime.metadata import FORMAT
 
 __all__ = ["cached_export", "cached_export_of_objects", "cached_gradient"]
@@ -63,7 +64,8 @@ def _cached(parts: list[str], make: Callable[[Path], object], cache_dir: str | o
     digest = hashlib.sha256("\n".join([*parts, str(FORMAT), str(REVISION), version("sde-onnx")]).encode()).hexdigest()
     path = (Path(cache_dir) if cache_dir else cache_folder()) / f"{digest[:24]}.onnx"
     if not path.is_file():
-        with tqdm(total=1, desc="exporting the network, once", bar_format="{desc}: {elapsed}", disable=None) as bar:
+        with tqdm(total=1, desc="exporting the network, once", bar_format="{desc}: {elapsed}",
+                  disable=QUIET.get() or None) as bar:
             make(path)   # whoever came first meanwhile wrote the same file
             bar.update()
     return path

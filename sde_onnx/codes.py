@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sde_onnx.checks import checked_count, checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import batches_of, check_latents, choose_batch_size, last_images
 from sde_onnx.image_files import Images, check_images, in_data_units
+from sde_onnx.progress import ImagesBar
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.score_model import LABEL, ScoreModel
 from sde_onnx.solvers.catalogue import resolve
@@ -62,7 +62,7 @@ def encode(
         rtol, atol: relative and absolute tolerance of a step, > 0.
         steps: in place of tolerances, so many equal steps of the fifth order in ln sigma, six evaluations each.
         batch_size: images at a time, >= 1; chosen by their size if not given.
-        progress: show a progress bar on standard error if it is a terminal.
+        progress: show how far it is on standard error: a bar on a terminal, else a line each half minute.
 
     Returns:
         ``[N, C, H, W]`` float32, with a standard deviation of about sigma_max.
@@ -202,7 +202,7 @@ def edit(
         raise InputError(f"{len(seeds)} seeds for {len(x)} images: give one for each image")
     x = x + np.float32(sigma) * PortableNoise(seeds, model.metadata.image_shape)()
     batches = batches_of(model, seeds, sampling, labels=labels, latents=x, batch_size=batch_size)
-    return last_images(batches, len(seeds) * (sampling.steps or 0), progress=progress)
+    return last_images(batches, len(seeds), sampling.steps or 0, progress=progress)
 
 
 def _along_the_flow(
@@ -213,8 +213,7 @@ def _along_the_flow(
     label = model.labels_for(labels, len(x)).get(LABEL)
     size = choose_batch_size(model, len(x), batch_size)
     images: list[Float32Array] = []
-    with tqdm(total=100, unit="%", disable=None if progress else True,
-              bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as bar:
+    with ImagesBar(len(x), show=progress) as bar:
         for first in range(0, len(x), size):
             chunk = x[first : first + size]
             score: Score = model if label is None else partial(model, label=label[first : first + size])
@@ -222,7 +221,7 @@ def _along_the_flow(
                                         chunk.reshape(len(chunk), -1).astype(np.float64), math.log(start),
                                         math.log(end), rtol=rtol, atol=atol, steps=steps):
                 done = np.sum((state.u - math.log(start)) / math.log(end / start))
-                bar.update(100 * (first + float(done)) / len(x) - bar.n)
+                bar.update(first + float(done) - bar.n)
             there: Array = state.y.reshape(chunk.shape).astype(np.float32)
             if denoise:
                 there = denoised(there, score(there, np.full(len(there), end, np.float32)), end)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -17,7 +18,7 @@ from typing import Any
 
 from sde_onnx.errors import OutputError, SdeOnnxError, first_line
 
-__all__ = ["UNREADABLE", "cache_folder", "check_writable", "read_json", "remove", "replacing", "sha256"]
+__all__ = ["UNREADABLE", "cache_folder", "check_room", "check_writable", "read_json", "remove", "replacing", "sha256"]
 
 # What readers (JSON, numpy's archives, Pillow's pictures) raise on files that are cut off, damaged, or something else.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SyntaxError, MemoryError,
@@ -52,6 +53,14 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
         raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def check_room(path: Path, size: int) -> None:
+    """``OutputError`` where the disk of an output has not so many bytes free."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OutputError(f"{path} needs {size / 1e6:,.1f} MB, its disk has {free / 1e6:,.1f} MB free")
 
 
 @contextmanager

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sde_onnx.codes import Labels
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.image_files import Images, check_images
+from sde_onnx.progress import ImagesBar
 from sde_onnx.runtime.score_model import LABEL, NO_GRADIENT, ScoreModel
 from sde_onnx.solvers.flow import FlowState, check_steps, integrate_each
 from sde_onnx.solvers.noise import check_seeds, portable_normals, portable_uniforms
@@ -94,7 +94,7 @@ def log_likelihood(
             the result, by about what the tolerances allow.
         labels: of a model that has them: one for all images, or one for each.
         batch_size: images at a time, >= 1; chosen by their size if not given.
-        progress: show a progress bar on standard error if it is a terminal.
+        progress: show how far it is on standard error: a bar on a terminal, else a line each half minute.
 
     Returns:
         The mean over probes and dequantizations, and its standard error: over dequantizations where there are several,
@@ -149,8 +149,7 @@ def log_likelihood_batches(
     integrate = _integrator(steps, rtol, atol)
 
     def measured() -> Iterator[Likelihood]:
-        with tqdm(total=len(images) * dequantizations, unit="image", disable=None if progress else True,
-                  bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]") as bar:
+        with ImagesBar(len(images) * dequantizations, show=progress) as bar:
             for first in range(0, len(images), size):
                 part = slice(first, first + size)
                 yield _measure(model, images[part], checked[part], None if label is None else label[part],

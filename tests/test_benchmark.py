@@ -1,12 +1,17 @@
+import json
 import time
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from commands import done
 
 from sde_onnx.benchmark import benchmark
 from sde_onnx.cli import main
 from sde_onnx.errors import InputError
+from sde_onnx.files import sha256
+from sde_onnx.runtime.machine import processor
+from sde_onnx.solvers.catalogue import QUALITIES
 
 
 class Slow:
@@ -42,8 +47,25 @@ def test_the_command(model_file):
     result = CliRunner().invoke(main, ["bench", str(model_file), "--batch-size", "2", "--seconds", "0.2", "--provider",
                                        "cpu", "--threads", "1"])
     assert result.exit_code == 0, result.output
-    first, evaluation, images, loop = result.output.splitlines()
-    assert first == f"{model_file.name}: cpu fp32, batch 2"
+    first, evaluation, *images, loop = result.output.splitlines()
+    assert first == f"{model_file.name}: cpu fp32, batch 2, 1 thread of {processor()}"
     assert "ms an evaluation, median of" in evaluation
-    assert "images/s with --quality balanced, 25 evaluations; " in images
+    assert [line.split("--quality ")[1].split(",")[0] for line in images] == list(QUALITIES)
+    assert any("with --quality balanced, 25 evaluations" in line for line in images)
     assert loop.endswith("% of the time in the loop outside the network")
+
+
+def test_other_forms_say_what_was_measured_on_what(model_file):
+    arguments = ["bench", model_file, "--batch-size", 2, "--seconds", 0.2, "--provider", "cpu", "--threads", 1]
+    record = json.loads(done(*arguments, "-o", "json").stdout)
+    assert (record["sha256"], record["batch_size"], record["threads"]) == (sha256(model_file), 2, 1)
+    assert record["processor"]
+    assert record["versions"].keys() == {"sde_onnx", "onnxruntime", "numpy", "python"}
+    milliseconds = [1e3 * seconds for seconds in record["evaluation_seconds"]]
+    assert record["milliseconds"]["median"] == pytest.approx(np.median(milliseconds))
+    assert (record["milliseconds"]["least"], record["milliseconds"]["most"]) == (min(milliseconds), max(milliseconds))
+    fast, reference = record["qualities"]["fast"], record["qualities"]["reference"]
+    assert fast["images_per_second"] / reference["images_per_second"] == pytest.approx(4000 / 12)
+    heads, rule, cells = (line.strip("|").split("|") for line in done(*arguments, "-o", "md").stdout.splitlines())
+    assert len(heads) == len(rule) == len(cells)
+    assert cells[0].strip() == model_file.name

@@ -25,13 +25,15 @@ NOTES = (ResourceWarning, SlowPrecisionWarning)   # of these a user of the comma
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """Says at its end what was warned of in it, a line each."""
+    """Says at its end what was warned of in it, a line each; nothing with ``--quiet``."""
+    from sde_onnx.progress import QUIET
+
     with warnings.catch_warnings(record=True) as caught:
         for category in NOTES:
             warnings.simplefilter("always", category)
         yield
     for warning in caught:
-        if issubclass(warning.category, NOTES):
+        if issubclass(warning.category, NOTES) and not QUIET.get():
             click.echo(f"Note: {warning.message}", err=True)
 
 
@@ -110,8 +112,10 @@ def flow_options(usual_steps: int | None = None) -> Callable[[Callable[..., Any]
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--provider``, ``--precision`` and ``--threads`` to a command, in this order of its help."""
+    """Adds ``--provider``, ``--precision``, ``--threads`` and ``--quiet`` to a command, in this order of its help."""
     for option in (
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_keep_quiet,
+                     help="No progress and no notes on standard error: errors alone."),
         click.option("--threads", type=click.IntRange(min=1), show_default="the physical cores at hand",
                      help="CPU threads of an evaluation."),
         click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), show_default="the file's",
@@ -121,6 +125,12 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _keep_quiet(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
+    from sde_onnx.progress import QUIET
+
+    QUIET.set(quiet)
 
 
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
 from sde_onnx.errors import InputError, OutputError
-from sde_onnx.files import check_writable, replacing
+from sde_onnx.files import check_room, check_writable, replacing
 from sde_onnx.generate.folder import RECORD, FolderRun
 from sde_onnx.solvers.plan import Step
 
@@ -34,6 +35,7 @@ class SampleOutput:
     seeds: list[int]
     zoom: int
     npz: Path | None
+    uint8: bool                    # what the .npz holds
     run: FolderRun | None          # a folder
     sheet: Path | None             # the grid
     gif: Path | None
@@ -44,6 +46,11 @@ class SampleOutput:
     def batch_size(self) -> int | None:
         """That of the run that the folder holds: batches that are cut as before are bit for bit the same."""
         return self.run.batch_size if self.run else None
+
+    def check_room(self, image_shape: tuple[int, ...]) -> None:
+        """``OutputError`` where the disk has no room for a ``.npz``, which is written when all is done."""
+        if self.npz:
+            check_room(self.npz, len(self.seeds) * math.prod(image_shape) * (1 if self.uint8 else 4))
 
     def begun(
         self, settings: Mapping[str, Any], *, batch_size: int, depends_on_batch: bool
@@ -87,8 +94,11 @@ class SampleOutput:
         """Writes what is left and returns what to name on standard output."""
         written = []
         if self.npz:
+            images = np.concatenate(self.images)
+            arrays = {"arr_0": pictures.to_uint8(images)} if self.uint8 else {
+                "images": images, "seeds": np.array(self.seeds, np.uint64)}
             with replacing(self.npz) as temporary, temporary.open("wb") as file:
-                np.savez(file, images=np.concatenate(self.images), seeds=np.array(self.seeds, np.uint64))
+                np.savez(file, **arrays)
             written.append(self.npz)
         if self.run:
             written.append(self.run.folder)
@@ -107,20 +117,25 @@ class SampleOutput:
 
 
 def plan_outputs(
-    output: Path, seeds: list[int], *, model: Path, shards: bool, grid: bool, gif: Path | None, zoom: int, force: bool
+    output: Path, seeds: list[int], *, model: Path, shards: bool, subdirs: bool, uint8: bool, grid: bool,
+    gif: Path | None, zoom: int, force: bool
 ) -> SampleOutput:
-    """Decides what ``--output``, ``--shards``, ``--grid`` and ``--gif`` ask for, none of which may be the model.
+    """Decides what ``--output`` and the options beside it ask for; no file that is written may be the model.
 
     Raises:
         click.UsageError: options that do not go together, or an unknown kind of file.
         OutputError: a file exists already or cannot be written.
     """
-    plan = SampleOutput(seeds, zoom, npz=None, run=None, sheet=None, gif=gif)
+    plan = SampleOutput(seeds, zoom, npz=None, uint8=uint8, run=None, sheet=None, gif=gif)
     kind, is_folder = output.suffix.lower(), os.path.isdir(output)
     if gif and gif.suffix.lower() != ".gif":
         raise click.UsageError(f"--gif {gif}: expected a .gif")
+    if uint8 and (kind != ".npz" or is_folder):
+        raise click.UsageError("--uint8 goes with a .npz")
     if not kind or is_folder:
-        plan.run = FolderRun(output, shards=shards, force=force)
+        if shards and subdirs:
+            raise click.UsageError("--subdirs is for PNGs, not for --shards")
+        plan.run = FolderRun(output, shards=shards, subdirs=subdirs, force=force)
         if grid:   # beside the folder: whoever reads its pictures takes all of them for samples
             folder = output.absolute()
             if not folder.name:
@@ -131,8 +146,8 @@ def plan_outputs(
         if gif:
             check_writable(gif, force=force, inputs=[model])
         return plan
-    if shards:
-        raise click.UsageError("--shards goes with a folder")
+    if shards or subdirs:
+        raise click.UsageError(f"--{'shards' if shards else 'subdirs'} goes with a folder")
     if kind == ".png":
         plan.sheet = output
     elif kind == ".npz":

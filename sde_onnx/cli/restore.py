@@ -92,7 +92,6 @@ def restore_command(
     from functools import partial
 
     import numpy as np
-    from tqdm import tqdm
 
     from sde_onnx.cli.outputs import RestoredPicture, picture_paths
     from sde_onnx.files import sha256
@@ -101,6 +100,7 @@ def restore_command(
     from sde_onnx.image_files import in_data_units, picture_files, read_images
     from sde_onnx.models import bundled_model
     from sde_onnx.operators.text import files_of
+    from sde_onnx.progress import ImagesBar
     from sde_onnx.restoration import degrade as degraded
     from sde_onnx.restoration import hidden_by, operator_for, resolve_restoration, restore_batches
     from sde_onnx.runtime.score_model import load
@@ -147,15 +147,15 @@ def restore_command(
     for begin in begun:
         with begin():   # refuses what it must before anything is sampled
             pass
-    with tqdm(total=asked * count or None, unit="step", disable=None) as bar:
+    with ImagesBar(asked) as bar:
         for place, (run, measurement) in enumerate(zip(outputs, images, strict=True)):
             with begun[place]():
                 for batch, is_there in run.turns(batches[place]):
                     if is_there:
-                        bar.update(len(batch.seeds) * count)
+                        bar.skip(len(batch.seeds))
                         continue
-                    for step in batch.steps:   # noqa: B007  # the last one is the result
-                        bar.update(len(batch.seeds))
+                    for step in bar.over(batch.steps, len(batch.seeds), count):   # noqa: B007  # the last one is the result
+                        pass
                     done, nfe = done + run.write(batch.seeds, np.clip(step.x_mean, 0, 1)), max(nfe, step.nfe)
             bar.write(run.panel(seeds, measurement, None if clean is None else clean[place]))
     if done < asked:

@@ -33,6 +33,9 @@ __all__ = ["sample_command"]
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="samples.png",
               help="FILE.png (a grid if there are several), FILE.npz (float32 images and seeds), or a folder of PNGs.")
 @click.option("--shards", is_flag=True, help="With a folder: a .npz (float32 images and seeds) a batch, not PNGs.")
+@click.option("--subdirs", is_flag=True, help="With a folder: subfolders of a thousand seeds, as EDM has them.")
+@click.option("--uint8", is_flag=True,
+              help="With a .npz: arr_0, uint8 [N, H, W, C], which ADM's evaluator takes; no seeds.")
 @click.option("--grid", is_flag=True, help="With a folder: also FOLDER.png beside it, a grid of all images.")
 @click.option("--gif", type=click.Path(dir_okay=False, path_type=Path), help="Also an animation of the denoising.")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of grids and animations.")
@@ -51,6 +54,8 @@ def sample_command(
     batch_size: int | None,
     output: Path,
     shards: bool,
+    subdirs: bool,
+    uint8: bool,
     grid: bool,
     gif: Path | None,
     zoom: int,
@@ -65,12 +70,11 @@ def sample_command(
     \b
     Example: sde-onnx sample --seeds 0-63 --quality reference -o digits.png --gif denoising.gif
     """
-    from tqdm import tqdm
-
     from sde_onnx.cli.outputs import plan_outputs
     from sde_onnx.files import sha256
     from sde_onnx.generate.sample import default_batch_size, sample_batches
     from sde_onnx.models import bundled_classifier, bundled_model
+    from sde_onnx.progress import ImagesBar
     from sde_onnx.runtime.classifier import load_classifier
     from sde_onnx.runtime.score_model import load
     from sde_onnx.solvers.catalogue import resolve
@@ -81,11 +85,13 @@ def sample_command(
         raise click.UsageError("--guidance weighs a classifier: give --classifier, or --label for the bundled digits")
     guidance = GUIDANCE if guidance is None else guidance
     model = model or bundled_model()
-    outputs = plan_outputs(output, seeds, model=model, shards=shards, grid=grid, gif=gif, zoom=zoom, force=force)
+    outputs = plan_outputs(output, seeds, model=model, shards=shards, subdirs=subdirs, uint8=uint8, grid=grid, gif=gif,
+                           zoom=zoom, force=force)
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
         guide = None if classifier is None else load_classifier(classifier, provider, threads=threads,
                                                                 image_shape=score_model.metadata.image_shape)
+    outputs.check_room(score_model.metadata.image_shape)
     sampling = resolve(score_model.metadata, quality=quality, solver=solver, steps=steps, options=given(options))
     count = sampling.steps or 0
     batch_size = batch_size or outputs.batch_size or default_batch_size(score_model.metadata.image_shape)
@@ -98,15 +104,14 @@ def sample_command(
     resumed = nfe = 0
     start = time.monotonic()
     with (outputs.begun(settings, batch_size=batch_size, depends_on_batch=sampling.depends_on_batch),
-          tqdm(total=len(seeds) * count or None, unit="step", disable=None) as bar):
+          ImagesBar(len(seeds)) as bar):
         for batch, is_there in outputs.turns(batches):
             if is_there:
-                bar.update(len(batch.seeds) * count)
+                bar.skip(len(batch.seeds))
                 resumed += len(batch.seeds)
                 continue
-            for step in batch.steps:
+            for step in bar.over(batch.steps, len(batch.seeds), count):
                 outputs.see(step, count)
-                bar.update(len(batch.seeds))
             outputs.finish(batch.seeds, step)
             nfe = max(nfe, step.nfe)
     seconds = time.monotonic() - start

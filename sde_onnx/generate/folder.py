@@ -33,6 +33,7 @@ RECORD, FORMAT, LOCK = "run.json", 2, ".run.lock"
 PICTURE, SHARD = re.compile(r"(\d{6,20})\.png"), re.compile(r"\d{6,20}-\d{6,20}\.npz")
 OURS = re.compile(rf"{PICTURE.pattern}|{SHARD.pattern}|run\.json")
 UNFINISHED = re.compile(r"\.(\d{6,20}(-\d{6,20})?|run)\.[0-9a-f]{8}\.(png|npz|json)")   # by files.replacing
+SUBFOLDER, A_SUBFOLDER = re.compile(r"\d{6,20}"), 1000
 INSTEAD = "choose another folder, or --force to replace its images"
 
 
@@ -42,15 +43,17 @@ class FolderRun:
     Args:
         folder: where they are, or will be.
         shards: one ``.npz`` a batch, float32 with its seeds, instead of one PNG a seed.
+        subdirs: PNGs in subfolders of a thousand seeds, as EDM has them: ``012000/012345.png``.
         force: whether the images of another run in the folder may be replaced.
 
     Raises:
         OutputError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, *, shards: bool, force: bool) -> None:
+    def __init__(self, folder: Path, *, shards: bool, force: bool, subdirs: bool = False) -> None:
         self.folder = folder
         self.shards = shards
+        self.subdirs = subdirs
         self.force = force
         self._files: dict[int, Path] = {}   # that hold the image of each seed
         self._claims = Claims(folder / LOCK)
@@ -96,7 +99,8 @@ class FolderRun:
     def _begin(
         self, settings: Mapping[str, Any], seeds: Sequence[int], batch_size: int, depends_on_batch: bool
     ) -> None:
-        settings = json.loads(json.dumps({**settings, "files": "npz" if self.shards else "png"}))
+        files = "npz" if self.shards else "png in subfolders" if self.subdirs else "png"
+        settings = json.loads(json.dumps({**settings, "files": files}))
         if self.force:
             if self._claims.others():
                 raise OutputError(f"another process is writing into {self.folder}: wait for it, or stop it")
@@ -193,11 +197,16 @@ class FolderRun:
         return pictures.to_uint8(np.stack([found[seed] for seed in seeds]))
 
     def _listed(self, names: re.Pattern[str]) -> list[Path]:
-        files = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        return [file for file in files if names.fullmatch(file.name)]
+        if not self.folder.is_dir():
+            return []
+        files = sorted(self.folder.iterdir())
+        inner = [path for path in files if SUBFOLDER.fullmatch(path.name) and path.is_dir()]
+        return [file for file in (*files, *(file for path in inner for file in sorted(path.iterdir())))
+                if names.fullmatch(file.name)]
 
     def _picture(self, seed: int) -> Path:
-        return self.folder / f"{seed:06d}.png"
+        inner = [f"{seed - seed % A_SUBFOLDER:06d}"] if self.subdirs else []
+        return self.folder.joinpath(*inner, f"{seed:06d}.png")
 
     def _find_files(self) -> None:
         if not self.shards:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sde_onnx.checks import checked_batch_size, checked_number
 from sde_onnx.errors import InputError, one_line
 from sde_onnx.guidance.classifier import classifier_guided
 from sde_onnx.guidance.measured_noise import tell_measured_noise
+from sde_onnx.progress import ImagesBar
 from sde_onnx.runtime.classifier import Classifier
 from sde_onnx.runtime.device_loop import DeviceLoop, room_for
 from sde_onnx.runtime.machine import available_cores, available_memory, image_memory
@@ -81,7 +81,7 @@ def sample(
             typical images of the class.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
             with a ``ResourceWarning``.
-        progress: show a progress bar on standard error if it is a terminal.
+        progress: show how far it is on standard error: a bar on a terminal, else a line each half minute.
         options: of the solver, by the names of :data:`sde_onnx.solvers.options.OPTIONS`.
 
     Returns:
@@ -95,7 +95,7 @@ def sample(
     sampling = _request(model, sampling, quality=quality, solver=solver, steps=steps, options=options)
     batches = batches_of(model, seeds, sampling, labels=labels, latents=latents, classifier=classifier,
                          guidance=guidance, batch_size=batch_size)
-    return last_images(batches, len(seeds) * (sampling.steps or 0), progress=progress)
+    return last_images(batches, len(seeds), sampling.steps or 0, progress=progress)
 
 
 def sample_batches(
@@ -175,19 +175,20 @@ def _guided(
     return loop
 
 
-def last_images(batches: Iterator[Batch], steps: int, *, progress: bool) -> NDArray[np.float32]:
+def last_images(batches: Iterator[Batch], count: int, steps: int, *, progress: bool) -> NDArray[np.float32]:
     """Runs batches to their ends: ``[N, C, H, W]`` in [0, 1].
 
     Args:
         batches: of :func:`batches_of`.
-        steps: of all images together, 0 where it is not known before.
-        progress: show a progress bar on standard error if it is a terminal.
+        count: images of all batches.
+        steps: of an image, 0 where it is not known before.
+        progress: show how far it is on standard error: a bar on a terminal, else a line each half minute.
     """
     images = []
-    with tqdm(total=steps or None, unit="step", disable=None if progress else True) as bar:
+    with ImagesBar(count, show=progress) as bar:
         for batch in batches:
-            for step in batch.steps:   # noqa: B007  # the last one is the result
-                bar.update(len(batch.seeds))
+            for step in bar.over(batch.steps, len(batch.seeds), steps):   # noqa: B007  # the last one is the result
+                pass
             images.append(np.clip(step.x_mean, 0, 1))
     return np.concatenate(images)
 

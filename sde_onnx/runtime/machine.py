@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 import numpy as np
 
 from sde_onnx.runtime.metadata import ModelMetadata
 
-__all__ = ["available_cores", "available_memory", "image_memory"]
+__all__ = ["available_cores", "available_memory", "image_memory", "processor"]
 
 CPUS = Path("/sys/devices/system/cpu")
+CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 # Bytes that an evaluation needs for each value of the widest layer. Measured under the CPU provider, as the growth of
@@ -33,6 +35,13 @@ def available_cores() -> int | None:
     allowed = os.sched_getaffinity(0)
     cores = len({_siblings(cpu) for cpu in allowed})
     return max(1, math.ceil(min(cores, _quota())))
+
+
+def processor() -> str:
+    """The name of the processor, as the system tells it."""
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _siblings(cpu: int) -> str:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -286,3 +287,19 @@ def test_refused_runs_make_no_folders(model_file, tmp_path):
 @pytest.mark.parametrize(("seeds", "text"), [([0], "0"), ([0, 1, 2, 5], "0-2,5"), ([5, 3, 4], "5,3-4")])
 def test_seeds_are_written_as_they_are_read(seeds, text):
     assert format_seeds(seeds) == text
+
+
+def test_an_archive_of_bytes_is_that_of_adm(model_file, tmp_path):
+    sample(model_file, "--seeds", "0-2", "--steps", 3, "-o", tmp_path / "s.npz")
+    sample(model_file, "--seeds", "0-2", "--steps", 3, "--uint8", "-o", tmp_path / "b.npz")
+    with np.load(tmp_path / "s.npz") as floats, np.load(tmp_path / "b.npz") as held:
+        assert held.files == ["arr_0"]
+        np.testing.assert_array_equal(held["arr_0"], sde_onnx.images.to_uint8(floats["images"]))
+    refuses("--uint8 goes with a .npz", "sample", model_file, "--uint8", "-o", tmp_path / "s.png", status=2)
+
+
+def test_an_archive_without_room_is_refused_before_the_work(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
+    refuses("s.npz needs 3.1 MB, its disk has 0.0 MB free", "sample", model_file, "--seeds", "0-999", "-o",
+            tmp_path / "s.npz")
+    sample(model_file, "--seeds", "0-2", "--steps", 2, "--uint8", "-o", tmp_path / "b.npz")

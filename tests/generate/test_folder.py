@@ -243,3 +243,21 @@ def test_what_another_process_is_writing_is_not_replaced(tmp_path, model_file):
     resumed = in_background(tmp_path / "out", "--seeds", "0-7", "--batch-size", "4")
     assert resumed.wait() == 0
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
+
+
+def test_subfolders_of_a_thousand_seeds_are_resumed_and_replaced(tmp_path, model_file):
+    """EDM's layout."""
+    out = tmp_path / "out"
+    assert run(model_file, out, "--seeds", "998-1001", "--subdirs").exit_code == 0
+    paths = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert paths == {"000000/000998.png", "000000/000999.png", "001000/001000.png", "001000/001001.png"}
+    (out / "001000" / "001001.png").unlink()
+    again = run(model_file, out, "--seeds", "998-1001", "--subdirs", "--batch-size", "2")
+    assert "2 of 4 images were there already" in again.output
+    assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == paths
+    other = run(model_file, out, "--seeds", "998-1001")
+    assert "its files is 'png in subfolders', here it is 'png'" in other.output
+    assert run(model_file, out, "--seeds", "5", "--force").exit_code == 0
+    assert [str(path.relative_to(out)) for path in out.rglob("*.png")] == ["000005.png"]
+    assert run(model_file, out, "--shards", "--subdirs").exit_code == 2
+    assert run(model_file, tmp_path / "s.png", "--subdirs").exit_code == 2

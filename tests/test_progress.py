@@ -1,0 +1,65 @@
+"""Progress in the log of a job, on a terminal, and none."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+from commands import done
+
+from sde_onnx import progress
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A line as often as there is something to say."""
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+
+
+def test_a_job_writes_lines_that_say_how_far_it_is(often, tmp_path):
+    result = done("sample", "--provider", "cpu", "--seeds", "0-15", "--steps", 4, "--batch-size", 4, "-o",
+                  tmp_path / "out")
+    lines = result.stderr.splitlines()
+    assert len(lines) >= 4
+    assert all(re.fullmatch(r"\d+ of 16 images, (\? images/s|[\d.e+]+ (images/s|s an image)), \S+ left", line)
+               for line in lines), lines
+    assert lines[-1].startswith("16 of 16 images")
+    done("sample", "--provider", "cpu", "--seeds", "0-3", "--steps", 4, "-o", tmp_path / "quick.png")
+
+
+def test_images_that_were_there_say_nothing_of_the_pace(often, capsys, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    with progress.ImagesBar(100) as bar:
+        monkeypatch.setattr(bar, "_time", lambda: clock.now)
+        bar.start_t = 0.0
+        bar.skip(60)
+        clock.now = 10.0
+        list(bar.over([SimpleNamespace()] * 5, images=20, count=5))
+        assert bar.n == pytest.approx(80)
+        assert bar.format_dict["pace"] == "2 images/s"
+        clock.now = 80.0
+        assert bar.format_dict["pace"] == "4 s an image"
+    assert "80 of 100 images, 4 s an image, 01:20 left" in capsys.readouterr().err
+
+
+def test_a_run_that_is_over_soon_says_nothing(tmp_path):
+    assert done("sample", "--provider", "cpu", "--steps", 2, "-o", tmp_path / "s.png").stderr == ""
+
+
+def test_a_terminal_shows_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress.ImagesBar(4) as bar:
+        list(bar.over([SimpleNamespace()] * 2, images=4, count=0))   # how many steps is not known before
+    assert "| 4.0 of 4 images [" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [
+    ["sample", "--steps", 3, "-o", "s.png"],
+    ["restore", "p", "--operator", "gray", "--degrade", "--seeds", 0, "-o", "r"],
+    ["encode", "p", "-o", "c.npz"], ["likelihood", "p", "-o", "l.csv", "--steps", 2],
+], ids=lambda arguments: arguments[0])
+def test_quiet_commands_say_nothing_on_standard_error(arguments, often, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done("sample", "--provider", "cpu", "--seeds", 0, "--steps", 2, "--quiet", "-o", "p")
+    assert "images" in done(*arguments, "--provider", "cpu").stderr
+    assert done(*arguments, "--provider", "cpu", "--force", "--quiet").stderr == ""
