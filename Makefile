@@ -39,6 +39,21 @@ runtime:    ## sample in a new environment that has neither torch nor onnx
 	build/runtime/bin/python -m pip install --quiet -c constraints.txt .
 	cd build && runtime/bin/python ../tests/runtime_only.py
 
+dist: $(INSTALLED)    ## build the wheel and the source archive into build/dist
+	rm -rf build/dist build/lib
+	$(BIN)/python -m build --quiet --outdir build/dist .
+	ls -l build/dist
+
+wheel-test: dist    ## install the wheel into empty environments, with and without the export extra, and use it
+	$(BIN)/python tests/release/wheel.py build/dist/*.whl
+
+lowest: $(INSTALLED)    ## the tests that take no seconds, with the lowest versions that pyproject.toml names
+	$(PYTHON) -m venv --clear build/lowest
+	$(BIN)/python tests/release/lowest.py > build/lowest/constraints.txt
+	build/lowest/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	build/lowest/bin/python -m pip install --quiet -c build/lowest/constraints.txt -e '.[export,diffusers,plot,ode]' --group test
+	build/lowest/bin/python -m pytest -n auto -q -m "not thorough"
+
 lint: $(INSTALLED)    ## check style and types
 	$(BIN)/ruff check .
 	rm -rf build/types build/lib

@@ -51,6 +51,10 @@ VARIANTS: dict[str, Callable[[VeSchedule], Plan]] = {
         eta_by_sigma, steps=25, eta=lambda sigma, high=high, low=low, middle=middle: high if sigma > middle else low)
     for high, middle, low in ((1.0, 0.5, 3.0), (1.0, 0.5, 2.0), (2.0, 0.5, 1.0), (1.0, 0.1, 4.0))
 } | {
+    f"eta {high} above {middle}, {low} below, 12 steps": partial(
+        eta_by_sigma, steps=12, eta=lambda sigma, high=high, low=low, middle=middle: high if sigma > middle else low)
+    for high, middle, low in ((0.5, 0.5, 2.0), (0.5, 0.2, 2.0), (0.5, 0.2, 4.0))
+} | {
     f"corrected below {below}, snr {snr}, eta {eta}, {steps} steps": partial(
         corrected, steps=steps, below=below, snr=snr, eta=eta)
     for steps, below, snr, eta in ((21, 0.1, 0.16, 2.0), (21, 0.1, 0.1, 2.0), (21, 0.1, 0.16, 1.0),

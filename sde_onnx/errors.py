@@ -10,6 +10,7 @@ __all__ = [
     "ConfigError",
     "GradientError",
     "InputError",
+    "InstallationWarning",
     "MissingExtraError",
     "ModelFileError",
     "NonFiniteError",
@@ -65,6 +66,10 @@ class NonFiniteError(SdeOnnxError, ArithmeticError):
 
 class OutputError(SdeOnnxError, OSError):
     """An output exists already or cannot be written."""
+
+
+class InstallationWarning(UserWarning):
+    """Packages that overwrite each other are installed together."""
 
 
 class SlowPrecisionWarning(UserWarning):

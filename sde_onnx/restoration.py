@@ -34,6 +34,7 @@ __all__ = ["ROUNDING", "Restoration", "degrade", "hidden_by", "operator_for", "r
 
 Float32Array = NDArray[np.float32]
 ROUNDING = 1 / 255 / 12**0.5   # the standard deviation of what 8 bits round away
+SOLVER = "sde-dpmpp-2m"         # if neither a solver nor a quality is asked for: what the methods were measured with
 FIRST_DRAW = 1 << 30           # of the portable noise: far from those that a sampled image of the same seed is made of
 ADJOINT_TOLERANCE = 1e-4       # of <A x, y> and <x, A^T y>, relative to |A x| |y|: float32, and transforms in it
 
@@ -166,6 +167,8 @@ def resolve_restoration(
         free = [other for other, candidate in METHODS.items() if not candidate.needs_gradient]
         raise InputError(f"method {name} needs the model's gradient file, which `sde-onnx gradient` makes; without one "
                          f"there are {', '.join(free)}")
+    if solver is None and quality is None:
+        solver = SOLVER
     sampling = resolve(model, quality=quality, solver=solver, steps=steps, options=others)
     if METHODS[name].levels_only and (idle := [option for option in others if option not in SPACINGS]):
         raise InputError(f"method {name} takes nothing but the noise levels of {sampling.solver}: leave out "

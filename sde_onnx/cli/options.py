@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sde_onnx.errors import InputError, SlowPrecisionWarning
+from sde_onnx.errors import InputError, InstallationWarning, SlowPrecisionWarning
 from sde_onnx.generate.seeds import parse_seeds
 from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
@@ -20,7 +20,7 @@ __all__ = ["PROVIDER", "flow_options", "given", "label_option", "method_options"
            "picture_options", "request_options", "runtime_options", "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"])
-NOTES = (ResourceWarning, SlowPrecisionWarning)   # of these a user of the command line is told
+NOTES = (InstallationWarning, ResourceWarning, SlowPrecisionWarning)   # of these a user of the command line is told
 
 
 @contextmanager
@@ -140,8 +140,8 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="From one noise level to the next."),
         click.option("--solver", type=click.Choice(list(SOLVERS)), show_default="the quality's", help="How to sample."),
         click.option("--quality", type=click.Choice(list(QUALITIES)), show_default=DEFAULT_QUALITY,
-                     help="A solver and its steps: 12 evaluations an image, 25, or the paper's sampler at its own "
-                          "length."),
+                     help="A solver and its steps: 12, 25 or 50 evaluations an image, or the paper's sampler at its "
+                          "own length."),
     ):
         command = option(command)
     return command

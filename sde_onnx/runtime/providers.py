@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+from importlib import metadata
 
 import numpy as np
 import onnxruntime as ort
@@ -26,9 +27,10 @@ from sde_onnx.runtime.cuda_options import (
 )
 from sde_onnx.runtime.machine import available_cores
 
-__all__ = ["KNOWN_PRECISIONS", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "open_session",
-           "usable_providers"]
+__all__ = ["KNOWN_PRECISIONS", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "doubled_installation",
+           "open_session", "usable_providers"]
 
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime-directml")   # packages of one module
 # Our names for ONNX Runtime's, in the order of preference of "auto", which leaves tensorrt out: it builds for minutes.
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
@@ -56,6 +58,15 @@ ORT_ERRORS = (
     ort_errors.InvalidProtobuf, ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented,
     ort_errors.RuntimeException, RuntimeError,
 )
+
+
+def doubled_installation() -> str | None:
+    """What is wrong where several packages of ONNX Runtime are installed, which have one folder; else ``None``."""
+    found = [name for name in RUNTIMES if any(metadata.distributions(name=name))]
+    if len(found) < 2:
+        return None
+    return (f"{' and '.join(found)} are installed, and whichever came last has replaced the files of the others: "
+            f"pip uninstall {' '.join(found)}, then pip install {found[-1]}")
 
 
 def choose_provider(name: str, precision: str = "fp32") -> str:

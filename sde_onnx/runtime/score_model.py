@@ -17,12 +17,19 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from sde_onnx.checks import checked_choice, checked_path, checked_threads
-from sde_onnx.errors import InputError, ModelFileError, ProviderError, SlowPrecisionWarning, first_line
+from sde_onnx.errors import (
+    InputError,
+    InstallationWarning,
+    ModelFileError,
+    ProviderError,
+    SlowPrecisionWarning,
+    first_line,
+)
 from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS
 from sde_onnx.runtime.device_loop import DeviceLoop
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
-from sde_onnx.runtime.providers import KNOWN_PRECISIONS, ORT_ERRORS, choose_provider, open_session
+from sde_onnx.runtime.providers import KNOWN_PRECISIONS, ORT_ERRORS, choose_provider, doubled_installation, open_session
 from sde_onnx.solvers.plan import ROWS_FORMAT
 
 __all__ = ["NO_GRADIENT", "ON_A_GPU", "ScoreModel", "load", "read_metadata"]
@@ -215,11 +222,14 @@ def load(
         ModelFileError: the file is missing, damaged, or not ours.
         ProviderError: the provider was asked for by name and cannot run here.
 
-    Warns with a ``SlowPrecisionWarning`` where the precision is slower than float32 on this processor.
+    Warns with a ``SlowPrecisionWarning`` where the precision is slower than float32 on this processor, and with an
+    ``InstallationWarning`` where two packages of ONNX Runtime are installed.
     """
     path, threads = checked_path("path", path), checked_threads(threads)
     metadata = read_metadata(path)
     asked = precision
+    if (both := doubled_installation()) is not None:
+        warnings.warn(both, InstallationWarning, stacklevel=2)
     chosen, precision = _provider_for(path, metadata, provider, precision)
     if session_options is not None and chosen == "openvino":
         raise InputError("session_options go with every provider but openvino, which takes precision and threads")

@@ -56,7 +56,7 @@ SOLVERS = {
     "sde-dpmpp-3m": Solver("stochastic DPM-Solver++, third order", "multistep.plan", SPACING | {"eta": 1.0},
                            least=3, fixed={"order": 3}),
     "restart": Solver("stochastic DPM-Solver++, second order, with restarts", "restart.multistep_plan",
-                      SPACING | {"eta": 2.0} | RESTARTS, steps=26, fixed={"order": 2}),
+                      SPACING | {"eta": 1.0} | RESTARTS, fixed={"order": 2}),
     "dpmpp-2m": Solver("DPM-Solver++, second order, no noise", "multistep.plan", NOISELESS,
                        fixed={"order": 2, "eta": 0.0}),
     "dpmpp-3m": Solver("DPM-Solver++, third order, no noise", "multistep.plan", NOISELESS, least=3,
@@ -74,7 +74,8 @@ SOLVERS = {
 # Solver, steps (None: the solver's own) and options by what they are for. What they cost and lose: docs/quality.md.
 QUALITIES: dict[str, tuple[str, int | None, Mapping[str, Any]]] = {
     "fast": ("sde-dpmpp-2m", 12, {"eta": 1.0}),
-    "balanced": ("sde-dpmpp-2m", None, {}),   # what the solver takes by itself
+    "balanced": ("restart", None, {}),   # what the solver takes by itself
+    "fine": ("restart", 50, {"eta": 2.0, "restarts": 4}),
     "reference": ("pc", None, {}),
 }
 DEFAULT_QUALITY = "balanced"

@@ -33,7 +33,7 @@ def test_a_png_of_several_seeds_is_a_grid(model_file, model, tmp_path):
     assert picture.shape == (64, 64, 3)
     expected = sde_onnx.images.to_uint8(sde_onnx.sample(model, seeds=[0, 1, 2, 7], steps=3))
     np.testing.assert_array_equal(picture[32::2, 32::2], expected[3])
-    assert "4 images, seeds 0-2,7, sde-dpmpp-2m, 3 steps, nfe 3, cpu fp32" in result.stdout
+    assert "4 images, seeds 0-2,7, restart, 3 steps, nfe 3, cpu fp32" in result.stdout
     assert result.stderr == ""   # no progress bar without a terminal
 
 
@@ -92,7 +92,7 @@ def test_the_options_of_solvers_are_those_of_their_table():
 def test_help_says_whose_an_option_is_and_its_default():
     text = " ".join(run("sample", "--help").output.split())
     assert "How much noise; 0 is none, 1 the reverse diffusion's. [sde-dpmpp-2m, sde-dpmpp-3m, restart]" in text
-    assert "[default: (2; 1 of sde-dpmpp-3m); x>=0.0]" in text
+    assert "[default: (1; 2 of sde-dpmpp-2m); x>=0.0]" in text
     assert "[default: (the model's); x>0.0]" in text
 
 
@@ -103,15 +103,17 @@ def test_a_solver_and_its_options_reach_the_sampler(model_file, model, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
 
 
-BALANCED = "sde-dpmpp-2m, 25 steps"
+BALANCED = "restart, 25 steps"
 
 
 @pytest.mark.parametrize(("arguments", "chosen"), [
     (("--quality", "fast"), "sde-dpmpp-2m eta 1.0, 12 steps"), (("--quality", "balanced"), BALANCED),
     (("--quality", "fast", "--eta", 0.7), "sde-dpmpp-2m eta 0.7, 12 steps"),
     (("--quality", "reference"), "pc snr 0.16 n_corrector 1, 2000 steps"), ((), BALANCED),
-    (("--steps", 7), "sde-dpmpp-2m, 7 steps"),
-    (("--rho", 4), "sde-dpmpp-2m rho 4.0, 25 steps"), (("--solver", "sde-dpmpp-2m"), BALANCED),
+    (("--steps", 7), "restart, 7 steps"),
+    (("--rho", 4), "restart rho 4.0, 25 steps"), (("--solver", "restart"), BALANCED),
+    (("--quality", "fine"), "restart eta 2.0 restarts 4, 50 steps"),
+    (("--solver", "sde-dpmpp-2m"), "sde-dpmpp-2m, 25 steps"),
     (("--solver", "heun"), "heun, 18 steps"), (("--solver", "adaptive-sde"), "adaptive-sde, adaptive steps"),
 ])
 def test_a_quality_is_a_solver_and_its_steps(arguments, chosen, model_file, monkeypatch, tmp_path):
@@ -123,7 +125,7 @@ def test_a_quality_is_a_solver_and_its_steps(arguments, chosen, model_file, monk
 
 
 def test_the_default_does_not_depend_on_whether_it_is_typed(model_file, tmp_path):
-    typed = [(), ("--steps", 25), ("--solver", "sde-dpmpp-2m"), ("--quality", "balanced"), ("--rho", 7, "--eta", 2)]
+    typed = [(), ("--steps", 25), ("--solver", "restart"), ("--quality", "balanced"), ("--rho", 7, "--eta", 1)]
     for index, arguments in enumerate(typed):
         sample(model_file, "--seeds", "1", *arguments, "-o", tmp_path / f"{index}.npz")
     first, *others = (np.load(tmp_path / f"{index}.npz")["images"] for index in range(len(typed)))
@@ -203,7 +205,7 @@ def test_info_is_for_people(model_file, for_cuda):
     text = "\n".join(lines)
     for expected in ("random16.onnx, ", "fp32, for any provider", "NCSN++, ", "million parameters", "16x16, RGB",
                      "labels     none", "0.01 to 50, for data in [0, 1]", "relative to the network, at export",
-                     "--quality balanced: sde-dpmpp-2m, 25 steps, 25 evaluations an image",
+                     "--quality balanced: restart, 25 steps, 25 evaluations an image",
                      "--quality reference: pc snr 0.16 n_corrector 1, 2000 steps, 4000 evaluations an image"):
         assert expected in text
     assert "fp16, for cuda alone" in run("info", for_cuda).stdout
@@ -236,7 +238,7 @@ def test_export_without_the_extra_names_the_line_that_installs_it(checkpoint16, 
 
 def test_the_bundled_digits_are_the_default(tmp_path):
     result = sample("--steps", 2, "--seeds", 0, "-o", tmp_path / "s.png")
-    assert "1 images, seeds 0, sde-dpmpp-2m, 2 steps, nfe 2" in result.stdout
+    assert "1 images, seeds 0, restart, 2 steps, nfe 2" in result.stdout
     assert Image.open(tmp_path / "s.png").size == (16, 16)
 
 

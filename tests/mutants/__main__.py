@@ -95,13 +95,13 @@ def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> 
     """The first test that fails with the mutant in place."""
     if not names:
         return None
-    changed = WORK / "mutant.py"
+    changed = WORK / f"mutant-{os.getpid()}.py"
     changed.write_text(mutant.source(ROOT))
     usual = 20 + sum(each for name, each in seconds.items() if name in names or name.partition("::")[0] in names)
     path = os.pathsep.join([str(Path(__file__).parent / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path,
                    "SDE_ONNX_MUTANT": os.pathsep.join([str(ROOT / mutant.file), str(changed)])}
-    listed = WORK / "names"
+    listed = WORK / f"names-{os.getpid()}"
     listed.write_text("\n".join(names))
     try:
         result = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider",

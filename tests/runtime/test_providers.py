@@ -1,9 +1,15 @@
+from importlib import metadata
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
+from commands import done
 
-from sde_onnx.errors import InputError, ProviderError
+import sde_onnx
+from sde_onnx.errors import InputError, InstallationWarning, ProviderError
 from sde_onnx.runtime import providers
+from sde_onnx.runtime.providers import doubled_installation
 
 
 def test_the_probe_is_one_convolution_that_doubles():
@@ -96,3 +102,21 @@ def test_providers_get_their_options(monkeypatch, tmp_path):
 @pytest.mark.gpu
 def test_cuda_is_chosen_where_it_runs():
     assert providers.choose_provider("auto") == "cuda"
+
+
+def test_two_packages_of_onnx_runtime_are_noticed(model_file, monkeypatch, tmp_path):
+    """They have one folder: whichever is installed last replaces the other's libraries, without a word."""
+    installed = metadata.distributions
+
+    def with_another(**query):
+        yield from installed(**query)
+        if query.get("name") == "onnxruntime":
+            yield SimpleNamespace()
+
+    assert doubled_installation() is None
+    monkeypatch.setattr(metadata, "distributions", with_another)
+    with pytest.warns(InstallationWarning, match="^onnxruntime and onnxruntime-gpu are installed, and whichever came"):
+        sde_onnx.load(model_file, "cpu")
+    told = done("sample", model_file, "--steps", 2, "--provider", "cpu", "-o", tmp_path / "s.png").stderr
+    assert told.startswith("Note: onnxruntime and onnxruntime-gpu are installed")
+    assert told.count("\n") == 1
