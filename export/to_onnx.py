@@ -31,6 +31,7 @@ from sde_onnx.export.rewrites.exact_phases import keep_phases_exact
 from sde_onnx.export.rewrites.fold import fold_constants
 from sde_onnx.export.rewrites.for_cuda import PRECISIONS as CUDA_PRECISIONS
 from sde_onnx.export.rewrites.for_cuda import write_for_cuda
+from sde_onnx.export.rewrites.half_weights import store_in_half
 from sde_onnx.export.rewrites.norms import mark_norms, write_norms
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, ModelMetadata
@@ -45,6 +46,7 @@ REVISION = 5
 # Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
 TARGETS = ("any", "cuda")
+WEIGHTS = ("fp32", "fp16")
 # What torch's exporter raises; the cause of the last one says what it was.
 TRACING_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, KeyError)
 
@@ -54,7 +56,7 @@ ScoreFunction = Callable[..., Float32Array]   # of x, sigma and perhaps label, b
 
 def export(
     source: Checkpoint | nn.Module, path: str | os.PathLike[str], *, target: str = "any", precision: str = "fp32",
-    force: bool = False, **about: Any,
+    weights: str = "fp32", force: bool = False, **about: Any,
 ) -> ModelMetadata:
     """Writes a checkpoint or a torch module as a model file, after checking it against the network.
 
@@ -63,6 +65,8 @@ def export(
         path: the ``.onnx`` file.
         target: the execution provider that the graph is written for: ``"any"``, or ``"cuda"``, which no other runs.
         precision: of the inside, ``"fp32"``, or for cuda ``"fp16"``; inputs and outputs are float32 always.
+        weights: how they are stored: ``"fp32"``, or ``"fp16"`` for a file of half the size that computes in float32;
+            of target ``"any"``.
         force: whether an existing file may be replaced.
         about: of a torch module, at least ``schedule`` and ``image_shape``: see
             :func:`sde_onnx.export.checkpoints.module.from_module`.
@@ -85,15 +89,22 @@ def export(
     if network.labels and target == "cuda":
         raise ConfigError("a network with labels has no loop on a device yet: export it without --target cuda")
     model = build_model(network, target=target, precision=precision)
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights are {weights!r}, expected one of: {', '.join(WEIGHTS)}")
+    if weights == "fp16":
+        if target != "any":
+            raise ConfigError("weights in fp16 are for target any: a graph for cuda stores them in its precision")
+        store_in_half(model)
     runnable = emulated(model) if target == "cuda" else model
     session = cpu_session(runnable)
     with _widest_layer(network) as widest:
         parity = measure_parity(lambda **inputs: session.run(["score"], inputs)[0], network, checkpoint.schedule)
     worst = max(parity, key=lambda case: parity[case] if math.isfinite(parity[case]) else math.inf)
-    if not parity[worst] <= TOLERANCES[precision]:
+    tolerance = max(TOLERANCES[precision], TOLERANCES[weights])
+    if not parity[worst] <= tolerance:
         raise ParityError(
             f"the exported graph differs from the network by {parity[worst]:.2e} relative at {worst}, above "
-            f"{TOLERANCES[precision]:.0e}; {path} was not written"
+            f"{tolerance:.0e}; {path} was not written"
         )
     metadata = ModelMetadata(
         schedule=checkpoint.schedule,
@@ -107,6 +118,7 @@ def export(
             "parameters": sum(p.numel() for p in network.parameters()), "widest": max(widest, default=0),
         },
         precision=precision,
+        weights=weights,
         target=target,
         source={"name": checkpoint.name, "sha256": checkpoint.sha256},
         parity=parity,

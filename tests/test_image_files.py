@@ -104,7 +104,7 @@ def test_what_is_no_picture_of_the_model_is_refused(rng, rgb, tmp_path):
     refused("cannot be read as a picture", tmp_path / "half.png")
     refused("is RGB, the model's images are gray", tmp_path / "rgb.png", GRAY, resize=True)
     Image.fromarray(rng.integers(0, 65536, (6, 8), np.uint16)).save(tmp_path / "deep.png")
-    refused("mode I;16, expected 8-bit", tmp_path / "deep.png")
+    refused("mode I(;16)?, expected 8-bit", tmp_path / "deep.png")
     frames = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)) for _ in range(3)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     refused("holds 3 frames", tmp_path / "film.gif")

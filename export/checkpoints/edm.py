@@ -106,6 +106,7 @@ def _storage(blob: bytes) -> Any:
     return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
 
 
+SCALAR = np.float64().__reduce__()[0]   # numpy's own, whose module has changed its name
 # All names that a checkpoint of EDM uses, and what stands for them.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Object,
@@ -116,8 +117,8 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.storage", "_load_from_bytes"): _storage,
     ("collections", "OrderedDict"): OrderedDict,
     ("dnnlib.util", "EasyDict"): _Object,
-    ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,   # type: ignore[attr-defined]  # no public name
-    ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,   # type: ignore[attr-defined]
+    ("numpy.core.multiarray", "scalar"): SCALAR,
+    ("numpy._core.multiarray", "scalar"): SCALAR,
     ("numpy", "dtype"): np.dtype,
 }
 

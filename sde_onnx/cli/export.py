@@ -26,12 +26,14 @@ __all__ = ["export_command"]
               help="Execution provider to write the graph for; what is written for cuda runs nowhere else.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
               help="Of the network's inside; fp16 needs --target cuda.")
+@click.option("--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+              help="How they are stored: fp16 halves the file, which computes in float32 all the same.")
 @click.option("--gradient", type=click.Path(dir_okay=False, path_type=Path),
               help="Also the file that `sde-onnx gradient` makes; of target any, which cuda runs as well.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def export_command(
     source: str, output: Path, config: str | None, sigma_min: float | None, sigma_max: float | None, snr: float | None,
-    target: str, precision: str, gradient: Path | None, force: bool,
+    target: str, precision: str, weights: str, gradient: Path | None, force: bool,
 ) -> None:
     """Export a checkpoint to one ONNX file, checked against the network.
 
@@ -56,6 +58,8 @@ def export_command(
         check_model_output(gradient, force=force, inputs=[output])
     if precision == "fp16" and target != "cuda":
         raise click.UsageError("--precision fp16 needs --target cuda")
+    if weights == "fp16" and target != "any":
+        raise click.UsageError("--weights fp16 is for --target any: a graph for cuda stores them in its precision")
     if config is None and source.endswith(".pth"):
         raise click.UsageError(f"{source} needs --config: a .json or .py file, or one of {', '.join(PRESETS)}")
     if config is not None and source.endswith(".pkl"):
@@ -67,11 +71,11 @@ def export_command(
         checkpoint = from_diffusers(source, **changes)
     else:
         checkpoint = from_score_sde(source, config, **changes)
-    metadata = export(checkpoint, output, target=target, precision=precision, force=force)
+    metadata = export(checkpoint, output, target=target, precision=precision, weights=weights, force=force)
     how = ", emulated on the CPU" if target == "cuda" else ""
     for case, error in metadata.parity.items():
         click.echo(f"relative error {error:.1e} at {case}{how}")
-    inside = f"{precision} for cuda" if target == "cuda" else precision
+    inside = f"{precision} for cuda" if target == "cuda" else precision + ", weights fp16" * (weights == "fp16")
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {inside}, sigma {metadata.schedule.sigma_min:g} to "
                f"{metadata.schedule.sigma_max:g}, snr {metadata.snr:g}")
     if gradient is None:

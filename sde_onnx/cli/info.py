@@ -53,7 +53,8 @@ def _lines(model: Path, metadata: ModelMetadata) -> list[tuple[str, str]]:
     error = "; ".join(f"{max(found):.1e} {name}" for found, name in zip(errors, told, strict=True) if found)
     samplings = [(name, resolve(metadata, quality=name)) for name in QUALITIES]
     return [
-        ("file", f"{model.name}, {model.stat().st_size / 1e6:.1f} MB, {metadata.precision}, for {where}"),
+        ("file", f"{model.name}, {model.stat().st_size / 1e6:.1f} MB, {metadata.precision}"
+                 f"{', weights fp16' * (metadata.weights == 'fp16')}, for {where}"),
         ("source", f"{metadata.source.get('name')}, sha256 {str(metadata.source.get('sha256'))[:12]}..."),
         ("network", ", ".join(network)),
         ("images", f"{width}x{height}, {colours}"),

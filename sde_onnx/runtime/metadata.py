@@ -48,6 +48,7 @@ class ModelMetadata:
     labels: int = 0                  # classes that the input `label` chooses from; 0: there is no such input
     label_optional: bool = False     # whether a label may be left out
     gradient: bool = False           # whether the file also gives `vjp`, of an input `v`
+    weights: str = "fp32"            # how they are stored
 
     def __post_init__(self) -> None:
         for name, value in self.solver_options.items():
@@ -60,7 +61,7 @@ class ModelMetadata:
         for name in ("label_optional", "gradient"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} is {one_line(getattr(self, name))}, expected true or false")
-        for name in ("precision", "target"):
+        for name in ("precision", "target", "weights"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} is {one_line(getattr(self, name))}, expected a text")
         if len(self.data_range) != 2 or not all(map(is_number, self.data_range)):
@@ -111,7 +112,7 @@ class ModelMetadata:
                 f"{name} has metadata format {number}, this sde-onnx reads up to {FORMAT}: upgrade sde-onnx"
             )
         try:
-            since = {"labels": 0, "label_optional": False, "gradient": False}   # format 1 has none of these
+            since = {"labels": 0, "label_optional": False, "gradient": False, "weights": "fp32"}   # came later
             known = {item.name: (since | values)[item.name] for item in fields(cls)}
             known["schedule"] = VeSchedule(**known["schedule"])
             known["image_shape"] = tuple(known["image_shape"])

@@ -63,8 +63,10 @@ def main() -> None:
 def make_files(folder: Path) -> None:
     """Files of every kind, with what they take and what they make here."""
     folder.mkdir(parents=True, exist_ok=True)
-    model, gradient = folder / "model.onnx", folder / "gradient.onnx"
-    export(from_diffusers(ROOT / "examples" / "digits" / "checkpoint"), model, force=True)
+    model, gradient, half = (folder / f"{name}.onnx" for name in ("model", "gradient", "half"))
+    checkpoint = from_diffusers(ROOT / "examples" / "digits" / "checkpoint")
+    export(checkpoint, model, force=True)
+    export(checkpoint, half, weights="fp16", force=True)
     export_gradient(model, gradient, force=True)
     metadata = sde_onnx.read_metadata(model)
     rng = np.random.default_rng(0)
@@ -74,9 +76,11 @@ def make_files(folder: Path) -> None:
     for name, solver, seeds, how in (("evaluation", None, SEEDS, {"kind": "evaluation"}),
                                      ("sampler", None, SEEDS, {}), ("sampler, pc", "pc", SEEDS, {}),
                                      ("sampler, steps as input", "heun", SEEDS, {"max_steps": 20}),
+                                     ("sampler, fp16 weights", None, SEEDS, {}),
                                      ("sampler, seeds of 64 bits", None, LONG_SEEDS, {})):
         path = folder / f"{name}.onnx"
-        embed(model, path, sde_onnx.resolve(metadata, solver=solver, steps=STEPS), force=True, **how)
+        sampling = sde_onnx.resolve(metadata, solver=solver, steps=STEPS)
+        embed(half if "fp16" in name else model, path, sampling, force=True, **how)
         nothing = np.zeros((len(seeds), *metadata.image_shape), np.float32)
         inputs[name] = ({"seed": seeds} | ({"steps": np.array([STEPS])} if "max_steps" in how else {}) |
                         ({"x": nothing, "memory0": nothing} if "kind" in how else {}))
