@@ -1,7 +1,7 @@
 """Weights stored in float16, in a graph that computes in float32: half the size of a file, for a download or a page.
 
-Each weight of two dimensions or more becomes float16 values and a ``Cast``, which a runtime computes once, when it opens the
-file. Biases, scales and the frequencies of the noise level's features, which are small, stay as they are.
+Each weight of two dimensions or more becomes float16 values and a ``Cast``, which a runtime computes once, when it
+opens the file. Biases, scales and the frequencies of the noise level's features, which are small, stay as they are.
 """
 
 from __future__ import annotations
