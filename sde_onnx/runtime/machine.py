@@ -18,8 +18,9 @@ CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 # Bytes that an evaluation needs for each value of the widest layer. Measured under the CPU provider, as the growth of
-# the resident set with the batch: 120 to 190 for digits, 32x32 and 256x256, the first by tests/runtime/test_machine.py.
-BYTES_A_VALUE = 200
+# the resident set with the batch: 33 to 90 for digits and networks of 32x32 to 128x128, the first by
+# tests/runtime/test_machine.py. Of files that name channels alone, by whose levels layers are half as wide: twice that.
+BYTES_A_VALUE = 100
 
 
 def available_cores() -> int | None:
@@ -73,7 +74,7 @@ def image_memory(metadata: ModelMetadata) -> int:
     # Files of before name the channels of each level alone.
     channels: list[int] = metadata.architecture.get("channels", [])
     levels = (count * (height >> level) * (width >> level) for level, count in enumerate(channels))
-    widest: int = metadata.architecture.get("widest") or max(levels, default=height * width)
+    widest: int = metadata.architecture.get("widest") or 2 * max(levels, default=height * width)
     kept: int = metadata.architecture.get("kept", 0)
     return widest * BYTES_A_VALUE + kept * np.dtype(np.float32).itemsize
 

@@ -83,7 +83,9 @@ def test_the_command_says_so_in_one_line(little, model_file, tmp_path):
 
 def test_the_widest_layer_counts(model):
     metadata = dataclasses.replace(model.metadata, image_shape=(3, 64, 64), architecture={"channels": [8, 64, 128]})
-    assert machine.image_memory(metadata) == 64 * 32 * 32 * machine.BYTES_A_VALUE
+    assert machine.image_memory(metadata) == 2 * 64 * 32 * 32 * machine.BYTES_A_VALUE   # by channels
+    metadata = dataclasses.replace(metadata, architecture={"channels": [8, 64, 128], "widest": 200_000})
+    assert machine.image_memory(metadata) == 200_000 * machine.BYTES_A_VALUE
 
 
 @pytest.mark.parametrize(("files", "expected"), [
