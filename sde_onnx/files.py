@@ -18,7 +18,8 @@ from typing import Any
 
 from sde_onnx.errors import OutputError, SdeOnnxError, first_line
 
-__all__ = ["UNREADABLE", "cache_folder", "check_room", "check_writable", "read_json", "remove", "replacing", "sha256"]
+__all__ = ["UNREADABLE", "cache_folder", "check_room", "check_writable", "read_json", "regular", "remove", "replacing",
+           "sha256"]
 
 # What readers (JSON, numpy's archives, Pillow's pictures) raise on files that are cut off, damaged, or something else.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SyntaxError, MemoryError,
@@ -78,6 +79,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def regular(path: str | os.PathLike[str]) -> Path:
+    """The path, to be opened; ``OSError`` for a pipe or a device, whose end may never come."""
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError("a pipe or a device, expected a file")
+    return path
+
+
 def remove(path: Path) -> None:
     """Deletes a file; ``OutputError`` if that cannot be done."""
     try:
@@ -89,7 +98,7 @@ def remove(path: Path) -> None:
 def read_json(path: Path, error: type[SdeOnnxError]) -> dict[str, Any]:
     """Reads a file that holds one JSON object; raises ``error`` if it cannot be read or holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(regular(path).read_text(encoding="utf-8"))
     except UNREADABLE as cause:
         raise error(f"{path} cannot be read as JSON: {first_line(cause)}") from None
     if not isinstance(values, dict):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sde_onnx.errors import InputError, first_line
-from sde_onnx.files import UNREADABLE
+from sde_onnx.files import UNREADABLE, regular
 from sde_onnx.images import MODES, NO_PICTURE, to_pil
 
 __all__ = ["Images", "check_images", "in_data_units", "picture_files", "read_images"]
@@ -125,7 +125,7 @@ def _pictures_of(folder: Path) -> list[Path]:
 
 def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as file:
+        with Image.open(regular(path)) as file:
             frames = getattr(file, "n_frames", 1)
             picture = ImageOps.exif_transpose(file)
             picture.load()
@@ -139,7 +139,7 @@ def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
 def _read_npz(path: Path, expected: _Expected) -> tuple[list[str], Images]:
     shape = expected.shape
     try:
-        with np.load(path) as file:
+        with np.load(regular(path)) as file:
             images = file["images"]
             seeds = file["seeds"].tolist() if "seeds" in file and file["seeds"].ndim == 1 else None
     except UNREADABLE as error:

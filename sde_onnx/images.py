@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sde_onnx.errors import InputError, OutputError, first_line
-from sde_onnx.files import UNREADABLE, replacing
+from sde_onnx.files import UNREADABLE, regular, replacing
 
 __all__ = ["NO_PICTURE", "grid", "load_png", "panel", "psnr", "save_gif", "save_png", "to_pil", "to_uint8"]
 
@@ -97,7 +97,7 @@ def save_png(path: Path, image: UInt8Array) -> None:
 def load_png(path: Path) -> UInt8Array:
     """Reads a picture that :func:`save_png` wrote: ``[H, W, C]``; ``OutputError`` if it is none any more."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(regular(path)) as picture:
             pixels = np.asarray(picture)
     except NO_PICTURE as error:
         raise OutputError(f"{path} is no picture any more ({first_line(error)}): remove it") from None

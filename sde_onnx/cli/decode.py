@@ -78,10 +78,10 @@ def _read_codes(path: Path) -> tuple[list[str], NDArray[np.float32], dict[str, A
     import numpy as np
 
     from sde_onnx.errors import first_line
-    from sde_onnx.files import UNREADABLE
+    from sde_onnx.files import UNREADABLE, regular
 
     try:
-        with np.load(path) as file:
+        with np.load(regular(path)) as file:
             names, latents, settings = file["names"].tolist(), file["latents"], json.loads(str(file["settings"]))
         if len(names) != len(latents) or not isinstance(settings, dict):
             raise ValueError(f"{len(names)} names for {len(latents)} latents")

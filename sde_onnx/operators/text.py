@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sde_onnx.errors import InputError, first_line
-from sde_onnx.files import UNREADABLE
+from sde_onnx.files import UNREADABLE, regular
 from sde_onnx.images import NO_PICTURE
 from sde_onnx.operators.compose import compose
 from sde_onnx.operators.convolution import convolve
@@ -82,7 +82,7 @@ def _mask_of(path: str) -> Operator:
 def _kernel_of(path: str) -> Operator:
     if path.endswith(".npy"):
         try:
-            kernel = np.load(path, allow_pickle=False)
+            kernel = np.load(regular(path), allow_pickle=False)
         except UNREADABLE as error:
             raise InputError(f"{path} cannot be read as an array ({first_line(error)})") from None
         return convolve(kernel)
@@ -93,7 +93,7 @@ def _kernel_of(path: str) -> Operator:
 def _read(path: str) -> NDArray[np.float64]:
     """The values of a gray picture, 0 to 255."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(regular(path)) as picture:
             return np.asarray(picture.convert("L"), np.float64)
     except NO_PICTURE as error:
         raise InputError(f"{path or 'a file'} cannot be read as a picture ({first_line(error)})") from None

@@ -54,3 +54,22 @@ def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path):
     assert result.stderr.endswith("cannot be written: File name too long\n")
     assert result.stderr.count("\n") == 1
     assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [
+    ["sample", "--steps", "2", "-o", "folder"], ["verify", "sampler.onnx", "pipe.npz"],
+    ["encode", "pipe.png", "-o", "c.npz"],
+    ["decode", "pipe.npz", "-o", "d"], ["restore", "pipe.png", "--operator", "gray", "-o", "r"],
+    ["restore", "a.png", "--operator", "mask:pipe.png", "--degrade", "-o", "r"], ["info", "pipe.onnx"],
+], ids=lambda arguments: " ".join(arguments[:2]))
+def test_a_pipe_that_nobody_writes_into_is_refused(arguments, tmp_path):
+    """Its end would never come."""
+    (tmp_path / "folder").mkdir()
+    for name in ("folder/run.json", "pipe.npz", "pipe.png", "pipe.onnx"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "sampler.onnx").write_bytes(bundled_model().read_bytes())
+    shell('"$@"', *SAMPLE, "a.png", cwd=tmp_path)
+    result = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
