@@ -77,7 +77,7 @@ def test_labels_are_those_of_the_command(program, kind, golden, shared, tmp_path
         asked = [] if label is None else ["--label", label]
         result = run(program, *asked, tmp_path / "s.onnx", f"{tmp_path}/", 3)
         assert result.returncode == 0, result.stderr
-        [expected] = to_uint8(sde_onnx.sample(model, [3], 6, labels=label))
+        [expected] = to_uint8(sde_onnx.sample(model, [3], 6, solver="sde-dpmpp-2m", labels=label))
         assert np.abs(np.asarray(Image.open(tmp_path / "000003.ppm")).astype(int) - expected).max() <= 1
     for label in ("10", "-1", "x"):
         result = run(program, "--label", label, tmp_path / "s.onnx", f"{tmp_path}/", 3)
