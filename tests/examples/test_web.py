@@ -47,8 +47,8 @@ def folder(for_cuda, labelled, tmp_path_factory):
     for file in ("truncated.onnx", "score.onnx", "missing.onnx", "cuda.onnx"):
         choices.append(choices[0] | {"file": file})
     metadata = sde_onnx.read_metadata(labelled)
-    embed(labelled, folder / "labelled.onnx", sde_onnx.resolve(metadata, steps=12), max_steps=12, kind="evaluation",
-          operator="mask")
+    sampling = sde_onnx.resolve(metadata, solver="sde-dpmpp-2m", steps=12)
+    embed(labelled, folder / "labelled.onnx", sampling, max_steps=12, kind="evaluation", operator="mask")
     choices.append({"file": "labelled.onnx", "solver": "labelled", "min_steps": 2, "steps": 12, "max_steps": 12,
                     "operator": "mask", "labels": metadata.labels, "label_optional": metadata.label_optional})
     (folder / "samplers.json").write_text(json.dumps(choices))
@@ -157,7 +157,7 @@ def test_a_label_chooses_what_fills_the_gap(labelled, drive):
 def test_a_label_chooses_the_class(labelled, drive):
     model = sde_onnx.load(labelled, "cpu")
     shown, refused = drive(*({"seeds": "3", "file": "labelled.onnx", "label": label} for label in ("7", "10")))
-    expected = grid(to_uint8(sde_onnx.sample(model, [3], 12, labels=7)))
+    expected = grid(to_uint8(sde_onnx.sample(model, [3], 12, solver="sde-dpmpp-2m", labels=7)))
     assert np.abs(pixels_of(shown)[..., :3].astype(int) - expected).max() <= 1
     assert 'label is "10", expected a whole number from 0 to 9' in refused["message"]
 
