@@ -84,6 +84,7 @@ class ScoreModel:
         Raises:
             InputError: a wrong shape or dtype, a sigma that is not above 0, tensors on another device, or a label that
                 is missing, out of range, or where there is none.
+            ModelFileError: a graph whose score is no array like x.
             ProviderError: the provider failed while running.
         """
         return self._run(x, sigma, None, label)[0]
@@ -128,7 +129,12 @@ class ScoreModel:
             inputs[COTANGENT] = np.zeros_like(x) if v is None else v
         outputs = OUTPUTS if v is None else (*OUTPUTS, GRADIENT)
         with self._failures_of(len(x)):
-            return list(self._open_for(len(x)).run(outputs, inputs))
+            results = list(self._open_for(len(x)).run(outputs, inputs))
+        for name, value in zip(outputs, results, strict=True):
+            if value.shape != x.shape or value.dtype != x.dtype:
+                raise ModelFileError(f"{self.path} gives a {name} {_describe(value)} for x {_describe(x)}: export it "
+                                     "again")
+        return results
 
     def labels_for(self, label: Array | int | None, images: int) -> dict[str, NDArray[np.int64]]:
         """The input ``label`` of so many images, if the file has one; ``InputError`` if it cannot be."""

@@ -171,3 +171,18 @@ def test_session_options_are_made_for_each_batch_size(model_file, model, rng):
 def test_under_another_provider_everything_else_stays(model_file):
     model = sde_onnx.load(model_file, "cpu", threads=1).under("cpu")
     assert model._open_for(1).get_session_options().intra_op_num_threads == 1
+
+
+def test_a_graph_whose_score_has_another_shape_is_refused(model_file, tmp_path):
+    """Which the file does not say before it runs."""
+    other = onnx.load(model_file)
+    for node in other.graph.node:
+        node.output[:] = ["whole" if name == "score" else name for name in node.output]
+        node.input[:] = ["whole" if name == "score" else name for name in node.input]
+    other.graph.node.append(onnx.helper.make_node("ReduceMax", ["whole", "axes"], ["score"], keepdims=0))
+    other.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 2, 3]), "axes"))
+    del other.graph.output[:]
+    other.graph.output.append(onnx.helper.make_tensor_value_info("score", onnx.TensorProto.FLOAT, None))
+    onnx.save(other, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match=r"m.onnx gives a score float32 \[2\] for x float32 \[2, 3, 16, 16\]"):
+        sde_onnx.sample(sde_onnx.load(tmp_path / "m.onnx", "cpu"), range(2), 2)
