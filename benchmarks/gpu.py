@@ -201,10 +201,10 @@ def _on_the_cpu(path: Path) -> sde_onnx.ScoreModel:
     import onnx
 
     from sde_onnx.export.rewrites.emulation import emulated
-    from sde_onnx.runtime import score_model
+    from sde_onnx.runtime import load as loading
 
     onnx.save(emulated(onnx.load(path)), path.with_suffix(".emulated.onnx"))
-    score_model.choose_provider = lambda name, precision="fp32": "cpu"
+    loading.choose_provider = lambda name, precision="fp32": "cpu"
     return sde_onnx.load(path.with_suffix(".emulated.onnx"))
 
 

@@ -88,13 +88,7 @@ def export(
     network = checkpoint.network
     if network.labels and target == "cuda":
         raise ConfigError("a network with labels has no loop on a device yet: export it without --target cuda")
-    model = build_model(network, target=target, precision=precision)
-    if weights not in WEIGHTS:
-        raise ConfigError(f"weights are {weights!r}, expected one of: {', '.join(WEIGHTS)}")
-    if weights == "fp16":
-        if target != "any":
-            raise ConfigError("weights in fp16 are for target any: a graph for cuda stores them in its precision")
-        store_in_half(model)
+    model = build_model(network, target=target, precision=precision, weights=weights)
     runnable = emulated(model) if target == "cuda" else model
     session = cpu_session(runnable)
     with _widest_layer(network) as widest:
@@ -151,7 +145,9 @@ def _widest_layer(network: nn.Module) -> Iterator[set[int]]:
             hook.remove()
 
 
-def build_model(network: ScoreNetwork, *, target: str = "any", precision: str = "fp32") -> onnx.ModelProto:
+def build_model(
+    network: ScoreNetwork, *, target: str = "any", precision: str = "fp32", weights: str = "fp32"
+) -> onnx.ModelProto:
     """Rewrites the network for inference and traces it into an ONNX model with a dynamic batch.
 
     Raises:
@@ -161,6 +157,10 @@ def build_model(network: ScoreNetwork, *, target: str = "any", precision: str = 
     if target not in TARGETS or precision not in able[target]:
         told = "; ".join(f"{name}: {', '.join(able[name])}" for name in TARGETS)
         raise ConfigError(f"target {target!r} in precision {precision!r} is unknown, expected one of {told}")
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights are {weights!r}, expected one of: {', '.join(WEIGHTS)}")
+    if weights == "fp16" and target != "any":
+        raise ConfigError("weights in fp16 are for target any: a graph for cuda stores them in its precision")
     if sum(p.numel() * p.element_size() for p in network.parameters()) >= 2**31:
         raise ConfigError("the network's weights pass 2 GB, more than one ONNX file holds")
     network = fold_constants(network)
@@ -184,6 +184,8 @@ def build_model(network: ScoreNetwork, *, target: str = "any", precision: str = 
         write_norms(model)
         split_concatenations(model)
         keep_phases_exact(model)
+        if weights == "fp16":
+            store_in_half(model)
     onnx.checker.check_model(model)
     return model
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from sde_onnx.pipeline import ScoreSdeVePipeline as ScoreSdeVePipeline
     from sde_onnx.restoration import restore as restore
     from sde_onnx.runtime.classifier import load_classifier as load_classifier
+    from sde_onnx.runtime.load import load as load
+    from sde_onnx.runtime.load import read_metadata as read_metadata
     from sde_onnx.runtime.metadata import ModelMetadata as ModelMetadata
     from sde_onnx.runtime.score_model import ScoreModel as ScoreModel
-    from sde_onnx.runtime.score_model import load as load
-    from sde_onnx.runtime.score_model import read_metadata as read_metadata
     from sde_onnx.solvers.catalogue import Sampling as Sampling
     from sde_onnx.solvers.catalogue import resolve as resolve
     from sde_onnx.solvers.schedule import VeSchedule as VeSchedule
@@ -48,7 +48,8 @@ _HOMES = {   # of the public names
     "restoration": ["restore"],
     "runtime.classifier": ["load_classifier"],
     "runtime.metadata": ["ModelMetadata"],
-    "runtime.score_model": ["ScoreModel", "load", "read_metadata"],
+    "runtime.load": ["load", "read_metadata"],
+    "runtime.score_model": ["ScoreModel"],
     "solvers.catalogue": ["Sampling", "resolve"],
     "solvers.schedule": ["VeSchedule"],
 }

@@ -47,8 +47,7 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
             path.lstat()   # finds a dangling link too, and fails where no file could have the name
             if not force:
                 raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=_nearest_folder(path)):
             pass
     except OutputError:
         raise
@@ -56,10 +55,14 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def _nearest_folder(path: Path) -> Path:
+    """The folder that a file will be in, or the first above it that is there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
 def check_room(path: Path, size: int) -> None:
     """``OutputError`` where the disk of an output has not so many bytes free."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_nearest_folder(path)).free
     if free < size:
         raise OutputError(f"{path} needs {size / 1e6:,.1f} MB, its disk has {free / 1e6:,.1f} MB free")
 

@@ -20,8 +20,9 @@ from sde_onnx.errors import InputError, OutputError
 from sde_onnx.extras import require_diffusers, require_export
 from sde_onnx.generate.sample import steps_of
 from sde_onnx.images import to_pil, to_uint8
+from sde_onnx.runtime.load import load
 from sde_onnx.runtime.metadata import ModelMetadata
-from sde_onnx.runtime.score_model import ScoreModel, is_tensor, load
+from sde_onnx.runtime.score_model import ScoreModel, is_tensor
 from sde_onnx.solvers.catalogue import resolve
 from sde_onnx.solvers.noise import noise_source
 

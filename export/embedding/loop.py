@@ -48,8 +48,8 @@ from sde_onnx.export.graph.nodes import Nodes, inlined
 from sde_onnx.export.graph.tracing import IR_VERSION
 from sde_onnx.export.to_onnx import check_model_output
 from sde_onnx.files import replacing, sha256
+from sde_onnx.runtime.load import read_metadata
 from sde_onnx.runtime.metadata import KEY, SAMPLER_FORMATS, SAMPLER_KEY
-from sde_onnx.runtime.score_model import read_metadata
 from sde_onnx.solvers.catalogue import SOLVERS, Sampling
 from sde_onnx.solvers.plan import COLUMNS, rows
 

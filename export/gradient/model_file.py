@@ -19,9 +19,10 @@ from sde_onnx.export.gradient.reference import Reference
 from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases
 from sde_onnx.files import replacing
+from sde_onnx.runtime.load import read_metadata
 from sde_onnx.runtime.metadata import KEY, ModelMetadata
 from sde_onnx.runtime.providers import ORT_ERRORS
-from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, read_metadata
+from sde_onnx.runtime.score_model import COTANGENT, GRADIENT
 
 __all__ = ["TOLERANCE", "export_gradient", "export_gradient_of_graph"]
 

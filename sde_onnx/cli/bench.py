@@ -41,7 +41,7 @@ def bench_command(
     """
     from sde_onnx.benchmark import benchmark
     from sde_onnx.models import bundled_model
-    from sde_onnx.runtime.score_model import load
+    from sde_onnx.runtime.load import load
 
     with notes():
         score_model = load(model or bundled_model(), provider, precision=precision, threads=threads)

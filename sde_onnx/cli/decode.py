@@ -51,7 +51,7 @@ def decode_command(
     from sde_onnx.files import sha256
     from sde_onnx.images import save_png, to_uint8
     from sde_onnx.models import bundled_model
-    from sde_onnx.runtime.score_model import load
+    from sde_onnx.runtime.load import load
 
     given_model, files = model_and_codes
     model = given_model or bundled_model()

@@ -64,7 +64,7 @@ def edit_command(
     from sde_onnx.image_files import picture_files, read_images
     from sde_onnx.images import save_png, to_uint8
     from sde_onnx.models import bundled_model
-    from sde_onnx.runtime.score_model import load
+    from sde_onnx.runtime.load import load
 
     given_model, paths = model_and_pictures
     model, pictures = given_model or bundled_model(), picture_files(paths)

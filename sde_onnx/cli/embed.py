@@ -61,7 +61,7 @@ def embed_command(
     from sde_onnx.generate.sample import default_batch_size
     from sde_onnx.golden import write_golden
     from sde_onnx.models import bundled_model
-    from sde_onnx.runtime.score_model import load, read_metadata
+    from sde_onnx.runtime.load import load, read_metadata
     from sde_onnx.solvers.catalogue import resolve
 
     model = model or bundled_model()

@@ -48,7 +48,7 @@ def encode_command(
     from sde_onnx.files import check_writable, replacing, sha256
     from sde_onnx.image_files import picture_files, read_images
     from sde_onnx.models import bundled_model
-    from sde_onnx.runtime.score_model import load
+    from sde_onnx.runtime.load import load
 
     given_model, paths = model_and_pictures
     model, pictures = given_model or bundled_model(), picture_files(paths)

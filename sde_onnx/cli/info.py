@@ -24,7 +24,7 @@ def info_command(model: Path | None, as_json: bool) -> None:
     Example: sde-onnx info celebahq.onnx
     """
     from sde_onnx.models import bundled_model
-    from sde_onnx.runtime.score_model import read_metadata
+    from sde_onnx.runtime.load import read_metadata
 
     model = model or bundled_model()
     metadata = read_metadata(model)

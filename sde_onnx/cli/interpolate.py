@@ -58,7 +58,7 @@ def interpolate_command(
     from sde_onnx.image_files import picture_files
     from sde_onnx.images import grid, save_gif, save_png, to_uint8
     from sde_onnx.models import bundled_model
-    from sde_onnx.runtime.score_model import load
+    from sde_onnx.runtime.load import load
 
     model = model or bundled_model()
     if output.suffix.lower() not in (".png", ".gif"):

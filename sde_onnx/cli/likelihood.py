@@ -110,7 +110,7 @@ def likelihood_command(
 
 def _with_gradient(model: Path, provider: str, precision: str | None, threads: int | None) -> ScoreModel:
     """The loaded file, or that of its gradient, which is made if it was not before."""
-    from sde_onnx.runtime.score_model import load
+    from sde_onnx.runtime.load import load
 
     found = load(model, provider, precision=precision, threads=threads)
     if found.metadata.gradient or not has_export():

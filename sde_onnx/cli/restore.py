@@ -103,7 +103,7 @@ def restore_command(
     from sde_onnx.progress import ImagesBar
     from sde_onnx.restoration import degrade as degraded
     from sde_onnx.restoration import hidden_by, operator_for, resolve_restoration, restore_batches
-    from sde_onnx.runtime.score_model import load
+    from sde_onnx.runtime.load import load
 
     given_model, paths = model_and_pictures
     model, pictures = given_model or bundled_model(), picture_files(paths)

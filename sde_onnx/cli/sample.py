@@ -76,7 +76,7 @@ def sample_command(
     from sde_onnx.models import bundled_classifier, bundled_model
     from sde_onnx.progress import ImagesBar
     from sde_onnx.runtime.classifier import load_classifier
-    from sde_onnx.runtime.score_model import load
+    from sde_onnx.runtime.load import load
     from sde_onnx.solvers.catalogue import resolve
 
     if model is None and labels is not None:

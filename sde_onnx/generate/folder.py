@@ -33,7 +33,7 @@ RECORD, FORMAT, LOCK = "run.json", 2, ".run.lock"
 PICTURE, SHARD = re.compile(r"(\d{6,20})\.png"), re.compile(r"\d{6,20}-\d{6,20}\.npz")
 OURS = re.compile(rf"{PICTURE.pattern}|{SHARD.pattern}|run\.json")
 UNFINISHED = re.compile(r"\.(\d{6,20}(-\d{6,20})?|run)\.[0-9a-f]{8}\.(png|npz|json)")   # by files.replacing
-SUBFOLDER, A_SUBFOLDER = re.compile(r"\d{6,20}"), 1000
+SUBFOLDER, A_SUBFOLDER = re.compile(r"\d{6,20}"), 1000   # seeds
 INSTEAD = "choose another folder, or --force to replace its images"
 
 
@@ -200,13 +200,13 @@ class FolderRun:
         if not self.folder.is_dir():
             return []
         files = sorted(self.folder.iterdir())
-        inner = [path for path in files if SUBFOLDER.fullmatch(path.name) and path.is_dir()]
-        return [file for file in (*files, *(file for path in inner for file in sorted(path.iterdir())))
-                if names.fullmatch(file.name)]
+        inner = [file for path in files if SUBFOLDER.fullmatch(path.name) and path.is_dir()
+                 for file in sorted(path.iterdir()) if _subfolder_of(file) == path.name]
+        return [file for file in (*files, *inner) if names.fullmatch(file.name)]
 
     def _picture(self, seed: int) -> Path:
-        inner = [f"{seed - seed % A_SUBFOLDER:06d}"] if self.subdirs else []
-        return self.folder.joinpath(*inner, f"{seed:06d}.png")
+        path = self.folder / f"{seed:06d}.png"
+        return path.parent / str(_subfolder_of(path)) / path.name if self.subdirs else path
 
     def _find_files(self) -> None:
         if not self.shards:
@@ -239,3 +239,9 @@ class FolderRun:
         if before != now:
             raise OutputError(f"{self.folder} holds images of another run: its {name} is {before!r}, here it is "
                               f"{now!r}. {INSTEAD[0].upper()}{INSTEAD[1:]}")
+
+
+def _subfolder_of(file: Path) -> str | None:
+    """The subfolder that a picture belongs into, finished or not, where there are any; ``None`` of other files."""
+    found = re.match(r"\.?(\d{6,20})\.", file.name)
+    return None if found is None else f"{int(found[1]) // A_SUBFOLDER * A_SUBFOLDER:06d}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,25 +11,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from sde_onnx.checks import checked_choice, checked_path, checked_threads
-from sde_onnx.errors import (
-    InputError,
-    InstallationWarning,
-    ModelFileError,
-    ProviderError,
-    SlowPrecisionWarning,
-    first_line,
-)
-from sde_onnx.runtime import openvino
-from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS
+from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line
 from sde_onnx.runtime.device_loop import DeviceLoop
-from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
-from sde_onnx.runtime.providers import KNOWN_PRECISIONS, ORT_ERRORS, choose_provider, doubled_installation, open_session
-from sde_onnx.solvers.plan import ROWS_FORMAT
+from sde_onnx.runtime.metadata import ModelMetadata
+from sde_onnx.runtime.providers import ORT_ERRORS
 
-__all__ = ["NO_GRADIENT", "ON_A_GPU", "ScoreModel", "load", "read_metadata"]
+__all__ = ["COTANGENT", "GRADIENT", "INPUTS", "LABEL", "NO_GRADIENT", "ON_A_GPU", "OUTPUTS", "ScoreModel", "is_tensor"]
 
 Array = Any   # of numpy, or a torch tensor
 ON_A_GPU = ("cuda", "tensorrt")   # providers whose memory is not this machine's
@@ -40,11 +25,10 @@ INPUTS, LABEL, OUTPUTS = ("x", "sigma"), "label", ("score",)
 COTANGENT, GRADIENT = "v", "vjp"   # one more input and one more output, of a file with a gradient
 NO_GRADIENT = "{0} has no gradient: `sde-onnx gradient {0} -o FILE` makes a file that has one"
 NO_LABEL = -1   # of a network whose label is optional
-BATCH = "N"   # name of the free dimension
 
 
 class ScoreModel:
-    """The score of a model file: ``model(x, sigma)`` is ``grad_x log p_sigma(x)``. Made by :func:`load`.
+    """The score of a model file: ``model(x, sigma)`` is ``grad_x log p_sigma(x)``. Made by :func:`sde_onnx.load`.
 
     Args:
         path: the file.
@@ -201,153 +185,6 @@ class ScoreModel:
                 f"{self.provider} failed on {images} images, fewer at a time may need less memory: "
                 f"{first_line(error)}"
             ) from error
-
-
-def load(
-    path: str | os.PathLike[str],
-    provider: str = "auto",
-    *,
-    precision: str | None = None,
-    threads: int | None = None,
-    session_options: Callable[[], ort.SessionOptions] | None = None,
-) -> ScoreModel:
-    """Loads a model file.
-
-    Args:
-        path: an ``.onnx`` file made by ``sde-onnx export``.
-        provider: ``"auto"`` (the first that really runs here of cuda, openvino, cpu), one of those, or ``"tensorrt"``.
-            A file that was exported for CUDA runs under cuda alone.
-        precision: what the network computes in: the file's own if not given; of a float32 file under cuda also
-            ``"tf32"``, under openvino ``"bf16"``, under tensorrt ``"fp16"``. Scores are float32 always.
-        threads: CPU threads of an evaluation, >= 1; the physical cores that this process may use if not given.
-        session_options: makes ONNX Runtime's own options, called for each session: one is opened for each batch size,
-            which is written into them. Not for openvino.
-
-    Raises:
-        InputError: an unknown provider or precision, or one that does not go with the other; threads below 1.
-        ModelFileError: the file is missing, damaged, or not ours.
-        ProviderError: the provider was asked for by name and cannot run here.
-
-    Warns with a ``SlowPrecisionWarning`` where the precision is slower than float32 on this processor, and with an
-    ``InstallationWarning`` where two packages of ONNX Runtime are installed.
-    """
-    path, threads = checked_path("path", path), checked_threads(threads)
-    metadata = read_metadata(path)
-    asked = precision
-    if (both := doubled_installation()) is not None:
-        warnings.warn(both, InstallationWarning, stacklevel=2)
-    chosen, precision = _provider_for(path, metadata, provider, precision)
-    if session_options is not None and chosen == "openvino":
-        raise InputError("session_options go with every provider but openvino, which takes precision and threads")
-    if session_options is not None and not callable(session_options):
-        raise InputError(f"session_options is {type(session_options).__name__}, expected a function that makes them: a "
-                         "session is opened for each batch size")
-    if chosen == "openvino" and (reason := openvino.why_slow(precision)) is not None:
-        warnings.warn(reason, SlowPrecisionWarning, stacklevel=2)
-
-    def options_for(batch: int) -> ort.SessionOptions:
-        options = (session_options or _options)()
-        options.add_free_dimension_override_by_name(BATCH, batch)
-        return options
-
-    @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
-    def open_for(batch: int) -> ort.InferenceSession:
-        return open_session(os.fspath(path), chosen, options_for(batch), precision=precision, threads=threads)
-
-    @functools.lru_cache(maxsize=2)
-    def loop_for(batch: int, capacity: int) -> DeviceLoop:
-        session = open_session(os.fspath(path), chosen, options_for(batch), precision=precision, threads=threads,
-                               capture=True)
-        return DeviceLoop(session, chosen, (batch, *metadata.image_shape), capacity)
-
-    def load_under(other: str) -> ScoreModel:
-        return load(path, other, precision=asked, threads=threads, session_options=session_options)
-
-    return ScoreModel(path, metadata, chosen, precision, open_for, loop_for if metadata.target == "cuda" else None,
-                      load_under)
-
-
-def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
-    """Reads what a model file says of itself, without preparing it to run.
-
-    Raises:
-        ModelFileError: the file is missing, damaged, or not ours.
-    """
-    options = _options()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    path = checked_path("path", path)
-    if not os.path.isfile(path):
-        kind = "a folder" if os.path.isdir(path) else "missing"
-        raise ModelFileError(f"{path} is {kind}, expected an .onnx file; `sde-onnx export CHECKPOINT -o FILE` "
-                             "makes one")
-    try:
-        session = open_session(os.fspath(path), "cpu", options)
-    except ort_errors.NotImplemented:   # read and understood, but of operators that another provider has
-        with telling_damage(str(path)):
-            properties = metadata_properties(path.read_bytes())
-        return _metadata(path, properties)
-    except ORT_ERRORS as error:
-        reason = str(error).split("failed:")[-1].splitlines()[0]
-        raise ModelFileError(
-            f"{path} is not an ONNX file that can be loaded, or it is truncated ({reason}): export its checkpoint"
-        ) from None
-    with telling_damage(str(path)):
-        properties = session.get_modelmeta().custom_metadata_map
-        names = tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
-    metadata = _metadata(path, properties)
-    gradient = metadata.gradient
-    expected = (*INPUTS, *[LABEL] * bool(metadata.labels), *[COTANGENT] * gradient)
-    results = (*OUTPUTS, *[GRADIENT] * gradient)
-    if (names[0], names[1][:len(results)]) != (expected, results):   # a graph for a loop has more to tell
-        raise ModelFileError(f"{path} maps {names[0]} to {names[1]}, expected {expected} to {results}: export it again")
-    if (shape := tuple(session.get_inputs()[0].shape[1:])) != metadata.image_shape:
-        raise ModelFileError(f"{path} takes images {shape}, its metadata say {metadata.image_shape}: export it again")
-    return metadata
-
-
-def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision: str | None) -> tuple[str, str]:
-    """The provider and the precision to run a file in: as asked, as far as the file allows."""
-    if precision is not None:
-        checked_choice("precision", precision, KNOWN_PRECISIONS)
-    if metadata.target == "any":
-        precision = precision or metadata.precision
-        return choose_provider(provider, precision), precision
-    if precision not in (None, metadata.precision, *(CUDA_PRECISIONS if metadata.precision == "fp32" else ())):
-        raise InputError(f"{path} computes in {metadata.precision}, not in {precision}: export it again")
-    if provider not in ("auto", metadata.target):
-        raise ProviderError(f"{path} was exported for {metadata.target}, {provider} cannot run it: export it without "
-                            "--target")
-    try:
-        return choose_provider(metadata.target), precision or metadata.precision
-    except ProviderError as error:
-        raise ProviderError(f"{path} was exported for {metadata.target}: {error}") from None
-
-
-def _options() -> ort.SessionOptions:
-    """ONNX Runtime's options, but for its plan of one block of memory for all activations.
-
-    The plan takes 1.7 times the memory at 1024x1024 (3.7 GB instead of 2.2) and saves 1% of the time at most.
-    """
-    options = ort.SessionOptions()
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3   # its warnings are about the graph, which nobody here can change
-    return options
-
-
-def _metadata(path: Path, properties: Mapping[str, str]) -> ModelMetadata:
-    text = properties.get(KEY)
-    if text is None:
-        raise ModelFileError(
-            f"{path} is an ONNX file without sde_onnx metadata: make it with `sde-onnx export CHECKPOINT -o FILE`"
-        )
-    if SAMPLER_KEY in properties:
-        raise ModelFileError(f"{path} is a sampler that `sde-onnx embed` made: give the model file that it was made of")
-    metadata = ModelMetadata.from_json(text, name=str(path))
-    if metadata.target == "cuda" and (rows := properties.get(ROWS_KEY, "1")) != str(ROWS_FORMAT):
-        mend = "export it again" if rows in map(str, range(ROWS_FORMAT)) else "upgrade sde-onnx"
-        raise ModelFileError(f"{path} holds a loop for rows of format {rows}, this sde-onnx writes format "
-                             f"{ROWS_FORMAT}: {mend}")
-    return metadata
 
 
 def is_tensor(value: object) -> bool:

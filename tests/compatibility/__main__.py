@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the result as JSON")
     arguments = parser.parse_args()
     files = WORK / "files"
-    make_files(files)
+    half_weights = make_files(files)
     rows: dict[str, Any] = {}
     for title, (kind, packages) in RUNTIMES.items():
         folder = WORK / title.lower().replace(" ", "-").replace(",", "")
@@ -56,17 +56,17 @@ def main() -> None:
             raise SystemExit(f"{title}: {result.stderr[-2000:]}")
         rows[title] = json.loads(result.stdout) | {"said": result.stderr.strip()}
         print(title, json.dumps(rows[title]), flush=True)
-    result_of_run = {"environment": environment("make compatibility"), "runtimes": rows}
+    result_of_run = {"environment": environment("make compatibility"), "half_weights": half_weights, "runtimes": rows}
     arguments.output.write_text(json.dumps(result_of_run, indent=1) + "\n")
 
 
-def make_files(folder: Path) -> None:
-    """Files of every kind, with what they take and what they make here."""
+def make_files(folder: Path) -> dict[str, float]:
+    """Files of every kind, with what they take and what they make here; what weights in float16 save and cost."""
     folder.mkdir(parents=True, exist_ok=True)
     model, gradient, half = (folder / f"{name}.onnx" for name in ("model", "gradient", "half"))
     checkpoint = from_diffusers(ROOT / "examples" / "digits" / "checkpoint")
     export(checkpoint, model, force=True)
-    export(checkpoint, half, weights="fp16", force=True)
+    about_half = export(checkpoint, half, weights="fp16", force=True)
     export_gradient(model, gradient, force=True)
     metadata = sde_onnx.read_metadata(model)
     rng = np.random.default_rng(0)
@@ -97,6 +97,8 @@ def make_files(folder: Path) -> None:
                        } if is_sampler else {},
             "image": results["image"].ravel().tolist() if is_sampler else None}))
     (folder / "cases.json").write_text(json.dumps(list(inputs)))
+    return {"bytes": half.stat().st_size, "bytes_fp32": model.stat().st_size,
+            "relative_error": max(about_half.parity.values())}
 
 
 def python(folder: Path, kind: str, packages: list[str]) -> list[str]:

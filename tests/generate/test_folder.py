@@ -257,7 +257,10 @@ def test_subfolders_of_a_thousand_seeds_are_resumed_and_replaced(tmp_path, model
     assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == paths
     other = run(model_file, out, "--seeds", "998-1001")
     assert "its files is 'png in subfolders', here it is 'png'" in other.output
+    foreign = out / "000000" / "777777.png"   # of nobody's layout
+    foreign.write_text("precious")
+    (out / "000000" / ".000999.0123abcd.png").write_text("unfinished")
     assert run(model_file, out, "--seeds", "5", "--force").exit_code == 0
-    assert [str(path.relative_to(out)) for path in out.rglob("*.png")] == ["000005.png"]
+    assert [str(path.relative_to(out)) for path in sorted(out.rglob("*.png"))] == ["000000/777777.png", "000005.png"]
     assert run(model_file, out, "--shards", "--subdirs").exit_code == 2
     assert run(model_file, tmp_path / "s.png", "--subdirs").exit_code == 2

@@ -14,7 +14,7 @@ from sde_onnx.errors import InputError, ModelFileError, NonFiniteError
 from sde_onnx.export import export, from_diffusers
 from sde_onnx.export.rewrites.emulation import emulated
 from sde_onnx.images import to_uint8
-from sde_onnx.runtime import score_model
+from sde_onnx.runtime import load as loading
 from sde_onnx.runtime.device_loop import DeviceLoop
 from sde_onnx.runtime.metadata import ROWS_KEY
 from sde_onnx.solvers.noise import PortableNoise
@@ -54,7 +54,7 @@ def loop(files):
 @pytest.fixture
 def device_model(files, monkeypatch):
     """What :func:`sde_onnx.load` gives of a file for CUDA, where the CPU stands in for it."""
-    monkeypatch.setattr(score_model, "choose_provider", lambda name, precision="fp32": "cpu")
+    monkeypatch.setattr(loading, "choose_provider", lambda name, precision="fp32": "cpu")
     return sde_onnx.load(files / "emulated.onnx")
 
 
