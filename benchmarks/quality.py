@@ -122,6 +122,7 @@ class Measure:
             "class_distance": float(np.abs(classes - self.classes).sum() / 2),   # total variation
         }
 
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("digits", "fashion"), default="digits")
