@@ -84,7 +84,7 @@ CURVES = [
     Curve("stochastic-heun", (13,)),
     Curve("ancestral", (50,)),
     Curve("sde-dpmpp-3m", (25,)),
-    Curve("pc", (1000,), count=1024),
+    Curve("pc", (1000,), count=2048),
 ]
 
 
