@@ -207,13 +207,14 @@ def langevin_step_size(score: Array, noise: Array, *, snr: Any, norm: LangevinNo
             the batch, as the reference implementations do, so that an image depends on its batch-mates.
 
     Returns:
-        eps, ``[N, 1, 1, 1]``, or a scalar for ``"batch"``.
+        eps, ``[N, 1, 1, 1]``, or ``[1, 1, 1, 1]`` for ``"batch"``.
 
     Source: Song et al. 2021, algorithm 4.
     """
     score_norm, noise_norm = _norm(score), _norm(noise)
     if norm == "batch":
-        score_norm, noise_norm = score_norm.mean(), noise_norm.mean()
+        # arrays, since NumPy before 2.0 computes with scalars in float64
+        score_norm, noise_norm = score_norm.mean().reshape(1, 1, 1, 1), noise_norm.mean().reshape(1, 1, 1, 1)
     return 2 * (snr * noise_norm / score_norm) ** 2
 
 
