@@ -95,6 +95,11 @@ cpp: $(INSTALLED)    ## build the C++ examples against the wheel's library and D
 	cmake --build build/cpp
 	SDE_ONNX_CPP=build/cpp $(BIN)/python -m pytest tests/examples/test_cpp.py
 
+cpp-debian: $(INSTALLED)    ## the same with the packages of Debian 13 alone, in a folder of its own; needs root
+	command -v debootstrap > /dev/null || apt-get install -qq -y --no-install-recommends debootstrap
+	tests/examples/debian.sh build/debian
+	SDE_ONNX_CPP=build/debian/programs $(BIN)/python -m pytest tests/examples/test_cpp.py -k "not listing"
+
 web: $(INSTALLED)    ## build the page of examples/web into build/web, for any static host
 	cd examples/web && npm ci --no-audit --no-fund
 	$(BIN)/python examples/web/build.py build/web
@@ -109,4 +114,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino]'
 	touch $(INSTALLED)
 
-.PHONY: help sample model test quick docs fuzz runtime lint bench bench-full gpu quality cpp web web-test
+.PHONY: help sample model test quick fuzz faults mutants compatibility runtime dist wheel-test lowest lint bench bench-full gpu \
+	quality docs cpp cpp-debian web web-test

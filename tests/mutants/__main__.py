@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -111,7 +112,8 @@ def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> 
         return "time"
     if result.returncode == 0:
         return None
-    if result.returncode not in (1, 2):   # tests failed, or could not be imported
+    broken = result.returncode == 4 and re.search(r"^\d+ errors? in ", result.stdout, re.MULTILINE)
+    if result.returncode not in (1, 2) and not broken:   # tests failed, could not be imported, their file could not
         raise SystemExit(f"{mutant}: pytest ended with {result.returncode}: {(result.stdout + result.stderr)[-500:]}")
     failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return failed[0].split(" - ")[0] if failed else f"status {result.returncode}: {result.stdout[-200:]}"
