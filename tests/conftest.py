@@ -170,6 +170,12 @@ def digits_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
+def half(digits_checkpoint, shared) -> Path:
+    """The digits, exported with weights stored in half precision."""
+    return shared("half.onnx", lambda path: export(from_diffusers(digits_checkpoint), path, weights="fp16"))
+
+
+@pytest.fixture(scope="session")
 def for_cuda(checkpoint16, shared) -> Path:
     """The 16x16 checkpoint, exported for CUDA in half precision."""
     return shared("cuda16.onnx", lambda path: export(from_diffusers(str(checkpoint16)), path, target="cuda",

@@ -68,6 +68,17 @@ def test_pictures_are_those_of_the_command(program, prefix, asks, files, solver,
 
 
 @pytest.mark.parametrize(("program", "kind"), [("sample", "sampler"), ("evaluate", "evaluation")])
+def test_weights_in_float16_make_the_pictures_of_the_command(program, kind, half, tmp_path):
+    embed_as(tmp_path / "s.onnx", "sde-dpmpp-2m", 12, half, kind=kind)
+    result = run(program, tmp_path / "s.onnx", f"{tmp_path}/", 3)
+    assert result.returncode == 0, result.stderr
+    [expected] = to_uint8(sde_onnx.sample(sde_onnx.load(half, "cpu"), [3], 12, solver="sde-dpmpp-2m"))
+    difference = np.abs(np.asarray(Image.open(tmp_path / "000003.ppm")).astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+
+
+@pytest.mark.parametrize(("program", "kind"), [("sample", "sampler"), ("evaluate", "evaluation")])
 def test_labels_are_those_of_the_command(program, kind, golden, shared, tmp_path):
     model_path = shared("cifar10_cond_ve.onnx",
                         lambda path: export(from_edm(golden / "edm" / "cifar10_cond_ve" / "network.pkl"), path))

@@ -34,7 +34,7 @@ def labelled(golden, shared):
 
 
 @pytest.fixture(scope="module")
-def folder(for_cuda, labelled, tmp_path_factory):
+def folder(for_cuda, labelled, half, tmp_path_factory):
     """The built page, and files beside the good ones that are not."""
     folder = tmp_path_factory.mktemp("web") / "page"
     shutil.copytree(BUILT, folder)
@@ -44,7 +44,9 @@ def folder(for_cuda, labelled, tmp_path_factory):
     shutil.copy(sde_onnx.bundled_model(), folder / "score.onnx")
     sampling = sde_onnx.resolve(sde_onnx.read_metadata(for_cuda), steps=12)
     embed(for_cuda, folder / "cuda.onnx", sampling, max_steps=12, kind="evaluation")
-    for file in ("truncated.onnx", "score.onnx", "missing.onnx", "cuda.onnx"):
+    sampling = sde_onnx.resolve(sde_onnx.read_metadata(half), solver="sde-dpmpp-2m", steps=12)
+    embed(half, folder / "half.onnx", sampling, max_steps=12, kind="evaluation", operator="mask")
+    for file in ("truncated.onnx", "score.onnx", "missing.onnx", "cuda.onnx", "half.onnx"):
         choices.append(choices[0] | {"file": file})
     metadata = sde_onnx.read_metadata(labelled)
     sampling = sde_onnx.resolve(metadata, solver="sde-dpmpp-2m", steps=12)
@@ -109,6 +111,14 @@ def restorations(model, torn, seeds, steps, *, solver="sde-dpmpp-2m", label=None
     sampling = sde_onnx.resolve(model.metadata, solver=solver, steps=steps)
     *_, last = sampling.run(score, PortableNoise(seeds, model.metadata.image_shape))
     return to_uint8(last.x_mean)
+
+
+def test_weights_in_float16_make_the_pictures_of_the_command(half, drive):
+    [shown] = drive({"seeds": "0-3", "file": "half.onnx", "steps": "12"})
+    assert not shown["error"]
+    model = sde_onnx.load(half, "cpu")
+    compare("weights in float16", pixels_of(shown),
+            grid(to_uint8(sde_onnx.sample(model, range(4), 12, solver="sde-dpmpp-2m"))), shown)
 
 
 @pytest.mark.parametrize(("solver", "steps"), [("sde-dpmpp-2m", 25), ("pc", 100)])

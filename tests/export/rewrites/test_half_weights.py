@@ -13,11 +13,6 @@ from sde_onnx.export.gradient.model_file import export_gradient
 from sde_onnx.export.rewrites.half_weights import store_in_half
 
 
-@pytest.fixture(scope="module")
-def half(shared, digits_checkpoint):
-    return shared("half.onnx", lambda path: export(from_diffusers(digits_checkpoint), path, weights="fp16"))
-
-
 @pytest.mark.thorough
 def test_the_file_is_half_as_large_and_computes_in_float32(half, digits):
     whole = sde_onnx.bundled_model()
