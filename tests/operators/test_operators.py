@@ -160,6 +160,7 @@ def test_what_does_not_fit_is_refused(operator, shape, said):
 
 @pytest.mark.parametrize(("made", "said"), [
     (lambda: operators.mask(np.full((4, 4), 0.5)), "the mask holds 0.5: expected 1 where a pixel is known"),
+    (lambda: operators.mask(np.array([[1, 0.5], [0, 1]])), "the mask holds 0.5"),
     (lambda: operators.mask(np.zeros((4, 4))), "nothing is known"),
     (lambda: operators.mask(np.ones(4)), "expected [H, W] or [C, H, W]"),
     (lambda: operators.convolve(np.ones(4)), "expected finite numbers [h, w]"),

@@ -86,6 +86,12 @@ def test_a_missing_file_is_named(missing, message, folder):
     ({"in_channels": 4}, "takes 4 channels of size 16 and gives 3"),
     ({"block_out_channels": [32]}, "diffusers makes no UNet2DModel of its config: Must provide the same number"),
     ({"act_fn": "wave"}, "diffusers makes no UNet2DModel of its config: .*wave"),
+    ({"act_fn": "relu", "layers_per_block": 0}, "option layers_per_block = 0, expected 1 to 64"),
+    ({"act_fn": "relu", "layers_per_block": 65}, "option layers_per_block = 65, expected 1 to 64"),
+    ({"act_fn": "relu", "sample_size": 0}, "option sample_size = 0, expected 1 to 2048"),
+    ({"act_fn": "relu", "sample_size": 2049}, "option sample_size = 2049, expected 1 to 2048"),
+    ({"block_out_channels": [2**14 + 1]}, r"option block_out_channels = \[16385\], expected 1 to 12 whole"),
+    ({"block_out_channels": [32] * 13}, "expected 1 to 12 whole numbers of 1 to 16384"),
 ])
 def test_a_network_that_cannot_be_is_refused_in_one_line(changes, message, folder):
     edit_json(folder / "unet" / "config.json", **changes)

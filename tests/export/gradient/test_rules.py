@@ -60,6 +60,7 @@ CASES: list[tuple] = [
     ("Div", (2, 4, 1), ["x", array(2, 4, 5, low=0.5, high=2)], {}),
     ("Div", ((4, 1), 0.5, 2), [array(2, 4, 5), "x"], {}),
     ("Dropout", IMAGE, ["x"], {}),
+    ("Dropout", IMAGE, ["x", F32(0.5)], {}),
     ("Erf", IMAGE, ["x"], {}),
     ("Exp", IMAGE, ["x"], {}),
     ("Expand", (2, 1, 3), ["x", ints(4, 1, 5, 3)], {}),
