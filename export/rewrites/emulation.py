@@ -1,6 +1,8 @@
 """What the CUDA provider's contributed operators compute, in operators of ONNX: a graph for CUDA, checked on a CPU.
 
-Sums are float32, as in the kernels; results are rounded to the type of the inputs.
+Sums are float32, as in the kernels; results are rounded to the type of the inputs. So is a convolution's result before
+its bias is added, and x + skip before its mean and variance are taken. A file in float16 is run with TensorFloat-32
+allowed, so its float32 convolutions see 11 bits of each number.
 
     NhwcConv         a convolution of x ``[N, H, W, C]`` with weights ``[M, kH, kW, C / groups]``
     GroupNorm        ``silu?((x - mean) / sqrt(variance + epsilon) * gamma + beta)`` of x ``[N, H, W, C]``
@@ -25,6 +27,7 @@ __all__ = ["emulated"]
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a graph for CUDA as one that any provider runs, slowly."""
+    in_half = any(item.data_type == TensorProto.FLOAT16 for item in model.graph.initializer)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
@@ -37,7 +40,7 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes = Nodes(f"{node.name}/emulated")
         attributes = attributes_of(node)
         if node.op_type == "NhwcConv":
-            result = _convolution(nodes, node, values[node.input[1]], attributes)
+            result = _convolution(nodes, node, values[node.input[1]], attributes, tensor_float=in_half)
         elif node.op_type in ("GroupNorm", "SkipGroupNorm"):
             result = _norm(nodes, node, **attributes)
         else:
@@ -51,12 +54,25 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _convolution(nodes: Nodes, node: onnx.NodeProto, weight: np.ndarray, attributes: dict[str, Any]) -> str:
+def _convolution(nodes: Nodes, node: onnx.NodeProto, weight: np.ndarray, attributes: dict[str, Any], *,
+                 tensor_float: bool) -> str:
     x, _, *bias = node.input
-    kernel = nodes.constant(np.ascontiguousarray(weight.transpose(TO_FIRST), np.float32))
-    first = nodes.add("Transpose", nodes.cast(x, TensorProto.FLOAT), perm=TO_FIRST)
-    result = nodes.add("Conv", first, kernel, *(nodes.cast(name, TensorProto.FLOAT) for name in bias), **attributes)
-    return nodes.add("Transpose", result, perm=TO_LAST)
+    kernel, first = weight.transpose(TO_FIRST), nodes.add("Transpose", nodes.cast(x, TensorProto.FLOAT), perm=TO_FIRST)
+    if tensor_float and weight.dtype == np.float32:
+        first = _rounded(nodes, first)
+        kernel = nodes.constant(np.ascontiguousarray(kernel))
+        kernel = _rounded(nodes, kernel)
+    else:
+        kernel = nodes.constant(np.ascontiguousarray(kernel, np.float32))
+    result = nodes.add("CastLike", nodes.add("Conv", first, kernel, **attributes), x)
+    result = nodes.add("Transpose", result, perm=TO_LAST)
+    return nodes.add("Add", result, *bias) if bias else result
+
+
+def _rounded(nodes: Nodes, value: str) -> str:
+    """float32 to the 11 bits of TensorFloat-32. Source: Dekker 1971, a product with 2^13 + 1 splits 24 bits."""
+    large = nodes.add("Mul", value, nodes.constant(np.float32(2**13 + 1)))
+    return nodes.add("Sub", large, nodes.add("Sub", large, value))
 
 
 def _norm(
@@ -64,10 +80,8 @@ def _norm(
 ) -> str:
     assert channels_last == 1
     x, gamma, beta, *skip = node.input
-    value = nodes.cast(x, TensorProto.FLOAT)
-    if skip:
-        axes = nodes.constant(np.array([1, 2]))
-        value = nodes.add("Add", value, nodes.add("Unsqueeze", nodes.cast(skip[0], TensorProto.FLOAT), axes))
+    value = nodes.add("Add", x, nodes.add("Unsqueeze", skip[0], nodes.constant(np.array([1, 2])))) if skip else x
+    value = nodes.cast(value, TensorProto.FLOAT)
     shape = nodes.add("Shape", value)
     first, last = nodes.add("Shape", value, start=0, end=3), nodes.constant(np.array([groups, -1]))
     value = nodes.add("Reshape", value, nodes.add("Concat", first, last, axis=0))

@@ -6,16 +6,21 @@
                  ``SkipGroupNorm`` whose skip is the shift. The kernel takes channels by twos; groups of an odd number
                  of channels are written out
     attention    batched matrix products, on tokens that are a view of the image
-    fp16         features are float16. float32 stay: the embedding, everything with an image's few channels (the first
-                 convolution, the pyramids and their sums, the division by sigma) and the norms' gains and biases.
-                 Rounding the input to float16 would cost up to 2.4% of the smallest sigma
+    fp16         features are float16. float32 stay: the embedding, everything with an image's few channels (the
+                 pyramids and their sums, the division by sigma) and the norms' gains and biases
+    images       rounding the input to float16 would cost up to 2.4% of the smallest sigma, and TensorFloat-32, which a
+                 file with fp16 is run with, keeps no more bits. So convolutions of images read them in two parts, the
+                 value in float16 and what that leaves, which both types hold: to features as one convolution of both
+                 parts' channels, to an image as a sum of two
+    pads         cuDNN may have no plan for 3x3 at stride 2 with pads on two sides alone: a 4x4 kernel with a row and a
+                 column of zeros and pads on all sides is the same
 
 The kernels run under CUDA alone: see :mod:`sde_onnx.export.rewrites.emulation` for what they compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +37,7 @@ CONTRIB_DOMAIN = "com.microsoft"
 PRECISIONS = ("fp32", "fp16")
 MOST_IMAGE_CHANNELS = 4     # a value of more is features
 LARGEST_GROUP = 512         # channels that one block of the norm's kernel holds
+HALVES_AT_ONCE = 8          # float16 channels that tensor cores take at a time
 LARGEST_HALF = float(np.finfo(np.float16).max)
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -145,10 +151,49 @@ class _Writer:
 
     def _convolution(self, node: onnx.NodeProto) -> None:
         x, weight, *bias = node.input
-        dtype = self.types[x]
-        kernel = self._constant(self.constants[weight].transpose(TO_LAST), dtype, weight)
-        self._image(node, "NhwcConv", [self._as(x, dtype), kernel, *(self._as(name, dtype) for name in bias)], dtype,
-                    domain=CONTRIB_DOMAIN, **attributes_of(node))
+        attributes = attributes_of(node)
+        kernel = self.constants[weight].transpose(TO_LAST)
+        if attributes.get("pads") == [0, 0, 1, 1]:
+            kernel, attributes["pads"] = np.pad(kernel, ((0, 0), (1, 0), (1, 0), (0, 0))), [1, 1, 1, 1]
+            attributes["kernel_shape"] = list(kernel.shape[1:3])
+        self._convolve(node, x, kernel, weight, bias, attributes)
+
+    def _convolve(self, node: onnx.NodeProto, x: str, kernel: np.ndarray, name: str, bias: Sequence[str],
+                  attributes: dict[str, Any]) -> None:
+        """Adds a convolution of x with a kernel ``[M, kH, kW, C / groups]``, whose name errors tell."""
+        dtype, result = self.types[x], node.output[0]
+
+        def inputs(values: str, kernel: np.ndarray, dtype: np.dtype[Any], bias: Sequence[str]) -> list[str]:
+            return [values, self._constant(kernel, dtype, name), *(self._as(term, dtype) for term in bias)]
+
+        if dtype == self.half:
+            self._image(node, "NhwcConv", inputs(self._as(x, dtype), kernel, dtype, bias), dtype,
+                        domain=CONTRIB_DOMAIN, **attributes)
+        elif self._result_type(result) == dtype:
+            terms = [f"{result}/of_part0", f"{result}/of_part1"]
+            for term, part, shift in zip(terms, self._parts(x), (bias, ()), strict=True):
+                self._add("NhwcConv", inputs(self._as(part, dtype), kernel, dtype, shift), term,
+                          domain=CONTRIB_DOMAIN, **attributes)
+            self._image(node, "Add", terms, dtype)
+        else:
+            channels = kernel.shape[3]
+            room = -2 * channels % HALVES_AT_ONCE
+            self._add("Concat", [self._as(part, self.half) for part in self._parts(x)], f"{result}/parts", axis=3)
+            pads = self.nodes.constant(np.array([0] * 7 + [room]))
+            self._add("Pad", [f"{result}/parts", pads], f"{result}/padded")
+            both = np.pad(np.concatenate([kernel, kernel], axis=3), ((0, 0), (0, 0), (0, 0), (0, room)))
+            self._image(node, "NhwcConv", inputs(f"{result}/padded", both, self.half, bias), self.half,
+                        domain=CONTRIB_DOMAIN, **attributes)
+
+    def _parts(self, x: str) -> tuple[str, str]:
+        """A float32 image as two that float16 holds, whose sum it is: itself rounded, and what that leaves."""
+        single, first, rest = np.dtype(np.float32), f"{x}/part0", f"{x}/part1"
+        if first not in self.types:
+            self._became(first, self._as(x, self.half), self.half)
+            self._add("Sub", [self._as(x, single), self._as(first, single)], f"{rest}/single")
+            self._add("Cast", [f"{rest}/single"], rest, to=helper.np_dtype_to_tensor_dtype(self.half))
+            self._became(rest, rest, self.half)
+        return first, rest
 
     def _norm(self, node: onnx.NodeProto) -> None:
         x, gain, bias, *shift = node.input
@@ -227,10 +272,9 @@ class _Writer:
         channels, size = self.shapes[node.output[0]][1], attributes["kernel_shape"]
         if attributes["strides"] != size or any(attributes.get("pads", ())):
             raise ConfigError(f"average pooling with {attributes} has no form for CUDA")
-        dtype = self.types[node.input[0]]
         mean = np.full((channels, *size, 1), 1 / np.prod(size))
-        self._image(node, "NhwcConv", [self._as(node.input[0], dtype), self._constant(mean, dtype, "mean")], dtype,
-                    domain=CONTRIB_DOMAIN, kernel_shape=size, strides=size, group=channels)
+        self._convolve(node, node.input[0], mean, "mean", (),
+                       {"kernel_shape": size, "strides": size, "group": channels})
 
     def _reshape(self, node: onnx.NodeProto) -> None:
         """[N, C, H, W] to tokens [N, C, HW] and back are views; any other reshape is inside of attention."""

@@ -75,19 +75,51 @@ def test_norms_are_one_kernel_each_wherever_it_takes_them(options):
     assert sum(node.op_type == "Sigmoid" for node in model.graph.node) == 2 + written_out   # the embedding's
 
 
-def test_features_are_half_and_images_are_not():
+def test_features_are_half_and_images_come_in_two_parts():
     model = build_model(network(), target="cuda", precision="fp16")
-    weights = {item.name: item for item in model.graph.initializer}
+    weights = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+    of_parts = 0
     for node in model.graph.node:
         if node.op_type == "NhwcConv":
             weight = weights[node.input[1]]
-            resamples = weight.dims[3] == 1   # one channel each
-            of_an_image = (weight.dims[0] if resamples else weight.dims[3]) == 3
-            expected = onnx.TensorProto.FLOAT if of_an_image else onnx.TensorProto.FLOAT16
-            assert weight.data_type == expected, node.name
+            resamples_an_image = weight.shape[0] == 3 and weight.shape[3] == 1
+            assert weight.dtype == (np.float32 if resamples_an_image else np.float16), node.name
+            if weight.shape[3] == 8:
+                np.testing.assert_array_equal(weight[..., :3], weight[..., 3:6])
+                assert not weight[..., 6:].any()
+                of_parts += 1
+    assert of_parts == 2   # the first convolution and the pyramid's
     outside = [*model.graph.input[:2], model.graph.output[0]]
     assert [(item.name, item.type.tensor_type.elem_type) for item in outside] == [
         (name, onnx.TensorProto.FLOAT) for name in ("x", "sigma", "score")]
+
+
+def test_an_image_is_read_exactly_in_half_precision():
+    """The network's own weights in float16 and what is rounded in between are all that differs at the smallest sigma:
+    an image that was rounded would be off by a share of sigma that grows as sigma falls."""
+    model = emulated(build_model(network(), target="cuda", precision="fp16"))
+    shapes = {item.name: tuple(item.dims) for item in model.graph.initializer}
+    [first] = [node for node in model.graph.node
+               if node.op_type == "Conv" and shapes.get(node.input[1]) == (16, 8, 3, 3)]
+    graph = onnx.ModelProto()
+    graph.CopyFrom(model)
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(first.input[0], onnx.TensorProto.FLOAT, None))
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = 50 * np.random.default_rng().standard_normal((2, 3, 16, 16)).astype(np.float32)
+    [seen] = session.run([first.input[0]], {"x": x, "sigma": np.ones(2, np.float32)})
+    centered = 2 * x - 1
+    assert (np.abs(seen[:, :3] + seen[:, 3:6] - centered) <= 2.0**-21 * np.abs(centered) + 2.0**-25).all()
+    assert np.abs(seen[:, :3] - centered).max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [NETWORKS["no fir"], NETWORKS["no fir, convolutions"]])
+def test_every_convolution_pads_all_sides_alike(options):
+    model = build_model(network(**options), target="cuda", precision="fp32")
+    found = [(tuple(pads), tuple(onnx.helper.get_node_attr_value(node, "kernel_shape")))
+             for node in model.graph.node if node.op_type == "NhwcConv"
+             for pads in [next((item.ints for item in node.attribute if item.name == "pads"), ())]]
+    assert ((1, 1, 1, 1), (4, 4)) in found
+    assert all(len(set(pads)) < 2 for pads, _ in found)
 
 
 def test_onnx_runtime_takes_the_graph_up_to_its_kernels():
@@ -95,8 +127,11 @@ def test_onnx_runtime_takes_the_graph_up_to_its_kernels():
     model = build_model(network(), target="cuda", precision="fp16")
     with pytest.raises(Exception, match=r"NOT_IMPLEMENTED.*Could not find an implementation for NhwcConv\(1\)"):
         ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    first, second, *_ = (node for node in model.graph.node if node.op_type == "NhwcConv")
-    first.input[1] = second.input[1]   # half weights for an image
+    weights = {item.name: item.data_type for item in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "NhwcConv"]
+    halves = [node for node in convolutions if weights[node.input[1]] == onnx.TensorProto.FLOAT16]
+    of_an_image = next(node for node in convolutions if node not in halves)
+    of_an_image.input[1] = halves[0].input[1]
     with pytest.raises(Exception, match="bound to different types"):
         ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
