@@ -202,7 +202,7 @@ def main() -> None:
 # What stands between which marks of a page, and the result files that it is written from.
 PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
     ("headline", headline_section, ["headline.json"]),
-    ("speed", speed_section, ["cpu.json"]),
+    ("speed", speed_section, ["cpu.json", "headline.json"]),
     ("qualities", qualities_section, ["quality.json", "headline.json"]),
 ], PERFORMANCE_PAGE: [
     ("cpu", cpu_section, ["cpu.json", "loop.json", "cpu_amx.json"]),

@@ -12,8 +12,8 @@ from sde_onnx.solvers.catalogue import DEFAULT_QUALITY
 __all__ = ["bf16_section", "cpu_section", "gpu_section", "machine", "speed_section"]
 
 
-def speed_section(cpu: dict[str, Any]) -> str:
-    """The README's table of speed: an image, an evaluation, how exact."""
+def speed_section(cpu: dict[str, Any], headline: dict[str, Any]) -> str:
+    """The README's table of speed: an image, an evaluation, how exact; which machine, if not the headline's."""
     rows = [row for row in cpu["rows"] if row["batch"] == 1]
     evaluations = evaluations_of(DEFAULT_QUALITY)
     lines = [f"| | s an image, {evaluations} evaluations | diffusers' evaluation, ms | ours, ms | times faster | "
@@ -23,9 +23,11 @@ def speed_section(cpu: dict[str, Any]) -> str:
         lines.append(f"| {TITLES[row['network']]} | {evaluations * ours['median']:.3g} | {_milliseconds(eager)} | "
                      f"{_milliseconds(ours)} | {ours['ratio']:.2f} | {max(ours['errors'].values()):.0e} |")
     about = rows[-1]["environment"]
+    same = about["cpu"] == headline["rows"][0]["environment"]["cpu"]
+    other = "" if same else ", another machine than the seconds above"
     return "\n".join([
         *lines, "",
-        f"Batch 1 on {about['cores']} cores ({about['cpu'].replace('(R)', '')}), eager PyTorch float32 against ONNX "
+        f"Batch 1 on {about['cores']} cores ({about['cpu'].replace('(R)', '')}{other}): eager PyTorch float32 and ONNX "
         "Runtime's CPU provider, in turns",
         "in one run: medians, and from least to most. The error is that of the score against diffusers' module, the "
         "largest of three",

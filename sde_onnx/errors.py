@@ -77,7 +77,9 @@ class SlowPrecisionWarning(UserWarning):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says in one line."""
+    """What an error of another library says in one line; the system's without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 

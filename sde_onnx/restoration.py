@@ -19,7 +19,7 @@ from sde_onnx.checks import checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import Batch, Labels, batches_of, choose_batch_size, label_of, last_images
 from sde_onnx.guidance.measurement import Measurement, Product
-from sde_onnx.guidance.methods import METHODS, default_method, options_of
+from sde_onnx.guidance.methods import METHODS, SOLVER, default_method, options_of
 from sde_onnx.image_files import Images, in_data_units
 from sde_onnx.operators import Operator, parse_operator
 from sde_onnx.operators.foreign import adapted
@@ -34,7 +34,6 @@ __all__ = ["ROUNDING", "Restoration", "degrade", "hidden_by", "operator_for", "r
 
 Float32Array = NDArray[np.float32]
 ROUNDING = 1 / 255 / 12**0.5   # the standard deviation of what 8 bits round away
-SOLVER = "sde-dpmpp-2m"         # if neither a solver nor a quality is asked for: what the methods were measured with
 FIRST_DRAW = 1 << 30           # of the portable noise: far from those that a sampled image of the same seed is made of
 ADJOINT_TOLERANCE = 1e-4       # of <A x, y> and <x, A^T y>, relative to |A x| |y|: float32, and transforms in it
 

@@ -161,7 +161,8 @@ def find_files(
     if not scheduler.is_file():
         scheduler = root / "scheduler_config.json"
     if not scheduler.is_file() and (root / "model_index.json").is_file():
-        raise CheckpointError(f"{root / 'scheduler' / 'scheduler_config.json'} is missing")
+        raise CheckpointError(f"{root / 'scheduler' / 'scheduler_config.json'} is missing: export {unet} with "
+                              "--sigma-max and --snr as trained with")
     return CheckpointFiles(config, weights[0], scheduler if scheduler.is_file() else None)
 
 

@@ -133,13 +133,13 @@ def _keep_quiet(context: click.Context, parameter: click.Parameter, quiet: bool)
     QUIET.set(quiet)
 
 
-def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--quality``, ``--solver`` and ``--steps`` to a command."""
+def request_options(command: Callable[..., Any], *, default: str = DEFAULT_QUALITY) -> Callable[..., Any]:
+    """Adds ``--quality``, ``--solver`` and ``--steps`` to a command; ``default`` is what it takes without them."""
     for option in (
         click.option("--steps", type=click.IntRange(min=1), show_default="the quality's, the solver's, or the model's",
                      help="From one noise level to the next."),
         click.option("--solver", type=click.Choice(list(SOLVERS)), show_default="the quality's", help="How to sample."),
-        click.option("--quality", type=click.Choice(list(QUALITIES)), show_default=DEFAULT_QUALITY,
+        click.option("--quality", type=click.Choice(list(QUALITIES)), show_default=default,
                      help="A solver and its steps: 12, 25 or 50 evaluations an image, or the paper's sampler at its "
                           "own length."),
     ):

@@ -82,13 +82,13 @@ class SampleOutput:
         if self.gif and (not steps or (step.index + 1) * GIF_FRAMES // steps > step.index * GIF_FRAMES // steps):
             self.frames[-1].append(pictures.to_uint8(step.x_mean))
 
-    def finish(self, seeds: list[int], step: Step) -> None:
-        """Takes the last step of a batch."""
+    def finish(self, seeds: list[int], step: Step) -> int:
+        """Takes the last step of a batch; how many of its images were not there yet."""
         images = np.clip(step.x_mean, 0, 1)
         if self.run:
-            self.run.write(seeds, images)
-        else:
-            self.images.append(images)
+            return self.run.write(seeds, images)
+        self.images.append(images)
+        return len(seeds)
 
     def write(self) -> list[Path]:
         """Writes what is left and returns what to name on standard output."""
@@ -128,6 +128,8 @@ def plan_outputs(
     """
     plan = SampleOutput(seeds, zoom, npz=None, uint8=uint8, run=None, sheet=None, gif=gif)
     kind, is_folder = output.suffix.lower(), os.path.isdir(output)
+    if zoom > 1 and not gif and (kind == ".npz" or ((not kind or is_folder) and not grid)):
+        raise click.UsageError("--zoom goes with a .png, --grid or --gif: images themselves stay as they are")
     if gif and gif.suffix.lower() != ".gif":
         raise click.UsageError(f"--gif {gif}: expected a .gif")
     if uint8 and (kind != ".npz" or is_folder):

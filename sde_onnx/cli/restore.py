@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from sde_onnx.cli.options import (
     solver_options,
     split_model,
 )
-from sde_onnx.guidance.methods import METHODS
+from sde_onnx.guidance.methods import METHODS, SOLVER
 
 if TYPE_CHECKING:
     from sde_onnx.runtime.score_model import ScoreModel
@@ -47,7 +48,7 @@ __all__ = ["restore_command"]
               help="Of a model with labels: 3, or 0-9, which seeds take in turn.")
 @resize_option
 @method_options
-@request_options
+@partial(request_options, default=f"none, but solver {SOLVER}")
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default="restored",

@@ -101,25 +101,24 @@ def sample_command(
     guided = {"classifier": sha256(classifier), "guidance": guidance} if classifier else {}
     settings = {"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
                 "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels), **guided}
-    resumed = nfe = 0
+    made = nfe = 0
     start = time.monotonic()
     with (outputs.begun(settings, batch_size=batch_size, depends_on_batch=sampling.depends_on_batch),
           ImagesBar(len(seeds)) as bar):
         for batch, is_there in outputs.turns(batches):
             if is_there:
                 bar.skip(len(batch.seeds))
-                resumed += len(batch.seeds)
                 continue
             for step in bar.over(batch.steps, len(batch.seeds), count):
                 outputs.see(step, count)
-            outputs.finish(batch.seeds, step)
+            made += outputs.finish(batch.seeds, step)
             nfe = max(nfe, step.nfe)
     seconds = time.monotonic() - start
     for path in outputs.write():
         click.echo(path)
-    if resumed:
-        click.echo(f"{resumed} of {len(seeds)} images were there already")
-    if resumed < len(seeds):
-        of = "" if resumed else f", seeds {format_seeds(seeds)}"
-        click.echo(f"{len(seeds) - resumed} images{of}, {sampling}, nfe {nfe}, "
+    if made < len(seeds):
+        click.echo(f"{len(seeds) - made} of {len(seeds)} images were there already")
+    if made:
+        of = "" if made < len(seeds) else f", seeds {format_seeds(seeds)}"
+        click.echo(f"{made} images{of}, {sampling}, nfe {nfe}, "
                    f"{score_model.provider} {score_model.precision}, {seconds:.1f} s")

@@ -1,4 +1,4 @@
-"""A folder of samples: written image by image, resumed where it stopped, all of them sampled in one way.
+"""A folder of samples: written batch by batch, resumed where it stopped, all of them sampled in one way.
 
 ``run.json`` says what the images depend on: the model, its precision, the resolved request. It is there before the
 first of them. Every file is written whole or not at all, so what is there is finished, and a run goes on with the seeds

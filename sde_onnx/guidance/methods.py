@@ -13,7 +13,9 @@ from sde_onnx.checks import checked_choice
 from sde_onnx.errors import InputError
 from sde_onnx.solvers.options import Number, Option
 
-__all__ = ["METHODS", "METHOD_OPTIONS", "Method", "default_method", "options_of"]
+__all__ = ["METHODS", "METHOD_OPTIONS", "SOLVER", "Method", "default_method", "options_of"]
+
+SOLVER = "sde-dpmpp-2m"   # if neither a solver nor a quality is asked for: what the methods were measured with
 
 
 @dataclass(frozen=True)

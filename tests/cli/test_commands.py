@@ -203,7 +203,8 @@ def test_info_is_for_people(model_file, for_cuda):
     lines = run("info", model_file).stdout.splitlines()
     assert 10 <= len(lines) <= 15
     text = "\n".join(lines)
-    for expected in ("random16.onnx, ", "fp32, for any provider", "NCSN++, ", "million parameters", "16x16, RGB",
+    megabytes = f"random16.onnx, {model_file.stat().st_size / 1e6:.1f} MB, "
+    for expected in (megabytes, "fp32, for any provider", "NCSN++, ", "million parameters", "16x16, RGB",
                      "labels     none", "0.01 to 50, for data in [0, 1]", "relative to the network, at export",
                      "--quality balanced: restart, 25 steps, 25 evaluations an image",
                      "--quality reference: pc snr 0.16 n_corrector 1, 2000 steps, 4000 evaluations an image"):

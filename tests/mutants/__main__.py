@@ -79,9 +79,9 @@ class _Tests:
     def of(self, mutant: Mutant) -> list[str]:
         """Those that run the mutant's line, the quickest first; of a line that runs at import, those of its file."""
         lines = self._data.contexts_by_lineno(str(ROOT / mutant.file))
-        names = {context.partition("|")[0] for context in lines.get(mutant.line, [])} - {""}
+        names = {context.rpartition("|")[0] for context in lines.get(mutant.line, [])} - {""}
         if not names:
-            names = {context.partition("|")[0] for contexts in lines.values() for context in contexts} - {""}
+            names = {context.rpartition("|")[0] for contexts in lines.values() for context in contexts} - {""}
         total, chosen = 0.0, []
         for name in sorted(names, key=lambda name: (self.seconds.get(name, 1.0), name)):
             total += self.seconds.get(name, 1.0)

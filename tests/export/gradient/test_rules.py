@@ -78,6 +78,7 @@ CASES: list[tuple] = [
     ("Gemm", (4, 5), [array(4, 2), "x"], {"transA": 1}),
     ("Gemm", (5, 4), [array(4, 2), "x"], {"transA": 1, "transB": 1}),
     ("Gemm", (5,), [array(2, 4), array(4, 5), "x"], {"beta": 3.0}),
+    ("Gemm", (5,), [array(2, 4), array(4, 5), "x"], {}),
     ("GlobalAveragePool", IMAGE, ["x"], {}),
     ("Identity", IMAGE, ["x"], {}),
     ("InstanceNormalization", IMAGE, ["x", array(4), array(4)], {"epsilon": 1e-3}),
