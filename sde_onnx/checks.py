@@ -11,11 +11,17 @@ from typing import Any
 
 from sde_onnx.errors import InputError, one_line
 
-__all__ = ["MOST_STEPS", "MOST_THREADS", "checked_batch_size", "checked_choice", "checked_count", "checked_number",
-           "checked_path", "checked_sequence", "checked_threads", "is_number"]
+__all__ = ["MOST_STEPS", "MOST_THREADS", "checked_batch_size", "checked_choice", "checked_count", "checked_model",
+           "checked_number", "checked_path", "checked_sequence", "checked_threads", "is_number"]
 
 MOST_STEPS = 20_000    # the paper's own samplers take 2,000; a plan holds an object for each
 MOST_THREADS = max(64, os.cpu_count() or 1)
+
+
+def checked_model(model: Any) -> None:
+    """``InputError`` where a loaded model is expected and something else was given: mostly its file."""
+    if not hasattr(model, "metadata"):
+        raise InputError(f"model is {one_line(model)}, expected what sde_onnx.load returns of a file")
 
 
 def is_number(value: Any, *, whole: bool = False) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_count, checked_number
+from sde_onnx.checks import checked_count, checked_model, checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import batches_of, check_latents, choose_batch_size, last_images
 from sde_onnx.image_files import Images, check_images, in_data_units
@@ -71,6 +71,7 @@ def encode(
         InputError: an argument out of its range, or images of another shape or type.
         NonFiniteError: NaN or infinity appeared, or no step keeps the tolerances.
     """
+    checked_model(model)
     schedule = model.metadata.schedule
     return _along_the_flow(model, _data(images, model.metadata), schedule.sigma_min, schedule.sigma_max, labels=labels,
                            rtol=rtol, atol=atol, steps=steps, batch_size=batch_size, progress=progress)
@@ -100,6 +101,7 @@ def decode(
 
     Other arguments and errors: :func:`encode`.
     """
+    checked_model(model)
     check_latents(latents, model.metadata.image_shape)
     schedule = model.metadata.schedule
     return _along_the_flow(model, latents, schedule.sigma_max, schedule.sigma_min, labels=labels, rtol=rtol, atol=atol,
@@ -133,6 +135,7 @@ def interpolate(
 
     Other arguments and errors: :func:`encode` and :func:`decode`.
     """
+    checked_model(model)
     checked_count("frames", frames, least=2, hint=": both ends are among them")
     ends = []
     for end in (first, second):
@@ -191,6 +194,7 @@ def edit(
 
     Other arguments and errors: :func:`sde_onnx.sample`. Steps and options are those of the way from sigma down.
     """
+    checked_model(model)
     schedule = model.metadata.schedule
     if not schedule.sigma_min < checked_number("sigma", sigma) <= schedule.sigma_max:
         raise InputError(f"sigma is {sigma:g}, expected more than {schedule.sigma_min:g} and at most "

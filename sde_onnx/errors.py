@@ -17,6 +17,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ProviderError",
+    "ProviderWarning",
     "SdeOnnxError",
     "SlowPrecisionWarning",
     "first_line",
@@ -70,6 +71,10 @@ class OutputError(SdeOnnxError, OSError):
 
 class InstallationWarning(UserWarning):
     """Packages that overwrite each other are installed together."""
+
+
+class ProviderWarning(UserWarning):
+    """A provider runs, but not in the way that was tried first."""
 
 
 class SlowPrecisionWarning(UserWarning):

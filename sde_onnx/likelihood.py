@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sde_onnx.checks import checked_choice, checked_count, checked_model
 from sde_onnx.codes import Labels
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
@@ -131,16 +132,15 @@ def log_likelihood_batches(
 
     Arguments and errors are those of :func:`log_likelihood`; they are checked before the first batch.
     """
+    checked_model(model)
     if not model.metadata.gradient:
         raise InputError(NO_GRADIENT.format(model.path.name))
     check_images(images, model.metadata.image_shape)
     for name, value in (("probes", probes), ("dequantizations", dequantizations)):
-        if value < 1:
-            raise InputError(f"{name} is {value}, expected at least 1")
+        checked_count(name, value, least=1)
     if dequantizations > 1 and images.dtype != np.uint8:
         raise InputError("dequantizations are of 8-bit images: float32 images have one value each")
-    if kind not in PROBE_KINDS:
-        raise InputError(f"kind is {kind!r}, expected one of: {', '.join(PROBE_KINDS)}")
+    checked_choice("kind", kind, PROBE_KINDS)
     checked = check_seeds(range(len(images)) if seeds is None else seeds)
     if len(checked) != len(images):
         raise InputError(f"{len(checked)} seeds for {len(images)} images: give one for each image")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_number
+from sde_onnx.checks import checked_model, checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import Batch, Labels, batches_of, choose_batch_size, label_of, last_images
 from sde_onnx.guidance.measurement import Measurement, Product
@@ -107,6 +107,7 @@ def restore(
             that does not fit the model's images or whose adjoint is none, or a method whose gradient is missing.
         NonFiniteError: NaN or infinity appeared.
     """
+    checked_model(model)
     asked: dict[str, Any] = {"method": method, "solver": solver, "quality": quality, "steps": steps,
                              "options": options}
     if restoration is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sde_onnx.errors import InputError, InstallationWarning, SlowPrecisionWarning
+from sde_onnx.errors import InputError, InstallationWarning, ProviderWarning, SlowPrecisionWarning
 from sde_onnx.generate.seeds import parse_seeds
 from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
@@ -20,7 +20,8 @@ __all__ = ["PROVIDER", "flow_options", "given", "label_option", "method_options"
            "picture_options", "request_options", "runtime_options", "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"])
-NOTES = (InstallationWarning, ResourceWarning, SlowPrecisionWarning)   # of these a user of the command line is told
+# Of these a user of the command line is told.
+NOTES = (InstallationWarning, ProviderWarning, ResourceWarning, SlowPrecisionWarning)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def sample_command(
                 "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels), **guided}
     made = nfe = 0
     start = time.monotonic()
-    with (outputs.begun(settings, batch_size=batch_size, depends_on_batch=sampling.depends_on_batch),
+    with (notes(), outputs.begun(settings, batch_size=batch_size, depends_on_batch=sampling.depends_on_batch),
           ImagesBar(len(seeds)) as bar):
         for batch, is_there in outputs.turns(batches):
             if is_there:

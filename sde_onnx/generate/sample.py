@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_batch_size, checked_number
+from sde_onnx.checks import checked_batch_size, checked_model, checked_number
 from sde_onnx.errors import InputError, one_line
 from sde_onnx.guidance.classifier import classifier_guided
 from sde_onnx.guidance.measured_noise import tell_measured_noise
@@ -206,6 +206,7 @@ def check_latents(latents: NDArray[np.float32], image_shape: tuple[int, int, int
 
 def _request(model: ScoreModel, sampling: Sampling | None, **asked: Any) -> Sampling:
     """The request as it was resolved, of this model, or what was asked for, resolved: not both."""
+    checked_model(model)
     if sampling is None:
         return resolve(model.metadata, **asked)
     if not isinstance(sampling, Sampling):

@@ -8,8 +8,10 @@ the host draws the next noise array and copies it into the buffer that is not in
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +25,9 @@ __all__ = ["DeviceLoop", "room_for"]
 
 LEAST_ROWS = 4096   # that a table has room for: a graph once captured reads it where it lies
 RUNS_TO_CAPTURE = 3
+CAPTURING = ("cuda",)   # devices on which a turn is captured as a graph
+# While one thread captures, CUDA takes another's copy or allocation for a mistake, and the capture fails.
+ALONE = threading.RLock()
 STATE = ("x", "memory0", "memory1", "sigma", "row", "bad")   # a turn's outputs have these names with _next
 
 
@@ -51,7 +56,8 @@ class DeviceLoop:
                  "bad": number}
 
         def buffer(form: tuple[tuple[int, ...], type]) -> ort.OrtValue:
-            return ort.OrtValue.ortvalue_from_numpy(np.zeros(*form), device, 0)
+            with ALONE:
+                return ort.OrtValue.ortvalue_from_numpy(np.zeros(*form), device, 0)
 
         self.states = [{name: buffer(forms[name]) for name in STATE} for _ in range(2)]
         self.noises = [buffer(single) for _ in range(2)]
@@ -67,14 +73,15 @@ class DeviceLoop:
             binding.bind_ortvalue_input("table", self.table)
             binding.bind_ortvalue_output("x_mean", self.x_mean)
             options = ort.RunOptions()
-            if device == "cuda":
+            if device in CAPTURING:
                 options.add_run_config_entry("gpu_graph_id", str(turn + 1))
             self.bindings.append(binding)
             self.options.append(options)
-        if device == "cuda":   # before a second thread copies: a capture takes every CUDA call for its own
-            self._begin(np.zeros((0, len(COLUMNS)), np.float32), np.zeros(shape, np.float32), 1.0)
-            for turn in [0, 1] * RUNS_TO_CAPTURE:
-                session.run_with_iobinding(self.bindings[turn], self.options[turn])
+        if device in CAPTURING:
+            with ALONE:
+                self._begin(np.zeros((0, len(COLUMNS)), np.float32), np.zeros(shape, np.float32), 1.0)
+                for turn in [0, 1] * RUNS_TO_CAPTURE:
+                    session.run_with_iobinding(self.bindings[turn], self.options[turn])
 
     def run(self, plan: Plan, noise: NoiseSource) -> Iterator[Step]:
         """Yields the steps of a plan.
@@ -94,7 +101,7 @@ class DeviceLoop:
 
         def fill(turn: int) -> None:
             if turn < len(plan.evaluations) and plan.evaluations[turn].draws:
-                self.noises[turn % 2].update_inplace(np.ascontiguousarray(noise()))
+                self._put(self.noises[turn % 2], np.ascontiguousarray(noise()))
 
         with ThreadPoolExecutor(1) as pool:
             filled = pool.submit(fill, 0)
@@ -120,24 +127,35 @@ class DeviceLoop:
 
     def _begin(self, entries: NDArray[np.float32], x: NDArray[np.float32], sigma: float) -> None:
         room = np.zeros((self.capacity - len(entries), len(COLUMNS)), np.float32)
-        self.table.update_inplace(np.concatenate([entries, room]))
+        self._put(self.table, np.concatenate([entries, room]))
         zeros = np.zeros(self.shape, np.float32)
         first = {"x": x, "memory0": zeros, "memory1": zeros, "sigma": np.full(self.shape[:1], sigma, np.float32),
                  "row": np.zeros(1, np.int64), "bad": np.full(1, -1, np.int64)}
         for name, value in first.items():
-            self.states[0][name].update_inplace(value)
+            self._put(self.states[0][name], value)
+
+    @staticmethod
+    def _put(buffer: ort.OrtValue, value: NDArray[Any]) -> None:
+        with ALONE:
+            buffer.update_inplace(value)
+
+    @staticmethod
+    def _got(buffer: ort.OrtValue) -> NDArray[Any]:
+        """A copy: on a CPU it would be the buffer itself."""
+        with ALONE:
+            return np.array(buffer.numpy())
 
     def _reader(self, plan: Plan, number: int, turn: int) -> Callable[[str], NDArray[np.float32]]:
         def read(name: str) -> NDArray[np.float32]:
             self._claim(number, turn + 1)
             self._check(plan, turn)
             value = self.x_mean if name == "x_mean" else self.states[1 - turn % 2][name]
-            return np.array(value.numpy())   # a copy: on a CPU it would be the buffer itself
+            return self._got(value)
         return read
 
     def _check(self, plan: Plan, turn: int) -> None:
         """Stops a run in which NaN or infinity has appeared, by what the device has noted."""
-        bad = int(self.states[1 - turn % 2]["bad"].numpy()[0])
+        bad = int(self._got(self.states[1 - turn % 2]["bad"])[0])
         if bad >= 0:
             step = next(item.ends for item in plan.evaluations[bad:] if item.ends is not None)
             raise non_finite(step, len(plan.levels), plan.levels[step])

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from sde_onnx.checks import checked_choice, checked_path, checked_threads
-from sde_onnx.errors import InputError, InstallationWarning, ModelFileError, ProviderError, SlowPrecisionWarning
+from sde_onnx.errors import (
+    InputError,
+    InstallationWarning,
+    ModelFileError,
+    ProviderError,
+    ProviderWarning,
+    SlowPrecisionWarning,
+    first_line,
+)
 from sde_onnx.runtime import openvino
-from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS
+from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS, SEARCHES
 from sde_onnx.runtime.device_loop import DeviceLoop
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
 from sde_onnx.runtime.providers import KNOWN_PRECISIONS, ORT_ERRORS, choose_provider, doubled_installation, open_session
@@ -24,6 +37,8 @@ from sde_onnx.solvers.plan import ROWS_FORMAT
 __all__ = ["load", "read_metadata"]
 
 BATCH = "N"   # name of the free dimension
+LEAST_FOR_LOOPS = (1, 31)   # before, a captured Concat of unequal widths reads where its inputs lay at the capture
+Opened = TypeVar("Opened")
 
 
 def load(
@@ -73,21 +88,77 @@ def load(
         options.add_free_dimension_override_by_name(BATCH, batch)
         return options
 
+    def opened(batch: int, search: str, *, capture: bool = False) -> ort.InferenceSession:
+        options = options_for(batch)
+        if chosen == metadata.target == "cuda":   # what CUDA does not take is a fault of the file, and no work for CPUs
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return open_session(os.fspath(path), chosen, options, precision=precision, threads=threads, search=search,
+                            capture=capture)
+
+    searches = list(SEARCHES if chosen == "cuda" else SEARCHES[:1])   # those that have not failed
+
     @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
     def open_for(batch: int) -> ort.InferenceSession:
-        return open_session(os.fspath(path), chosen, options_for(batch), precision=precision, threads=threads)
+        def tried(search: str) -> ort.InferenceSession:
+            session = opened(batch, search)
+            if len(searches) > 1:
+                session.run(None, _some_inputs(session, batch))
+            return session
 
-    @functools.lru_cache(maxsize=2)
+        return _first_that_works(searches, tried)
+
+    def open_loop(batch: int, capacity: int) -> DeviceLoop:
+        return _first_that_works(searches, lambda search: DeviceLoop(
+            opened(batch, search, capture=True), chosen, (batch, *metadata.image_shape), capacity))
+
+    loops = threading.local()   # a captured graph belongs to the thread that made it, and the buffers to one run
+
     def loop_for(batch: int, capacity: int) -> DeviceLoop:
-        session = open_session(os.fspath(path), chosen, options_for(batch), precision=precision, threads=threads,
-                               capture=True)
-        return DeviceLoop(session, chosen, (batch, *metadata.image_shape), capacity)
+        if not hasattr(loops, "open"):
+            if chosen == "cuda" and _version(ort.__version__) < LEAST_FOR_LOOPS:
+                raise ProviderError(f"the loop under cuda needs onnxruntime-gpu {'.'.join(map(str, LEAST_FOR_LOOPS))} "
+                                    f"or later, this is {ort.__version__}: pip install --upgrade onnxruntime-gpu")
+            loops.open = functools.lru_cache(maxsize=2)(open_loop)
+        loop: DeviceLoop = loops.open(batch, capacity)
+        return loop
 
     def load_under(other: str) -> ScoreModel:
         return load(path, other, precision=asked, threads=threads, session_options=session_options)
 
     return ScoreModel(path, metadata, chosen, precision, open_for, loop_for if metadata.target == "cuda" else None,
                       load_under)
+
+
+def _first_that_works(searches: list[str], tried: Callable[[str], Opened]) -> Opened:
+    """What is opened and tried with the first way to find cuDNN's plans that has one for every convolution.
+
+    Args:
+        searches: the ways that are left, of SEARCHES; those that fail are taken out, and each is told once.
+        tried: opens with a way, and runs once.
+
+    Warns with a ``ProviderWarning`` of each way that fails.
+    """
+    while True:
+        try:
+            return tried(searches[0])
+        except ORT_ERRORS as error:
+            if len(searches) == 1 or "memory" in str(error).lower():
+                raise
+            failed = searches.pop(0)
+            warnings.warn(f"cuDNN has no plan by {failed} for a convolution of this network, {searches[0]} is tried: "
+                          f"{first_line(error)}", ProviderWarning, stacklevel=2)
+
+
+def _some_inputs(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[Any]]:
+    """Ones for all inputs of a session, of so many images."""
+    kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+    return {item.name: np.ones([size if isinstance(size, int) else batch for size in item.shape], kinds[item.type])
+            for item in session.get_inputs()}
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:

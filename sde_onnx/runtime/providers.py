@@ -21,6 +21,7 @@ from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import (
     CUDA_PRECISIONS,
     HOW_TO_GET,
+    SEARCHES,
     TENSORRT_PRECISIONS,
     cuda_options,
     tensorrt_options,
@@ -44,12 +45,14 @@ PRECISIONS = {"cuda": CUDA_PRECISIONS, "tensorrt": TENSORRT_PRECISIONS, "openvin
               "cpu": ("fp32",)}
 KNOWN_PRECISIONS = tuple({precision: None for choices in PRECISIONS.values() for precision in choices})
 
-# An ONNX model (opset 20) of one 1x1 convolution of x [1, 1, 1, 1] with the weight 2: a provider without its
-# convolution library must fail here, not in the middle of a run. tests/runtime/test_providers.py decodes it.
+# An ONNX model (opset 20) of one 1x1 convolution of x [1, 8, 8, 8] with 8 filters of 0.25: a provider without its
+# convolution library must fail here, not in the middle of a run, and of channels and sizes that every library takes.
+# tests/runtime/test_providers.py runs it.
+PROBE_SHAPE = (1, 8, 8, 8)
 PROBE_MODEL = bytes.fromhex(
-    "08093a670a0f0a01780a01771201792204436f6e76120570726f62652a13080108010801080110012204000000404201775a"
-    "1b0a017812160a14080112100a0208010a0208010a0208010a020801621b0a017912160a14080112100a0208010a0208010a"
-    "0208010a02080142040a001014"
+    "080812003a7d0a110a01760a01731201772206457870616e640a0f0a01780a01771201792204436f6e761201672a0b100122"
+    "040000803e4201762a0d080410073a04080801014201735a1b0a017812160a14080112100a0208010a0208080a0208080a02"
+    "0808621b0a017912160a14080112100a0208010a0208080a0208080a02080842040a001014"
 )
 
 # ONNX Runtime's exceptions share no base class of their own.
@@ -111,6 +114,7 @@ def open_session(
     threads: int | None = None,
     cached: bool = True,
     capture: bool = False,
+    search: str = SEARCHES[0],
 ) -> ort.InferenceSession:
     """Opens a session under one provider, never quietly under another.
 
@@ -123,6 +127,7 @@ def open_session(
             cores that this process may use.
         cached: keep what the provider compiles for the next time.
         capture: under cuda, evaluations as CUDA graphs: on bound buffers only.
+        search: under cuda, one of :data:`sde_onnx.runtime.cuda_options.SEARCHES`.
 
     Raises:
         ProviderError: ONNX Runtime has left the provider out.
@@ -136,7 +141,7 @@ def open_session(
     else:
         settings: list[tuple[str, dict[str, str]]] = [(PROVIDERS[provider], {})]
         if provider == "cuda":
-            settings = [(PROVIDERS["cuda"], cuda_options(precision, capture=capture))]
+            settings = [(PROVIDERS["cuda"], cuda_options(precision, search=search, capture=capture))]
         elif provider == "tensorrt":   # what it does not take, CUDA does
             settings = [(PROVIDERS["tensorrt"], tensorrt_options(precision, cached=cached)),
                         (PROVIDERS["cuda"], cuda_options(precision))]
@@ -163,7 +168,7 @@ def _failure(name: str) -> str | None:
     ort.set_default_logger_severity(4)
     try:
         session = open_session(PROBE_MODEL, name, options, cached=False)
-        session.run(None, {"x": np.ones((1, 1, 1, 1), np.float32)})
+        session.run(None, {"x": np.ones(PROBE_SHAPE, np.float32)})
     except (*ORT_ERRORS, ProviderError) as error:
         # TensorRT's libraries are missed by a line of C++ source.
         reason = "TensorRT is missing" if name == "tensorrt" and "Please install" in str(error) else str(error)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 
 import numpy as np
 import onnx
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 import sde_onnx
-from sde_onnx.errors import InputError, ModelFileError, NonFiniteError
+from sde_onnx.errors import InputError, ModelFileError, NonFiniteError, ProviderError, ProviderWarning
 from sde_onnx.export import export, from_diffusers
 from sde_onnx.export.rewrites.emulation import emulated
 from sde_onnx.images import to_uint8
+from sde_onnx.runtime import device_loop
 from sde_onnx.runtime import load as loading
 from sde_onnx.runtime.device_loop import DeviceLoop
 from sde_onnx.runtime.metadata import ROWS_KEY
@@ -44,11 +46,14 @@ def host(model):
 
 @pytest.fixture(scope="module")
 def loop(files):
+    return DeviceLoop(session_of(files), "cpu", (len(SEEDS), *SHAPE), 64)
+
+
+def session_of(files):
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_free_dimension_override_by_name("N", len(SEEDS))
-    opened = ort.InferenceSession(str(files / "emulated.onnx"), options, providers=["CPUExecutionProvider"])
-    return DeviceLoop(opened, "cpu", (len(SEEDS), *SHAPE), 64)
+    return ort.InferenceSession(str(files / "emulated.onnx"), options, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture
@@ -238,6 +243,109 @@ def test_tensors_of_several_threads_are_answered(host, rng):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_two_threads_have_a_loop_each(device_model, host):
+    """Their steps taken in turns: on the same buffers the second would end the first."""
+    expected = [sde_onnx.sample(host, [seed], 6) for seed in (3, 4)]
+    turn = threading.Barrier(2, timeout=60)
+    found, failures = {}, []
+
+    def run(seed):
+        try:
+            [batch] = sde_onnx.sample_batches(device_model, [seed], 6)
+            for step in batch.steps:
+                turn.wait()
+                found[seed] = np.clip(step.x_mean, 0, 1)
+                turn.wait()
+        except Exception as error:   # noqa: BLE001  # whatever a thread dies of fails the test
+            failures.append(error)
+            turn.abort()
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in (3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    for seed, images in zip((3, 4), expected, strict=True):
+        assert np.abs(to_uint8(found[seed]).astype(int) - to_uint8(images)).max() <= 1
+
+
+def test_nothing_is_copied_while_another_thread_captures(files, host, monkeypatch):
+    """CUDA ends a capture when any thread copies; here the CPU stands in, and its capture takes its time."""
+    monkeypatch.setattr(device_loop, "CAPTURING", ("cpu",))
+    busy, copied_meanwhile = threading.Event(), []
+
+    class Session:
+        def __init__(self, session):
+            self.session = session
+            self.io_binding = session.io_binding
+
+        def run_with_iobinding(self, binding, options):
+            capturing = threading.current_thread() is not threading.main_thread()
+            if capturing:
+                busy.set()
+                time.sleep(0.05)
+            self.session.run_with_iobinding(binding)
+            if capturing:
+                busy.clear()
+
+    put = DeviceLoop._put
+
+    def watched(buffer, value):
+        with device_loop.ALONE:
+            if busy.is_set() and threading.current_thread().name != "capturing":
+                copied_meanwhile.append(value.shape)
+            put(buffer, value)
+
+    opened = Session(session_of(files))
+    first = DeviceLoop(opened, "cpu", (len(SEEDS), *SHAPE), 64)
+    monkeypatch.setattr(DeviceLoop, "_put", staticmethod(watched))
+    thread = threading.Thread(target=lambda: DeviceLoop(opened, "cpu", (len(SEEDS), *SHAPE), 64), name="capturing")
+    thread.start()
+    assert busy.wait(60)
+    for _ in range(3):
+        for _ in first.run(plan_of(host, "pc", 4), PortableNoise(SEEDS, SHAPE)):
+            pass
+    thread.join()
+    assert not copied_meanwhile
+
+
+def test_cudnn_is_asked_in_another_way_where_it_has_no_plan():
+    searches, asked = ["EXHAUSTIVE", "HEURISTIC", "DEFAULT"], []
+
+    def tried(search):
+        asked.append(search)
+        if search != "DEFAULT":
+            raise RuntimeError(f"No valid plans for {search}\nand more")
+        return "a session"
+
+    with pytest.warns(ProviderWarning) as told:
+        assert loading._first_that_works(searches, tried) == "a session"
+    assert [str(item.message) for item in told] == [
+        f"cuDNN has no plan by {failed} for a convolution of this network, {following} is tried: No valid plans for "
+        f"{failed}" for failed, following in (("EXHAUSTIVE", "HEURISTIC"), ("HEURISTIC", "DEFAULT"))]
+    assert loading._first_that_works(searches, tried) == "a session"   # said and tried once
+    assert asked == ["EXHAUSTIVE", "HEURISTIC", "DEFAULT", "DEFAULT"]
+
+
+def test_what_no_other_plan_would_mend_is_told_as_it_is():
+    def fails(search):
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loading._first_that_works(["EXHAUSTIVE", "DEFAULT"], fails)
+    with pytest.raises(ZeroDivisionError):
+        loading._first_that_works(["DEFAULT"], lambda search: 1 / 0)
+
+
+def test_the_loop_under_cuda_needs_a_runtime_that_captures_rightly(files, monkeypatch):
+    monkeypatch.setattr(loading, "choose_provider", lambda name, precision="fp32": "cuda")
+    model = sde_onnx.load(files / "cuda.onnx")
+    monkeypatch.setattr(loading.ort, "__version__", "1.30.2")
+    with pytest.raises(ProviderError, match=r"the loop under cuda needs onnxruntime-gpu 1.31 or later, this is 1.30.2"):
+        sde_onnx.sample(model, [0], 2)
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from commands import done
 
@@ -15,8 +16,10 @@ from sde_onnx.runtime.providers import doubled_installation
 def test_the_probe_is_one_convolution_that_doubles():
     model = onnx.load_from_string(providers.PROBE_MODEL)
     onnx.checker.check_model(model)
-    assert [node.op_type for node in model.graph.node] == ["Conv"]
-    assert onnx.numpy_helper.to_array(model.graph.initializer[0]).item() == 2
+    assert [node.op_type for node in model.graph.node] == ["Expand", "Conv"]
+    session = ort.InferenceSession(providers.PROBE_MODEL, providers=["CPUExecutionProvider"])
+    x = np.ones(providers.PROBE_SHAPE, np.float32)
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], 2 * x)
 
 
 def test_the_cpu_is_always_usable():
@@ -88,11 +91,16 @@ def test_providers_get_their_options(monkeypatch, tmp_path):
     monkeypatch.setattr(providers.ort, "InferenceSession", Session)
     monkeypatch.setenv("SDE_ONNX_CACHE", str(tmp_path))
     for provider, options in (("cuda", {}), ("cuda", {"precision": "tf32", "capture": True}),
+                              ("cuda", {"precision": "fp16", "search": "HEURISTIC"}),
                               ("tensorrt", {"precision": "fp16"}), ("cpu", {})):
         providers.open_session("m.onnx", provider, providers.ort.SessionOptions(), **options)
-    plain, captured, tensorrt, cpu = seen
-    for chosen, expected in ((plain, "0"), (captured, "1")):
-        assert {chosen["CUDAExecutionProvider"][name] for name in ("use_tf32", "enable_cuda_graph")} == {expected}
+    plain, captured, half, tensorrt, cpu = seen
+    for chosen, tf32, fused, graphs, search in ((plain, "0", "0", "0", "EXHAUSTIVE"),
+                                                (captured, "1", "1", "1", "EXHAUSTIVE"),
+                                                (half, "1", "1", "0", "HEURISTIC")):
+        options = chosen["CUDAExecutionProvider"]
+        assert [options[name] for name in ("use_tf32", "fuse_conv_bias", "enable_cuda_graph",
+                                           "cudnn_conv_algo_search")] == [tf32, fused, graphs, search]
     assert list(tensorrt) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
     assert tensorrt["TensorrtExecutionProvider"]["trt_fp16_enable"] == "1"
     assert tensorrt["TensorrtExecutionProvider"]["trt_engine_cache_path"].startswith(str(tmp_path))
