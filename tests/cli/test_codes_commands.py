@@ -101,6 +101,11 @@ def test_bad_input_is_refused_in_one_line(pictures, codes, tmp_path):
     refuses("is 20x16, the model's images are 16x16: --resize", "encode", tmp_path / "wide.png", "-o", out / "c.npz")
     refuses("holds no pictures", "edit", tmp_path / "empty", "--sigma", 1, "-o", out)
     refuses("cannot be read as codes", "decode", tmp_path / "other.npz", "-o", out)
+    with np.load(codes) as saved:
+        held = dict(saved)
+    for changed in ({"names": held["names"][:1]}, {"settings": "[1]"}):
+        np.savez(tmp_path / "odd.npz", **(held | changed))
+        refuses("2 latents", "decode", tmp_path / "odd.npz", "-o", out)
     refuses("missing", "interpolate", "--from", tmp_path / "none.png", "--to", 1, "-o", tmp_path / "s.png")
     refuses("two pictures are named 0-000000", "edit", pictures / "0.png", pictures / "0.png", "--sigma", 1, "-o", out)
     refuses("sigma is 99, expected more than 0.01 and at most 20", "edit", pictures, "--sigma", 99, "-o", out)

@@ -11,7 +11,8 @@ from PIL import Image
 
 import sde_onnx
 from sde_onnx.cli import main
-from sde_onnx.errors import InputError
+from sde_onnx.errors import InputError, OutputError
+from sde_onnx.files import check_room
 from sde_onnx.generate.seeds import format_seeds
 
 
@@ -302,6 +303,10 @@ def test_an_archive_of_bytes_is_that_of_adm(model_file, tmp_path):
 
 
 def test_an_archive_without_room_is_refused_before_the_work(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    check_room(tmp_path / "s.npz", 100)
+    with pytest.raises(OutputError, match="s.npz needs 0.0 MB"):
+        check_room(tmp_path / "s.npz", 101)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
     refuses("s.npz needs 3.1 MB, its disk has 0.0 MB free", "sample", model_file, "--seeds", "0-999", "-o",
             tmp_path / "s.npz")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from sde_onnx import operators
 from sde_onnx.errors import InputError, SdeOnnxError
@@ -89,6 +90,12 @@ def test_bicubic_is_pillows(rng):
     plane = rng.uniform(0, 1, (24, 32)).astype(np.float32)
     expected = np.asarray(Image.fromarray(plane, "F").resize((8, 6), Image.Resampling.BICUBIC))
     np.testing.assert_allclose(operators.bicubic(4).A(plane[None, None])[0, 0], expected, atol=1e-6)
+
+
+def test_a_blur_mirrors_the_image_at_its_borders(rng):
+    x = rng.standard_normal((1, 2, 9, 12))
+    expected = gaussian_filter(x, 1.5, mode="reflect", truncate=4, axes=(2, 3))
+    np.testing.assert_allclose(operators.parse_operator("blur:1.5").A(x), expected, atol=1e-9)
 
 
 def test_constant_images_stay_as_they_are():

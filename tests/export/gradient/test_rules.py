@@ -221,6 +221,8 @@ REFUSED = {
     "an approximation": ("Gelu", (2, 3), ["x"], {"approximate": "tanh"}, "approximate = 'none'"),
     "windows beyond the image": ("MaxPool", (1, 1, 5, 5), ["x"],
                                  {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, "ceil_mode 0"),
+    "windows with holes": ("MaxPool", (1, 1, 5, 5), ["x"], {"kernel_shape": [2, 2], "dilations": [2, 2]},
+                           "windows without dilation"),
     "a scale that is not whole": ("Resize", (1, 1, 4, 4), ["x", "", np.array([1, 1, 2.2, 2], F32)], {},
                                   "the rule is for whole scales"),
     "channels resized": ("Resize", (1, 1, 4, 4), ["x", "", np.array([1, 2, 2, 2], F32)], {}, "two axes of an image"),
