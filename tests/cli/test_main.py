@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-
 from faults.subjects import COMMAND
 
 

@@ -88,7 +88,8 @@ class _Tests:
             if total > MOST_SECONDS:
                 break
             chosen.append(name)
-        by_name = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(f"test_{mutant.file.stem.strip('_')}*.py")]
+        named = f"test_{mutant.file.stem.strip('_')}*.py"
+        by_name = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(named)]
         return [*by_name, *(name for name in chosen if name.partition("::")[0] not in by_name)]
 
 
