@@ -92,6 +92,9 @@ def _seen(node: ast.AST) -> Iterator[ast.AST]:
             continue
         for child in value if isinstance(value, list) else [value]:
             is_for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-            is_assertion = isinstance(child, ast.Assert)   # for the type checker, or of what cannot be
+            # For the type checker, or of what cannot be.
+            is_assertion = isinstance(child, ast.Assert) or (
+                isinstance(child, ast.keyword) and child.arg == "strict" and getattr(node, "func", None) is not None
+                and ast.unparse(node.func) == "zip")   # type: ignore[attr-defined]
             if isinstance(child, ast.AST) and not is_for_types and not is_assertion:
                 yield from _seen(child)

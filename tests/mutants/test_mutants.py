@@ -20,6 +20,7 @@ def function(x: int | None = -1) -> bool:
     if x < (LIMIT) and not x % 2:   # naïve
         x += 1
     return x in (2.5,) or True
+    zip(x, strict=True)
 '''
 
 

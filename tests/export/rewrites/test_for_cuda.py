@@ -112,6 +112,13 @@ def test_an_image_is_read_exactly_in_half_precision():
     assert np.abs(seen[:, :3] - centered).max() > 1e-3
 
 
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS.keys())
+def test_no_node_is_work_for_the_cpu(options):
+    """ONNX Runtime gives it what computes on a value's shape, and a session that leaves the CPU no work refuses it."""
+    found = {name for _, name in operators(build_model(network(**options), target="cuda", precision="fp16"))}
+    assert not found & {"Shape", "Size", "NonZero", "Range", "Loop", "If", "Scan", "Unique", "NonMaxSuppression"}
+
+
 @pytest.mark.parametrize("options", [NETWORKS["no fir"], NETWORKS["no fir, convolutions"]])
 def test_every_convolution_pads_all_sides_alike(options):
     model = build_model(network(**options), target="cuda", precision="fp32")
