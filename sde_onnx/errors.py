@@ -6,6 +6,7 @@ A message says what was got, what was expected and what to do, in one line; the 
 from __future__ import annotations
 
 __all__ = [
+    "BatchSizeWarning",
     "CheckpointError",
     "ConfigError",
     "GradientError",
@@ -71,6 +72,10 @@ class OutputError(SdeOnnxError, OSError):
 
 class InstallationWarning(UserWarning):
     """Packages that overwrite each other are installed together."""
+
+
+class BatchSizeWarning(ResourceWarning):
+    """Fewer images at a time are sampled than were asked for, since they do not fit into memory."""
 
 
 class ProviderWarning(UserWarning):

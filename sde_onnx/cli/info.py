@@ -17,7 +17,8 @@ __all__ = ["info_command"]
 @click.command("info")
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Everything that the file says of itself, as JSON.")
-def info_command(model: Path | None, as_json: bool) -> None:
+@click.option("--providers", is_flag=True, help="What can run models here, on what, and why the others cannot.")
+def info_command(model: Path | None, as_json: bool, providers: bool) -> None:
     """Say what a model file is, and what sampling it will do; the bundled digits without MODEL.
 
     \b
@@ -26,6 +27,15 @@ def info_command(model: Path | None, as_json: bool) -> None:
     from sde_onnx.models import bundled_model
     from sde_onnx.runtime.load import read_metadata
 
+    if providers:
+        if model is not None or as_json:
+            raise click.UsageError("--providers is of this machine: leave out MODEL and --json")
+        from sde_onnx.runtime.providers import choose_provider, describe_providers
+
+        for name, text in describe_providers().items():
+            click.echo(f"{name:11}{text}")
+        click.echo(f"{'auto':11}{choose_provider('auto')}")
+        return
     model = model or bundled_model()
     metadata = read_metadata(model)
     if as_json:

@@ -10,7 +10,13 @@ from typing import Any
 
 import click
 
-from sde_onnx.errors import InputError, InstallationWarning, ProviderWarning, SlowPrecisionWarning
+from sde_onnx.errors import (
+    BatchSizeWarning,
+    InputError,
+    InstallationWarning,
+    ProviderWarning,
+    SlowPrecisionWarning,
+)
 from sde_onnx.generate.seeds import parse_seeds
 from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
@@ -21,7 +27,7 @@ __all__ = ["PROVIDER", "flow_options", "given", "label_option", "method_options"
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"])
 # Of these a user of the command line is told.
-NOTES = (InstallationWarning, ProviderWarning, ResourceWarning, SlowPrecisionWarning)
+NOTES = (BatchSizeWarning, InstallationWarning, ProviderWarning, SlowPrecisionWarning)
 
 
 @contextmanager

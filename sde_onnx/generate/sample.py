@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.checks import checked_batch_size, checked_model, checked_number
-from sde_onnx.errors import InputError, one_line
+from sde_onnx.errors import BatchSizeWarning, InputError, one_line
 from sde_onnx.guidance.classifier import classifier_guided
 from sde_onnx.guidance.measured_noise import tell_measured_noise
 from sde_onnx.progress import ImagesBar
@@ -80,7 +80,7 @@ def sample(
         guidance: the weight of the classifier, >= 0: 0 leaves the images as they are, 1 is Bayes' rule, more gives more
             typical images of the class.
         batch_size: images at a time, >= 1; chosen by their size if not given. What does not fit into memory is split,
-            with a ``ResourceWarning``.
+            with a ``BatchSizeWarning``.
         progress: show how far it is on standard error: a bar on a terminal, else a line each half minute.
         options: of the solver, by the names of :data:`sde_onnx.solvers.options.OPTIONS`.
 
@@ -281,7 +281,7 @@ def choose_batch_size(model: ScoreModel, images: int, asked: int | None, *, imag
     said = f"{size} images at a time need about {size * need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     if images_depend:
         raise InputError(f"{said}, and a smaller batch gives other images here: ask for one with --batch-size")
-    warnings.warn(f"{said}: {fits} at a time", ResourceWarning, stacklevel=3)
+    warnings.warn(f"{said}: {fits} at a time", BatchSizeWarning, stacklevel=3)
     return fits
 
 

@@ -30,7 +30,14 @@ from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS, SEARCHES
 from sde_onnx.runtime.device_loop import DeviceLoop
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
-from sde_onnx.runtime.providers import KNOWN_PRECISIONS, ORT_ERRORS, choose_provider, doubled_installation, open_session
+from sde_onnx.runtime.providers import (
+    KNOWN_PRECISIONS,
+    ORT_ERRORS,
+    choose_provider,
+    doubled_installation,
+    open_session,
+    unused_gpu,
+)
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS, LABEL, OUTPUTS, ScoreModel
 from sde_onnx.solvers.plan import ROWS_FORMAT
 
@@ -66,8 +73,9 @@ def load(
         ModelFileError: the file is missing, damaged, or not ours.
         ProviderError: the provider was asked for by name and cannot run here.
 
-    Warns with a ``SlowPrecisionWarning`` where the precision is slower than float32 on this processor, and with an
-    ``InstallationWarning`` where two packages of ONNX Runtime are installed.
+    Warns with a ``SlowPrecisionWarning`` where the precision is slower than float32 on this processor, with an
+    ``InstallationWarning`` where two packages of ONNX Runtime are installed, and with a ``ProviderWarning`` where
+    ``"auto"`` leaves an NVIDIA GPU unused or cuDNN's first choice of plans fails.
     """
     path, threads = checked_path("path", path), checked_threads(threads)
     metadata = read_metadata(path)
@@ -75,6 +83,8 @@ def load(
     if (both := doubled_installation()) is not None:
         warnings.warn(both, InstallationWarning, stacklevel=2)
     chosen, precision = _provider_for(path, metadata, provider, precision)
+    if provider == "auto" and (unused := unused_gpu(chosen)) is not None:
+        warnings.warn(unused, ProviderWarning, stacklevel=2)
     if session_options is not None and chosen == "openvino":
         raise InputError("session_options go with every provider but openvino, which takes precision and threads")
     if session_options is not None and not callable(session_options):

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -26,10 +27,10 @@ from sde_onnx.runtime.cuda_options import (
     cuda_options,
     tensorrt_options,
 )
-from sde_onnx.runtime.machine import available_cores
+from sde_onnx.runtime.machine import available_cores, processor
 
-__all__ = ["KNOWN_PRECISIONS", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "doubled_installation",
-           "open_session", "usable_providers"]
+__all__ = ["KNOWN_PRECISIONS", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "describe_providers",
+           "doubled_installation", "open_session", "unused_gpu", "usable_providers"]
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime-directml")   # packages of one module
 # Our names for ONNX Runtime's, in the order of preference of "auto", which leaves tensorrt out: it builds for minutes.
@@ -40,6 +41,7 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
 }
 AUTO = ("cuda", "openvino", "cpu")
+NVIDIA_DRIVER = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("C:/Windows/System32/nvcuda.dll"))   # one, where it is
 # What a provider can compute in where the file leaves it open; the first is the default.
 PRECISIONS = {"cuda": CUDA_PRECISIONS, "tensorrt": TENSORRT_PRECISIONS, "openvino": tuple(openvino.PRECISIONS),
               "cpu": ("fp32",)}
@@ -103,6 +105,31 @@ def choose_provider(name: str, precision: str = "fp32") -> str:
 def usable_providers() -> list[str]:
     """The keys of PROVIDERS that can run here, the preferred first."""
     return [name for name in PROVIDERS if _failure(name) is None]
+
+
+def describe_providers() -> dict[str, str]:
+    """Of each provider, the preferred first: its devices and precisions, or why it cannot run here."""
+    told = {}
+    for name in PROVIDERS:
+        devices = [_described(entry.device) for entry in ort.get_ep_devices() if entry.ep_name == PROVIDERS[name]]
+        where = processor() if name == "cpu" else ", ".join(dict.fromkeys(devices))
+        reason = _failure(name)
+        told[name] = (f"runs in {' or '.join(PRECISIONS[name])}" + f" on {where}" * bool(where) if reason is None else
+                      f"cannot run here: {reason}")
+    return told
+
+
+def unused_gpu(chosen: str) -> str | None:
+    """Why the NVIDIA GPU of this machine is not used by what ``"auto"`` chose; ``None`` if it is, or there is none."""
+    if chosen in ("cuda", "tensorrt") or not any(path.exists() for path in NVIDIA_DRIVER):
+        return None
+    return f"an NVIDIA GPU is here and not used, provider {chosen} is: cuda cannot run here ({_failure('cuda')})"
+
+
+def _described(device: ort.OrtHardwareDevice) -> str:
+    """A device for people: whose, what, and its name where it has one."""
+    kind = str(device.type).rpartition(".")[2]
+    return " ".join(filter(None, (device.vendor, kind, device.metadata.get("Description", ""))))
 
 
 def open_session(

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 import sde_onnx
 from sde_onnx.cli import main
-from sde_onnx.errors import InputError, OutputError
+from sde_onnx.cli.options import notes
+from sde_onnx.errors import BatchSizeWarning, InputError, OutputError
 from sde_onnx.files import check_room
 from sde_onnx.generate.seeds import format_seeds
 
@@ -311,3 +313,11 @@ def test_an_archive_without_room_is_refused_before_the_work(model_file, tmp_path
     refuses("s.npz needs 3.1 MB, its disk has 0.0 MB free", "sample", model_file, "--seeds", "0-999", "-o",
             tmp_path / "s.npz")
     sample(model_file, "--seeds", "0-2", "--steps", 2, "--uint8", "-o", tmp_path / "b.npz")
+
+
+def test_what_another_library_leaves_open_is_no_note(capsys):
+    """numpy leaves a damaged archive open, and Python tells of it whenever it is collected."""
+    with notes():
+        warnings.warn("unclosed file <_io.FileIO name='a.npz'>", ResourceWarning, stacklevel=1)
+        warnings.warn("5 images do not fit", BatchSizeWarning, stacklevel=1)
+    assert capsys.readouterr().err == "Note: 5 images do not fit\n"

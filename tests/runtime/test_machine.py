@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import sde_onnx
 from sde_onnx.cli import main
-from sde_onnx.errors import InputError
+from sde_onnx.errors import BatchSizeWarning, InputError
 from sde_onnx.generate import sample as generation
 from sde_onnx.runtime import machine
 
@@ -47,7 +47,7 @@ def test_an_image_takes_no_more_than_is_reckoned(file):
 def test_a_batch_that_does_not_fit_is_split_and_says_so(little, model):
     need = machine.image_memory(model.metadata)
     said = f"5 images at a time need about {5 * need / 2**30:.1f} GiB, {generation.available_memory() / 2**30:.1f} GiB"
-    with pytest.warns(ResourceWarning, match=f"{re.escape(said)} are free: 2 at a time"):
+    with pytest.warns(BatchSizeWarning, match=f"{re.escape(said)} are free: 2 at a time"):
         batches = list(sde_onnx.sample_batches(model, range(5), steps=2, batch_size=8))
     assert [batch.seeds for batch in batches] == [[0, 1], [2, 3], [4]]
 
@@ -58,7 +58,7 @@ def test_products_need_the_memory_of_their_file(monkeypatch, digits):
     monkeypatch.setattr(generation, "available_memory", lambda: free)
     assert free > 5 * machine.image_memory(digits.metadata)
     measurement = np.zeros((3, 8, 8), np.float32)
-    with pytest.warns(ResourceWarning, match="5 images at a time need about .*: 2 at a time"):
+    with pytest.warns(BatchSizeWarning, match="5 images at a time need about .*: 2 at a time"):
         sde_onnx.restore(digits, measurement, "down:2", range(5), 2, gradient=gradient)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

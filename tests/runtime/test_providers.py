@@ -1,3 +1,4 @@
+import warnings
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -5,11 +6,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from commands import done
+from commands import done, refuses
 
 import sde_onnx
-from sde_onnx.errors import InputError, InstallationWarning, ProviderError
+from sde_onnx.errors import InputError, InstallationWarning, ProviderError, ProviderWarning
 from sde_onnx.runtime import providers
+from sde_onnx.runtime.machine import processor
 from sde_onnx.runtime.providers import doubled_installation
 
 
@@ -105,6 +107,35 @@ def test_providers_get_their_options(monkeypatch, tmp_path):
     assert tensorrt["TensorrtExecutionProvider"]["trt_fp16_enable"] == "1"
     assert tensorrt["TensorrtExecutionProvider"]["trt_engine_cache_path"].startswith(str(tmp_path))
     assert cpu == {"CPUExecutionProvider": {}}
+
+
+def test_every_provider_says_why_it_can_or_cannot_run(model_file):
+    lines = dict(line.split(maxsplit=1) for line in done("info", "--providers").stdout.splitlines())
+    assert list(lines) == [*providers.PROVIDERS, "auto"]
+    for name in providers.PROVIDERS:
+        usable = name in providers.usable_providers()
+        assert lines[name].startswith("runs in fp32" if usable else "cannot run here: "), lines[name]
+    assert lines["cpu"] == f"runs in fp32 on {processor()}"
+    assert lines["auto"] == providers.choose_provider("auto")
+    refuses("leave out MODEL and --json", "info", model_file, "--providers", status=2)
+
+
+def test_a_gpu_that_is_not_used_is_told(model_file, monkeypatch, tmp_path):
+    """To whom did not choose; and not where there is none, or it is used."""
+    if "cuda" in providers.usable_providers():
+        pytest.skip("CUDA runs here")
+    driver = tmp_path / "driver"
+    monkeypatch.setattr(providers, "NVIDIA_DRIVER", (tmp_path / "none", driver))
+    assert providers.unused_gpu("cpu") is None
+    driver.touch()
+    assert providers.unused_gpu("cuda") is None
+    with pytest.warns(ProviderWarning, match=r"^an NVIDIA GPU is here and not used, provider \w+ is: cuda cannot run"):
+        sde_onnx.load(model_file)
+    told = done("sample", model_file, "--steps", 2, "-o", tmp_path / "s.png").stderr
+    assert "Note: an NVIDIA GPU is here and not used" in told
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ProviderWarning)
+        sde_onnx.load(model_file, "cpu")
 
 
 @pytest.mark.gpu

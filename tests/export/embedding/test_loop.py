@@ -13,7 +13,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 import sde_onnx
 from sde_onnx import operators
 from sde_onnx.cli import main
-from sde_onnx.errors import InputError
+from sde_onnx.errors import BatchSizeWarning, InputError
 from sde_onnx.export import export, from_diffusers, from_edm
 from sde_onnx.export.embedding.loop import embed
 from sde_onnx.export.embedding.noise import key_words, normals
@@ -359,7 +359,7 @@ def test_golden_values_do_not_need_one_batch(digits, monkeypatch, tmp_path):
     heun = sde_onnx.resolve(digits.metadata, solver="heun", steps=3)
     write_golden(digits, tmp_path / "a.npz", heun)
     monkeypatch.setattr(sde_onnx.generate.sample, "available_memory", lambda: image_memory(digits.metadata) * 3 // 2)
-    with pytest.warns(ResourceWarning):
+    with pytest.warns(BatchSizeWarning):
         write_golden(digits, tmp_path / "b.npz", heun)
     a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
     for name in a.files:
