@@ -4,9 +4,13 @@
 
 Every subject makes whole steps with its own loop: two evaluations, noise, norms, updates; PyTorch's as diffusers'
 scheduler makes them, ours as `sde-onnx sample` does. Subjects take turns, each in a process of its own (timing.py), and
-clocks are read with the device idle. Beside the speed stand the relative error of the score against float32 without
-TensorFloat-32, the share of a run in which the device does nothing (from the times of all kernels, as CUPTI tells), and
-the device's memory. With --resume comparisons that the output has are not run again.
+clocks are read with the device idle, after a first step in which everything is set up. Beside the speed stand the time
+of an evaluation alone, the relative error of the score against float32 without TensorFloat-32, the device's memory, and
+with --idle the share of a run in which the device does nothing (from the times of all kernels, as CUPTI tells).
+
+Few subjects are loaded at a time, so that memory suffices; the two that others are compared with are in every group. A
+subject that fails is a row that says how. The output is written after each group: --resume goes on with those that it
+does not have, and --seconds ends a call in time for another.
 
 --device cpu runs the same with kernels emulated, to try the script where no GPU is; nothing it says is a result.
 """
@@ -18,6 +22,7 @@ import json
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +41,9 @@ REFERENCE = "diffusers eager fp32"   # with TensorFloat-32, as PyTorch is mostly
 BATCHES = {"digits": (16,), "32": (1, 4, 16), "256": (1, 4, 16), "1024": (1,)}
 COMPILE_LIMIT = 420.0
 PROFILED_STEPS = 10
+LEAST_STEPS = 50      # of a sample, on a GPU
+EVALUATIONS = 20      # that are timed alone
+GROUP = 4             # subjects at a time, beside the oracle and the reference
 Array = NDArray[np.float32]
 
 
@@ -52,18 +60,39 @@ class Steps(ABC):
         """The score."""
 
     @abstractmethod
-    def run(self, batch: int, steps: int) -> None:
-        """Makes so many steps of a schedule of the model's own length."""
+    def steps(self, batch: int) -> Iterator[None]:
+        """Makes a step of a schedule of the model's own length at each turn."""
+
+    @abstractmethod
+    def evaluate_often(self, batch: int, count: int) -> None:
+        """Evaluates the network so many times, its inputs where it wants them."""
 
     def time(self, x: Array, sigma: Array, count: int) -> float:
-        self.synchronize()
-        start = time.perf_counter()
-        self.run(len(x), count)
-        self.synchronize()
-        seconds = time.perf_counter() - start
+        made = max(count, LEAST_STEPS) if self.device == "cuda" else count
+        steps = self.steps(len(x))
+        next(steps)
+        seconds = self.seconds_of(lambda: self.make(steps, made)) * count / made
         if self.held_mb is None and self.used_before is not None:   # no other subject has been loaded since
             self.held_mb = (self.used_mb() or 0) - self.used_before
         return seconds
+
+    @staticmethod
+    def make(steps: Iterator[None], count: int) -> None:
+        for _ in range(count):
+            next(steps)
+
+    def seconds_of(self, work: Callable[[], None]) -> float:
+        self.synchronize()
+        start = time.perf_counter()
+        work()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def evaluation_seconds(self, batch: int) -> float:
+        """Of one evaluation, without a loop around it."""
+        count = EVALUATIONS if self.device == "cuda" else 1
+        self.evaluate_often(batch, 1)
+        return self.seconds_of(lambda: self.evaluate_often(batch, count)) / count
 
     def synchronize(self) -> None:
         import torch
@@ -90,9 +119,11 @@ class Steps(ABC):
 
         if self.device != "cuda":
             return None
-        self.run(batch, PROFILED_STEPS)
+        steps = self.steps(batch)
+        self.make(steps, PROFILED_STEPS)
+        torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            self.run(batch, PROFILED_STEPS)
+            self.make(steps, PROFILED_STEPS)
             torch.cuda.synchronize()
         spans = sorted((event.time_range.start, event.time_range.end) for event in profile.events()
                        if event.device_type == torch.autograd.DeviceType.CUDA)
@@ -141,14 +172,23 @@ class InTorch(Steps):
         score: Array = self.evaluate(*tensors).cpu().contiguous().numpy()
         return score
 
-    def run(self, batch: int, steps: int) -> None:
+    def steps(self, batch: int) -> Iterator[None]:
         scheduler = self.scheduler
-        x = self.torch.randn(batch, *self.shape, device=self.device) * scheduler.init_noise_sigma
-        x = x.to(memory_format=self.torch.channels_last)
-        for index, t in enumerate(scheduler.timesteps[:steps]):
+        x = self.images(batch) * scheduler.init_noise_sigma
+        for index, t in enumerate(scheduler.timesteps):
             sigma = scheduler.sigmas[index] * self.torch.ones(batch, device=self.device)
             x = scheduler.step_correct(self.evaluate(x, sigma), x).prev_sample
             x = scheduler.step_pred(self.evaluate(x, sigma), t, x).prev_sample
+            yield
+
+    def evaluate_often(self, batch: int, count: int) -> None:
+        x, sigma = self.images(batch), self.torch.ones(batch, device=self.device)
+        for _ in range(count):
+            self.evaluate(x, sigma)
+
+    def images(self, batch: int) -> Any:
+        x = self.torch.randn(batch, *self.shape, device=self.device)
+        return x.to(memory_format=self.torch.channels_last)
 
 
 class PlainExport(InTorch):
@@ -161,6 +201,8 @@ class PlainExport(InTorch):
         del self.unet, self.network
         providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
         self.session = ort.InferenceSession(path, providers=providers, enable_fallback=0)
+        if self.session.get_providers()[0] != providers[0]:
+            raise RuntimeError(f"ONNX Runtime left {providers[0]} out: the plain export would run on the CPU")
         self.names = [item.name for item in self.session.get_inputs()], self.session.get_outputs()[0].name
 
     def evaluate(self, x: Any, sigma: Any) -> Any:
@@ -190,11 +232,18 @@ class Ours(Steps):
         score: Array = self.model(x, sigma)
         return score
 
-    def run(self, batch: int, steps: int) -> None:
+    def steps(self, batch: int) -> Iterator[None]:
         [chunk] = sde_onnx.sample_batches(self.model, range(batch), solver="pc", batch_size=batch)
-        for step in chunk.steps:
-            if step.index + 1 == steps:
-                break
+        for _ in chunk.steps:
+            yield
+
+    def evaluate_often(self, batch: int, count: int) -> None:
+        import torch
+
+        x = torch.randn(batch, *self.model.metadata.image_shape, device=self.device)
+        sigma = torch.ones(batch, device=self.device)
+        for _ in range(count):
+            self.model(x, sigma)
 
 
 def _on_the_cpu(path: Path) -> sde_onnx.ScoreModel:
@@ -248,8 +297,12 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--prepare", action="store_true", help="only make the files")
     parser.add_argument("--output", type=Path, help="the result as JSON")
-    parser.add_argument("--resume", action="store_true", help="keep the comparisons that the output has")
+    parser.add_argument("--subjects", nargs="+", help="these alone, beside the two that they are compared with")
+    parser.add_argument("--idle", action="store_true", help="also profile how long the device does nothing")
+    parser.add_argument("--seconds", type=float, help="begin no group after so long")
+    parser.add_argument("--resume", action="store_true", help="keep the subjects that the output has")
     arguments = parser.parse_args()
+    start = time.monotonic()
     rows: list[dict[str, Any]] = []
     if arguments.resume and arguments.output and arguments.output.exists():
         rows = json.loads(arguments.output.read_text())["rows"]
@@ -258,24 +311,51 @@ def main() -> None:
         folder = prepare(name, batches)
         export_for_cuda(folder)
         for batch in batches if not arguments.prepare else []:
-            if any((row["network"], row["batch"]) == (name, batch) for row in rows):
-                continue
-            rows.append(_compare(name, folder, batch, arguments))
-            if arguments.output:
-                arguments.output.parent.mkdir(parents=True, exist_ok=True)
-                arguments.output.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            known = [row for row in rows if (row["network"], row["batch"]) == (name, batch)]
+            row = known[0] if known else _row(name, folder, batch, arguments)
+            if not known:
+                rows.append(row)
+            for group in groups_of(subjects(folder, batch, arguments.device), set(row["subjects"]), arguments.subjects):
+                if arguments.seconds and time.monotonic() - start > arguments.seconds:
+                    raise SystemExit("stopped in time: --resume goes on")
+                row["subjects"] |= _compare(row, group, inputs(folder, batch, np.random.default_rng(0)), arguments)
+                if arguments.output:
+                    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+                    arguments.output.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
-def _compare(name: str, folder: Path, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    print(f"{name}, batch {batch}", flush=True)
-    cases = inputs(folder, batch, np.random.default_rng(0))
+def groups_of(chosen: list[Subject], known: set[str], asked: list[str] | None) -> list[list[Subject]]:
+    """Subjects that are loaded together: the oracle and the reference, and a few that are asked for and not known."""
+    names = {subject.name for subject in chosen}
+    if unknown := set(asked or ()) - names:
+        raise SystemExit(f"no subject is named {', '.join(sorted(unknown))}: there are {', '.join(sorted(names))}")
+    always = [subject for subject in chosen if subject.name in (ORACLE, REFERENCE)]
+    others = [subject for subject in chosen if subject not in always and subject.name not in known
+              and subject.name in (asked or names)]
+    return [[*always, *others[first:first + GROUP]] for first in range(0, len(others), GROUP)]
+
+
+def _row(name: str, folder: Path, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    num_scales = sde_onnx.read_metadata(folder / "model.onnx").schedule.num_scales
+    return {"network": name, "batch": batch, "num_scales": num_scales, "reference": REFERENCE, "oracle": ORACLE,
+            "environment": environment(_command(arguments)), "subjects": {}}
+
+
+def _compare(row: dict[str, Any], chosen: list[Subject], cases: dict[str, tuple[Array, Array]],
+             arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What a group's turns give, by subject; of the two that are in every group what the first has given."""
+    batch = row["batch"]
+    print(f"{row['network']}, batch {batch}", flush=True)
+    extras: dict[str, tuple[Any, ...]] = {"evaluation_seconds": (batch,)}
+    if arguments.idle:
+        extras["idle_share"] = (batch,)
     x, sigma = list(cases.values())[1]
-    chosen = subjects(folder, batch, arguments.device)
-    measured = compare(chosen, x, sigma, cases, reference=ORACLE, turns=arguments.turns,
-                       extras={"idle_share": (batch,)}, tell=lambda line: print("   ", line, flush=True))
-    num_scales = sde_onnx.read_metadata(folder / "cuda-fp32.onnx").schedule.num_scales
+    measured = compare(chosen, x, sigma, cases, reference=ORACLE, turns=arguments.turns, extras=extras,
+                       tell=lambda line: print("   ", line, flush=True))
     found = {}
     for subject, result in measured.items():
+        if subject in row["subjects"]:
+            continue
         found[subject] = {key: value for key, value in asdict(result).items() if value == value}
         if result.failure:
             continue
@@ -283,15 +363,15 @@ def _compare(name: str, folder: Path, batch: int, arguments: argparse.Namespace)
                            if not measured[REFERENCE].failure else None,
                            "images_per_second_1000_steps": batch / (1000 * result.median)}
         print(f"    {subject:32} {result.median * 1e3:9.2f} ms a step, error {max(result.errors.values()):.1e}, "
-              f"idle {result.extras['idle_share']}", flush=True)
-    return {"network": name, "batch": batch, "num_scales": num_scales, "reference": REFERENCE, "oracle": ORACLE,
-            "environment": environment(_command(arguments)), "subjects": found}
+              + ", ".join(f"{name} {value}" for name, value in result.extras.items()), flush=True)
+    return found
 
 
 def _command(arguments: argparse.Namespace) -> str:
     words = ["python benchmarks/gpu.py --networks", *arguments.networks]
-    if arguments.batches:
-        words += ["--batches", *map(str, arguments.batches)]
+    for option in ("batches", "subjects"):
+        if getattr(arguments, option):
+            words += [f"--{option}", *(json.dumps(value) for value in getattr(arguments, option))]
     return " ".join([*words, "--turns", str(arguments.turns), "--device", arguments.device])
 
 

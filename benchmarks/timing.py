@@ -114,23 +114,38 @@ def compare(
                 tell(f"{subject.name}: {error}")
         if reference not in workers:
             raise SystemExit(f"the reference {reference} failed: {results[reference].failure}")
+
+        def ask(name: str, *question: Any) -> Any:
+            """A subject's answer; ``None`` of one that fails, which is asked no more."""
+            try:
+                return workers[name].ask(None, *question)
+            except SubjectError as error:
+                if name == reference:
+                    raise SystemExit(f"the reference {reference} failed: {error}") from None
+                results[name].failure = str(error)
+                tell(f"{name}: {error}")
+                del workers[name]
+                return None
+
         for case, (case_x, case_sigma) in cases.items():
-            expected = workers[reference].ask(None, "score", case_x, case_sigma)
-            for name, worker in workers.items():
-                difference = worker.ask(None, "score", case_x, case_sigma) - expected
-                results[name].errors[case] = float(np.linalg.norm(difference) / np.linalg.norm(expected))
-        for name, worker in workers.items():
-            results[name].peak_load_mb = worker.ask(None, "peak", True)
+            expected = ask(reference, "score", case_x, case_sigma)
+            for name in list(workers):
+                if (score := ask(name, "score", case_x, case_sigma)) is not None:
+                    results[name].errors[case] = float(np.linalg.norm(score - expected) / np.linalg.norm(expected))
+        for name in list(workers):
+            results[name].peak_load_mb = ask(name, "peak", True)
         for turn in range(turns):
             order = list(workers) if turn % 2 == 0 else list(reversed(workers))
             for name in order:
                 time.sleep(REST)
                 count = results[name].evaluations_a_turn
-                results[name].seconds.append(workers[name].ask(None, "time", x, sigma, count) / count)
-        for name, worker in workers.items():
-            results[name].peak_mb = worker.ask(None, "peak", False)
-            results[name].extras = {extra: worker.ask(None, "extra", extra, *given)
-                                    for extra, given in (extras or {}).items()}
+                if (seconds := ask(name, "time", x, sigma, count)) is not None:
+                    results[name].seconds.append(seconds / count)
+        for name in list(workers):
+            results[name].peak_mb = ask(name, "peak", False)
+            for extra, given in (extras or {}).items():
+                if name in workers:
+                    results[name].extras[extra] = ask(name, "extra", extra, *given)
     return results
 
 
