@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import sde_onnx
 from sde_onnx.runtime.machine import available_cores, processor
 
 __all__ = ["RESULTS", "ROOT", "environment"]
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+if importlib.util.find_spec("sde_onnx.export") is None:   # a checkout that is on the path, and not installed
+    sde_onnx.__path__.append(str(ROOT))
 PACKAGES = {"onnxruntime": "onnxruntime-gpu", "openvino plugin": "onnxruntime-ep-openvino", "torch": "torch",
             "diffusers": "diffusers", "numpy": "numpy"}
 

@@ -3,8 +3,9 @@
 import json
 import sys
 
-import gpu
 import pytest
+
+import gpu
 from timing import Subject
 
 pytestmark = pytest.mark.slow
