@@ -47,7 +47,7 @@ dist: $(INSTALLED)    ## build the wheel and the source archive into build/dist
 wheel-test: dist    ## install the wheel into empty environments, with and without the export extra, and use it
 	$(BIN)/python tests/release/wheel.py build/dist/*.whl
 
-lowest: $(INSTALLED)    ## the tests that take no seconds, with the lowest versions that pyproject.toml names
+lowest: $(INSTALLED)    ## the tests that take no seconds, with the lowest versions of all but torch that pyproject.toml names
 	$(PYTHON) -m venv --clear build/lowest
 	$(BIN)/python tests/release/lowest.py > build/lowest/constraints.txt
 	build/lowest/bin/python -m pip install --quiet --upgrade 'pip>=25.1'

@@ -27,7 +27,8 @@ def headline_section(headline: dict[str, Any]) -> str:
                       f"{' (the default)' if name == DEFAULT_QUALITY else ''}" for name in reversed(QUALITIES))
     return "\n".join([
         f"A 256x256 image on {about['cores']} cores ({about['cpu']}): "
-        f"**{_span(DIFFUSERS_EVALUATIONS * eager['median'])}** in diffusers as it comes, {times}."])
+        f"**{_span(DIFFUSERS_EVALUATIONS * eager['median'])}** in diffusers as it comes, {times}: evaluations, times "
+        "the seconds of one."])
 
 
 def qualities_section(quality: dict[str, Any], headline: dict[str, Any]) -> str:

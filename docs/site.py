@@ -22,4 +22,5 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 def on_page_markdown(text: str, *, page: Any, config: Any, files: Any) -> str:
     """Leaves the words of links to files of the repository, which have no page here."""
+    text = text.replace("](../README.md", "](index.md")
     return LINK.sub(lambda found: found[1] if found[2].startswith("../") else found[0], text)

@@ -23,13 +23,13 @@ from sde_onnx.cli.interpolate import interpolate_command
 from sde_onnx.cli.likelihood import likelihood_command
 from sde_onnx.cli.restore import restore_command
 from sde_onnx.cli.sample import sample_command
-from sde_onnx.errors import SdeOnnxError
+from sde_onnx.errors import SdeOnnxError, first_line
 
 __all__ = ["main"]
 
 
 class _OneLineErrors(click.Group):
-    """Turns the library's errors, and those of its standard streams, into one line on stderr and exit status 1."""
+    """Turns errors of the library, of memory and of standard streams into one line on stderr and exit status 1."""
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         _open_streams()
@@ -50,6 +50,10 @@ class _OneLineErrors(click.Group):
             return super().invoke(ctx)
         except SdeOnnxError as error:
             raise click.ClickException(str(error)) from error
+        except (MemoryError, RuntimeError) as error:   # numpy's and torch's own
+            if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise click.ClickException(f"there is not enough memory for this: {first_line(error)}") from error
 
 
 def _open_streams() -> None:

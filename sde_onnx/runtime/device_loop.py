@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,18 @@ from sde_onnx.errors import InputError
 from sde_onnx.solvers.plan import COLUMNS, Plan, Step, latent, non_finite, rows
 from sde_onnx.solvers.protocols import NoiseSource
 
-__all__ = ["DeviceLoop", "room_for"]
+__all__ = ["ALONE", "DeviceLoop", "alone_on", "room_for"]
 
 LEAST_ROWS = 4096   # that a table has room for: a graph once captured reads it where it lies
 RUNS_TO_CAPTURE = 3
 CAPTURING = ("cuda",)   # devices on which a turn is captured as a graph
 # While one thread captures, CUDA takes another's copy or allocation for a mistake, and the capture fails.
 ALONE = threading.RLock()
+
+
+def alone_on(provider: str) -> AbstractContextManager[object]:
+    """Keeps what copies and allocates under a provider out of another thread's capture, and captures out of it."""
+    return ALONE if provider in CAPTURING else nullcontext()
 STATE = ("x", "memory0", "memory1", "sigma", "row", "bad")   # a turn's outputs have these names with _next
 
 

@@ -28,7 +28,7 @@ from sde_onnx.errors import (
 )
 from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS, SEARCHES
-from sde_onnx.runtime.device_loop import DeviceLoop
+from sde_onnx.runtime.device_loop import ALONE, DeviceLoop, alone_on
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
 from sde_onnx.runtime.providers import (
     KNOWN_PRECISIONS,
@@ -110,16 +110,20 @@ def load(
     @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
     def open_for(batch: int) -> ort.InferenceSession:
         def tried(search: str) -> ort.InferenceSession:
-            session = opened(batch, search)
-            if len(searches) > 1:
-                session.run(None, _some_inputs(session, batch))
+            with alone_on(chosen):
+                session = opened(batch, search)
+                if chosen == "cuda":
+                    session.run(None, _some_inputs(session, batch))
             return session
 
         return _first_that_works(searches, tried)
 
     def open_loop(batch: int, capacity: int) -> DeviceLoop:
-        return _first_that_works(searches, lambda search: DeviceLoop(
-            opened(batch, search, capture=True), chosen, (batch, *metadata.image_shape), capacity))
+        def tried(search: str) -> DeviceLoop:
+            with alone_on(chosen):
+                return DeviceLoop(opened(batch, search, capture=True), chosen, (batch, *metadata.image_shape), capacity)
+
+        return _first_that_works(searches, tried)
 
     loops = threading.local()   # a captured graph belongs to the thread that made it, and the buffers to one run
 
@@ -149,21 +153,26 @@ def _first_that_works(searches: list[str], tried: Callable[[str], Opened]) -> Op
     Warns with a ``ProviderWarning`` of each way that fails.
     """
     while True:
+        search = searches[0]
         try:
-            return tried(searches[0])
+            return tried(search)
         except ORT_ERRORS as error:
             if len(searches) == 1 or "memory" in str(error).lower():
                 raise
-            failed = searches.pop(0)
-            warnings.warn(f"cuDNN has no plan by {failed} for a convolution of this network, {searches[0]} is tried: "
+            with ALONE:
+                if searches[0] != search:   # another thread has found that out
+                    continue
+                searches.pop(0)
+            warnings.warn(f"cuDNN has no plan by {search} for a convolution of this network, {searches[0]} is tried: "
                           f"{first_line(error)}", ProviderWarning, stacklevel=2)
 
 
 def _some_inputs(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[Any]]:
-    """Ones for all inputs of a session, of so many images."""
-    kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-    return {item.name: np.ones([size if isinstance(size, int) else batch for size in item.shape], kinds[item.type])
-            for item in session.get_inputs()}
+    """Ones for all inputs of a session, of so many images; of labels the first."""
+    shapes = {item.name: [size if isinstance(size, int) else batch for size in item.shape]
+              for item in session.get_inputs()}
+    return {name: np.zeros(shape, np.int64) if name == LABEL else np.ones(shape, np.float32)
+            for name, shape in shapes.items()}
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line
-from sde_onnx.runtime.device_loop import DeviceLoop
+from sde_onnx.runtime.device_loop import DeviceLoop, alone_on
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.providers import ORT_ERRORS
 
@@ -179,7 +179,8 @@ class ScoreModel:
     def _failures_of(self, images: int) -> Iterator[None]:
         """Says of ONNX Runtime's errors what ran and what may help."""
         try:
-            yield
+            with alone_on(self.provider):
+                yield
         except ORT_ERRORS as error:
             raise ProviderError(
                 f"{self.provider} failed on {images} images, fewer at a time may need less memory: "

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from commands import done, refuses, run
 from PIL import Image
 
@@ -313,6 +314,21 @@ def test_an_archive_without_room_is_refused_before_the_work(model_file, tmp_path
     refuses("s.npz needs 3.1 MB, its disk has 0.0 MB free", "sample", model_file, "--seeds", "0-999", "-o",
             tmp_path / "s.npz")
     sample(model_file, "--seeds", "0-2", "--steps", 2, "--uint8", "-o", tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (MemoryError("Unable to allocate 9 TiB for an array"), "memory for this: Unable to allocate 9 TiB"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nand so on"), "you tried"),
+])
+def test_want_of_memory_is_one_line(error, said, model_file, monkeypatch):
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("sde_onnx.runtime.load.read_metadata", fails)
+    refuses(said, "info", model_file)
+    monkeypatch.setattr("sde_onnx.runtime.load.read_metadata", lambda *arguments: fails.missing)
+    with pytest.raises(AttributeError):   # a fault of ours is none of these
+        CliRunner().invoke(main, ["info", str(model_file)], catch_exceptions=False)
 
 
 def test_what_another_library_leaves_open_is_no_note(capsys):

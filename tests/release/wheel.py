@@ -40,6 +40,12 @@ def newest_python() -> str:
     return sys.executable
 
 
+def version_of(python: str) -> str:
+    """Its version's first two numbers: those of a machine that are the same are tried once."""
+    told = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.run([python, "-c", told], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def environment(folder: Path, python: str, *arguments: str) -> Path:
     """The programs of a new environment with what pip is asked for."""
     subprocess.run([python, "-m", "venv", str(folder)], check=True)
@@ -51,7 +57,8 @@ def main() -> None:
     [wheel] = map(Path, sys.argv[1:])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for place, python in enumerate(dict.fromkeys([sys.executable, newest_python()])):
+        pythons = {version_of(python): python for python in (newest_python(), sys.executable)}
+        for place, python in enumerate(pythons.values()):
             programs = environment(folder / f"runtime-{place}", python, str(wheel.resolve()))
             told = subprocess.run([programs / "python", "--version"], capture_output=True, text=True, check=True)
             print(f"{told.stdout.strip()}, the runtime alone:", flush=True)

@@ -291,17 +291,17 @@ def test_nothing_is_copied_while_another_thread_captures(files, host, monkeypatc
             if capturing:
                 busy.clear()
 
-    put = DeviceLoop._put
-
-    def watched(buffer, value):
-        with device_loop.ALONE:
+    def watched(name, copies):
+        def copy(*arguments):
             if busy.is_set() and threading.current_thread().name != "capturing":
-                copied_meanwhile.append(value.shape)
-            put(buffer, value)
+                copied_meanwhile.append(name)
+            return copies(*arguments)
+        return copy
 
     opened = Session(session_of(files))
     first = DeviceLoop(opened, "cpu", (len(SEEDS), *SHAPE), 64)
-    monkeypatch.setattr(DeviceLoop, "_put", staticmethod(watched))
+    for name in ("update_inplace", "numpy"):
+        monkeypatch.setattr(ort.OrtValue, name, watched(name, getattr(ort.OrtValue, name)))
     thread = threading.Thread(target=lambda: DeviceLoop(opened, "cpu", (len(SEEDS), *SHAPE), 64), name="capturing")
     thread.start()
     assert busy.wait(60)
@@ -328,6 +328,21 @@ def test_cudnn_is_asked_in_another_way_where_it_has_no_plan():
         f"{failed}" for failed, following in (("EXHAUSTIVE", "HEURISTIC"), ("HEURISTIC", "DEFAULT"))]
     assert loading._first_that_works(searches, tried) == "a session"   # said and tried once
     assert asked == ["EXHAUSTIVE", "HEURISTIC", "DEFAULT", "DEFAULT"]
+
+
+def test_two_threads_that_find_out_the_same_leave_the_next_way(recwarn):
+    searches, asked = ["EXHAUSTIVE", "HEURISTIC", "DEFAULT"], []
+
+    def tried(search):
+        asked.append(search)
+        if search == "EXHAUSTIVE":
+            searches.pop(0)   # as another thread does meanwhile
+            raise RuntimeError("no plan")
+        return "a session"
+
+    assert loading._first_that_works(searches, tried) == "a session"
+    assert (asked, searches) == (["EXHAUSTIVE", "HEURISTIC"], ["HEURISTIC", "DEFAULT"])
+    assert not recwarn.list
 
 
 def test_what_no_other_plan_would_mend_is_told_as_it_is():
