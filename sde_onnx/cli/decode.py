@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sde_onnx.cli.options import flow_options, label_option, notes, runtime_options, split_model
+from sde_onnx.cli.options import OutputPath, flow_options, label_option, notes, runtime_options, split_model
 from sde_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["decode_command"]
 @click.command("decode")
 @click.argument("model_and_codes", metavar="[MODEL] CODES", nargs=-1, required=True, callback=split_model,
                 type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True,
+@click.option("-o", "--output", type=OutputPath(file_okay=False, path_type=Path), required=True,
               help="The folder of PNGs.")
 @click.option("--denoise", is_flag=True, help="Write the denoised images at sigma_min: for latents that were drawn.")
 @label_option

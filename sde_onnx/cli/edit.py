@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sde_onnx.cli.options import (
+    OutputPath,
     given,
     notes,
     numbers,
@@ -30,7 +31,7 @@ __all__ = ["edit_command"]
 @request_options
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time.")
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True,
+@click.option("-o", "--output", type=OutputPath(file_okay=False, path_type=Path), required=True,
               help="The folder of PNGs, NAME-SEED.png.")
 @solver_options
 @runtime_options

@@ -22,7 +22,7 @@ from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["PROVIDER", "flow_options", "given", "label_option", "method_options", "notes", "numbers",
+__all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_option", "method_options", "notes", "numbers",
            "picture_options", "request_options", "runtime_options", "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"])
@@ -42,6 +42,15 @@ def notes() -> Iterator[None]:
     for warning in caught:
         if issubclass(warning.category, NOTES) and not QUIET.get():
             click.echo(f"Note: {warning.message}", err=True)
+
+
+class OutputPath(click.Path):
+    """The name of an output, which an empty text is not: as a path it would be the folder that the command runs in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sde_onnx.cli.options import (
+    OutputPath,
     given,
     method_options,
     notes,
@@ -51,7 +52,7 @@ __all__ = ["restore_command"]
 @partial(request_options, default=f"none, but solver {SOLVER}")
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time.")
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default="restored",
+@click.option("-o", "--output", type=OutputPath(file_okay=False, path_type=Path), default="restored",
               help="The folder: NAME.png is the panel of a picture, NAME/SEED.png its restorations.")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of panels.")
 @solver_options

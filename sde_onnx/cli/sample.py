@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sde_onnx.cli.options import given, notes, numbers, request_options, runtime_options, solver_options
+from sde_onnx.cli.options import OutputPath, given, notes, numbers, request_options, runtime_options, solver_options
 from sde_onnx.generate.seeds import format_seeds
 from sde_onnx.solvers.options import GUIDANCE
 
@@ -30,7 +30,7 @@ __all__ = ["sample_command"]
 @request_options
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",
               help="Images at a time.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="samples.png",
+@click.option("-o", "--output", type=OutputPath(path_type=Path), default="samples.png",
               help="FILE.png (a grid if there are several), FILE.npz (float32 images and seeds), or a folder of PNGs.")
 @click.option("--shards", is_flag=True, help="With a folder: a .npz (float32 images and seeds) a batch, not PNGs.")
 @click.option("--subdirs", is_flag=True, help="With a folder: subfolders of a thousand seeds, as EDM has them.")

@@ -337,3 +337,9 @@ def test_what_another_library_leaves_open_is_no_note(capsys):
         warnings.warn("unclosed file <_io.FileIO name='a.npz'>", ResourceWarning, stacklevel=1)
         warnings.warn("5 images do not fit", BatchSizeWarning, stacklevel=1)
     assert capsys.readouterr().err == "Note: 5 images do not fit\n"
+
+
+@pytest.mark.parametrize("arguments", [("sample",), ("restore", "x.png", "--operator", "gray"), ("decode", "x.npz"),
+                                       ("edit", "x.png", "--sigma", 1)], ids=lambda arguments: arguments[0])
+def test_an_empty_name_is_no_output(arguments):
+    refuses("Invalid value for '-o' / '--output': the name is empty", *arguments, "-o", "", status=2)

@@ -274,7 +274,8 @@ def command_lines(seed: int, folder: Path) -> Case:
         arguments += [option.opts[0]] if getattr(option, "is_flag", False) else [option.opts[0], random_.choice(values)]
     outputs = [arguments[index + 1].split("/")[0] for index, part in enumerate(arguments[:-1]) if part in (
         "-o", "--output", "--gif", "--golden", "--triton")]
-    return Case((name, *arguments), makes=(*makes, *outputs), keeps="--force" not in arguments)
+    beside = [f"{output}.png" for output in outputs if "--grid" in arguments]   # of a folder
+    return Case((name, *arguments), makes=(*makes, *outputs, *beside), keeps="--force" not in arguments)
 
 
 def pickles(seed: int, folder: Path) -> Case:
