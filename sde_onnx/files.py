@@ -14,12 +14,15 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sde_onnx.errors import OutputError, SdeOnnxError, first_line
 
-__all__ = ["UNREADABLE", "cache_folder", "check_room", "check_writable", "read_json", "regular", "remove", "replacing",
-           "sha256"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["UNREADABLE", "arrays_of", "cache_folder", "check_room", "check_writable", "read_json", "regular", "remove",
+           "replacing", "sha256"]
 
 # What readers (JSON, numpy's archives, Pillow's pictures) raise on files that are cut off, damaged, or something else.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SyntaxError, MemoryError,
@@ -58,6 +61,21 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
 def _nearest_folder(path: Path) -> Path:
     """The folder that a file will be in, or the first above it that is there."""
     return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def arrays_of(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a ``.npz``: all, or of these names those that it has.
+
+    Raises:
+        UNREADABLE: whatever numpy makes of a file that is none, or a member that is no array.
+    """
+    import numpy as np
+
+    with np.load(regular(path)) as file:
+        found = {name: file[name] for name in file.files if not names or name in names}
+    if strange := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
+        raise ValueError(f"{strange[0]} is no array")
+    return found
 
 
 def check_room(path: Path, size: int) -> None:

@@ -25,7 +25,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError, ModelFileError, OutputError, ProviderError, first_line
-from sde_onnx.files import UNREADABLE, regular, replacing
+from sde_onnx.files import UNREADABLE, arrays_of, replacing
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.guidance.measurement import Measurement
 from sde_onnx.guidance.null_space import null_space
@@ -111,10 +111,10 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         ProviderError: the provider cannot run here, or failed while running.
     """
     try:
-        with np.load(regular(golden)) as held:
-            number = int(held["format"]) if "format" in held else 1
-            expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
-            inputs = {name: held[name] for name in ("seed", *OTHER_INPUTS) if name in held}
+        held = arrays_of(golden)
+        number = int(held["format"]) if "format" in held else 1
+        expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
+        inputs = {name: held[name] for name in ("seed", *OTHER_INPUTS) if name in held}
     except UNREADABLE as error:
         # numpy's advice is how to read what it is not.
         reason = "no .npz" if "pickle" in str(error) else first_line(error)

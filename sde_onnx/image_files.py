@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sde_onnx.errors import InputError, first_line
-from sde_onnx.files import UNREADABLE, regular
+from sde_onnx.files import UNREADABLE, arrays_of, regular
 from sde_onnx.images import MODES, NO_PICTURE, to_pil
 
 __all__ = ["Images", "check_images", "in_data_units", "picture_files", "read_images"]
@@ -139,9 +139,9 @@ def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
 def _read_npz(path: Path, expected: _Expected) -> tuple[list[str], Images]:
     shape = expected.shape
     try:
-        with np.load(regular(path)) as file:
-            images = file["images"]
-            seeds = file["seeds"].tolist() if "seeds" in file and file["seeds"].ndim == 1 else None
+        held = arrays_of(path, "images", "seeds")
+        images = held["images"]
+        seeds = held["seeds"].tolist() if "seeds" in held and held["seeds"].ndim == 1 else None
     except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as a .npz with an array `images`: {first_line(error)}") from None
     if images.ndim != 4 or len(images) == 0 or images.dtype not in (np.uint8, np.float32):

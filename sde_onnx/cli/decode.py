@@ -75,14 +75,12 @@ def _read_codes(path: Path) -> tuple[list[str], NDArray[np.float32], dict[str, A
     """Names, latents and settings that ``sde-onnx encode`` wrote."""
     import json
 
-    import numpy as np
-
     from sde_onnx.errors import first_line
-    from sde_onnx.files import UNREADABLE, regular
+    from sde_onnx.files import UNREADABLE, arrays_of
 
     try:
-        with np.load(regular(path)) as file:
-            names, latents, settings = file["names"].tolist(), file["latents"], json.loads(str(file["settings"]))
+        held = arrays_of(path, "names", "latents", "settings")
+        names, latents, settings = held["names"].tolist(), held["latents"], json.loads(str(held["settings"]))
         if len(names) != len(latents) or not isinstance(settings, dict):
             raise ValueError(f"{len(names)} names for {len(latents)} latents")
     except UNREADABLE as error:

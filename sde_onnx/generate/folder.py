@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
 from sde_onnx.errors import InputError, OutputError, first_line
-from sde_onnx.files import UNREADABLE, check_writable, read_json, regular, remove, replacing
+from sde_onnx.files import UNREADABLE, arrays_of, check_writable, read_json, remove, replacing
 from sde_onnx.generate.claims import Claims
 from sde_onnx.generate.seeds import format_seeds, parse_seeds
 
@@ -190,8 +190,8 @@ class FolderRun:
         found: dict[int, NDArray[np.float32]] = {}
         for path in {self._files[seed] for seed in seeds}:
             try:
-                with np.load(regular(path)) as shard:
-                    found |= dict(zip(shard["seeds"].tolist(), shard["images"], strict=True))
+                shard = arrays_of(path, "seeds", "images")
+                found |= dict(zip(shard["seeds"].tolist(), shard["images"], strict=True))
             except UNREADABLE as error:
                 raise OutputError(f"{path} cannot be read any more ({first_line(error)}): remove it") from None
         return pictures.to_uint8(np.stack([found[seed] for seed in seeds]))
@@ -220,8 +220,7 @@ class FolderRun:
             if path in known:
                 continue
             try:
-                with np.load(regular(path)) as shard:
-                    self._files |= dict.fromkeys(shard["seeds"].tolist(), path)
+                self._files |= dict.fromkeys(arrays_of(path, "seeds")["seeds"].tolist(), path)
             except UNREADABLE as error:
                 raise OutputError(f"{path} cannot be read as images and seeds ({first_line(error)}): remove it"
                                   ) from None

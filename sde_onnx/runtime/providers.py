@@ -172,7 +172,10 @@ def open_session(
         elif provider == "tensorrt":   # what it does not take, CUDA does
             settings = [(PROVIDERS["tensorrt"], tensorrt_options(precision, cached=cached)),
                         (PROVIDERS["cuda"], cuda_options(precision))]
-        session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
+        try:
+            session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
+        except UnicodeDecodeError:   # of ONNX Runtime's own message, which quotes a damaged file
+            raise RuntimeError("the file holds names that are no UTF-8") from None
     if PROVIDERS[provider] not in session.get_providers():
         raise ProviderError(f"ONNX Runtime left {PROVIDERS[provider]} out: its libraries or its device are missing")
     return session

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -343,3 +344,14 @@ def test_what_another_library_leaves_open_is_no_note(capsys):
                                        ("edit", "x.png", "--sigma", 1)], ids=lambda arguments: arguments[0])
 def test_an_empty_name_is_no_output(arguments):
     refuses("Invalid value for '-o' / '--output': the name is empty", *arguments, "-o", "", status=2)
+
+
+def test_a_member_of_an_archive_that_is_no_array_is_refused(model_file, tmp_path):
+    """numpy gives its bytes, and no error."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("seed", "latent", "x_first", "x_last", "image", "images", "names", "latents", "settings"):
+            archive.writestr(f"{name}.npy", b"no array")
+    done("embed", model_file, "--steps", 2, "-o", tmp_path / "s.onnx")
+    for arguments in (("verify", tmp_path / "s.onnx", tmp_path / "a.npz"), ("decode", model_file, tmp_path / "a.npz"),
+                      ("encode", model_file, tmp_path / "a.npz", "-o", tmp_path / "c.npz")):
+        refuses("is no array", *arguments, *(["-o", tmp_path / "out"] if arguments[0] == "decode" else []))

@@ -153,6 +153,8 @@ def test_bad_texts_are_refused(text, said):
     (operators.gray(), (1, 8, 8), "images of 1 channel have no colours to lose"),
     (operators.gray(), (4, 8, 8), "gray values are of 3 channels, the images have 4"),
     (operators.box(2, 2, 8, 8), (3, 8, 8), "is not inside an image of 8x8"),
+    (operators.box(7, 0, 2, 1), (3, 8, 8), "is not inside an image of 8x8"),
+    (operators.box(0, 7, 1, 2), (3, 8, 8), "is not inside an image of 8x8"),
     (operators.box(0, 0, 8, 8), (3, 8, 8), "leaves no pixel"),
     (operators.mask(np.ones((4, 4))), (3, 8, 8), "the mask has shape [4, 4], the images [3, 8, 8]"),
     (operators.random(0.999), (3, 4, 4), "leaves no pixel"),

@@ -138,6 +138,17 @@ def test_a_gpu_that_is_not_used_is_told(model_file, monkeypatch, tmp_path):
         sde_onnx.load(model_file, "cpu")
 
 
+def test_names_that_are_no_utf8_are_an_error_of_onnx_runtimes(monkeypatch):
+    """Its message quotes them, and its binding fails on that."""
+    def fails(*arguments, **options):
+        b"\x9f".decode()
+
+    monkeypatch.setattr(providers.ort, "InferenceSession", fails)
+    with pytest.raises(RuntimeError, match="the file holds names that are no UTF-8") as error:
+        providers.open_session("m.onnx", "cpu", providers.ort.SessionOptions())
+    assert isinstance(error.value, providers.ORT_ERRORS)
+
+
 @pytest.mark.gpu
 def test_cuda_is_chosen_where_it_runs():
     assert providers.choose_provider("auto") == "cuda"
