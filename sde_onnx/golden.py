@@ -111,7 +111,7 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         ProviderError: the provider cannot run here, or failed while running.
     """
     try:
-        held = arrays_of(golden)
+        held = arrays_of(Path(golden))
         number = int(held["format"]) if "format" in held else 1
         expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
         inputs = {name: held[name] for name in ("seed", *OTHER_INPUTS) if name in held}
@@ -125,8 +125,9 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
                           f"{GOLDEN_FORMATS[-1]}: {mend}")
     count = len(expected["seed"]) if expected["seed"].ndim == 1 else 0
     shape = expected["latent"].shape[1:]
-    held_as = {"seed": (np.int64, (count,)), "image": (np.uint8, (count, *shape[1:], *shape[:1]))} | dict.fromkeys(
-        ("latent", "x_first", "x_last"), (np.float32, (count, *shape)))
+    held_as: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "seed": (np.int64, (count,)), "image": (np.uint8, (count, *shape[1:], *shape[:1])),
+        **dict.fromkeys(("latent", "x_first", "x_last"), (np.float32, (count, *shape)))}
     for name, (dtype, sizes) in held_as.items():
         if count == 0 or len(shape) != 3 or (expected[name].dtype, expected[name].shape) != (dtype, sizes):
             raise OutputError(f"{golden} holds {name} {expected[name].dtype} {list(expected[name].shape)}, which are "

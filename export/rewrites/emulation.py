@@ -57,13 +57,10 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
 def _convolution(nodes: Nodes, node: onnx.NodeProto, weight: np.ndarray, attributes: dict[str, Any], *,
                  tensor_float: bool) -> str:
     x, _, *bias = node.input
-    kernel, first = weight.transpose(TO_FIRST), nodes.add("Transpose", nodes.cast(x, TensorProto.FLOAT), perm=TO_FIRST)
+    kernel = nodes.constant(np.ascontiguousarray(weight.transpose(TO_FIRST), np.float32))
+    first = nodes.add("Transpose", nodes.cast(x, TensorProto.FLOAT), perm=TO_FIRST)
     if tensor_float and weight.dtype == np.float32:
-        first = _rounded(nodes, first)
-        kernel = nodes.constant(np.ascontiguousarray(kernel))
-        kernel = _rounded(nodes, kernel)
-    else:
-        kernel = nodes.constant(np.ascontiguousarray(kernel, np.float32))
+        first, kernel = _rounded(nodes, first), _rounded(nodes, kernel)
     result = nodes.add("CastLike", nodes.add("Conv", first, kernel, **attributes), x)
     result = nodes.add("Transpose", result, perm=TO_LAST)
     return nodes.add("Add", result, *bias) if bias else result

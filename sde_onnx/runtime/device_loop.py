@@ -135,8 +135,9 @@ class DeviceLoop:
         room = np.zeros((self.capacity - len(entries), len(COLUMNS)), np.float32)
         self._put(self.table, np.concatenate([entries, room]))
         zeros = np.zeros(self.shape, np.float32)
-        first = {"x": x, "memory0": zeros, "memory1": zeros, "sigma": np.full(self.shape[:1], sigma, np.float32),
-                 "row": np.zeros(1, np.int64), "bad": np.full(1, -1, np.int64)}
+        first: dict[str, NDArray[Any]] = {
+            "x": x, "memory0": zeros, "memory1": zeros, "sigma": np.full(self.shape[:1], sigma, np.float32),
+            "row": np.zeros(1, np.int64), "bad": np.full(1, -1, np.int64)}
         for name, value in first.items():
             self._put(self.states[0][name], value)
 

@@ -275,6 +275,8 @@ def command_lines(seed: int, folder: Path) -> Case:
     outputs = [arguments[index + 1].split("/")[0] for index, part in enumerate(arguments[:-1]) if part in (
         "-o", "--output", "--gif", "--golden", "--triton")]
     beside = [f"{output}.png" for output in outputs if "--grid" in arguments]   # of a folder
+    if "--triton" in arguments:   # whose folder has the sampler's name
+        beside += [Path(output).stem for output in (*makes, *outputs)]
     return Case((name, *arguments), makes=(*makes, *outputs, *beside), keeps="--force" not in arguments)
 
 
