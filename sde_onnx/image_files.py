@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from sde_onnx.errors import InputError, first_line
+from sde_onnx.checks import checked_path, checked_sequence, is_number
+from sde_onnx.errors import InputError, first_line, one_line
 from sde_onnx.files import UNREADABLE, arrays_of, regular
 from sde_onnx.images import MODES, NO_PICTURE, to_pil
 
@@ -82,6 +83,9 @@ def read_images(
         InputError: a file that is missing or cannot be read, a folder without pictures, or an image of another size, of
             other colours, or with transparency; names the file.
     """
+    checked_sequence("image_shape", image_shape, "three whole numbers, (C, H, W)")
+    if len(image_shape) != 3 or not all(is_number(size, whole=True) and size > 0 for size in image_shape):
+        raise InputError(f"image_shape is {one_line(image_shape)}, expected three whole numbers, (C, H, W)")
     expected = _Expected(image_shape, resize, wanted, noisy)
     names: list[str] = []
     parts: list[Images] = []
@@ -104,10 +108,11 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
     Raises:
         InputError: no path, one that is missing, or a folder without pictures.
     """
+    checked_sequence("paths", paths, "a list of files and folders")
     if not paths:
         raise InputError("no pictures: give files or folders")
     files: list[Path] = []
-    for path in paths:
+    for path in [checked_path("a path", path) for path in paths]:
         if not path.exists():
             raise InputError(f"{path} is missing, expected a picture, a .npz or a folder of them")
         inside = _pictures_of(path) if path.is_dir() else [path]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from sde_onnx.checks import checked_count, checked_path
 from sde_onnx.errors import InputError, OutputError
 from sde_onnx.extras import require_diffusers, require_export
 from sde_onnx.generate.sample import steps_of
@@ -160,7 +161,7 @@ class ScoreSdeVePipeline:
         if unknown := set(hub) - {"revision", "local_files_only"}:
             raise InputError(f"from_pretrained takes no {', '.join(sorted(unknown))}")
         _check_dtype(torch_dtype)
-        path = Path(source)
+        path = checked_path("source", source)
         if (path / MODEL_NAME).is_file():
             path = path / MODEL_NAME
         folder = path if os.path.isdir(path) else None
@@ -200,8 +201,7 @@ class ScoreSdeVePipeline:
             InputError: an argument out of its range.
             NonFiniteError: NaN or infinity appeared.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected at least 1")
+        checked_count("batch_size", batch_size, least=1)
         if output_type not in (None, "pil", "pt", *ARRAY_OUTPUTS):
             raise InputError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'pt'")
         noise = noise_source(generator, (batch_size, *self.model.metadata.image_shape))
@@ -267,7 +267,7 @@ class ScoreSdeVePipeline:
         Raises:
             OutputError: the folder cannot be written.
         """
-        folder = Path(save_directory)
+        folder = checked_path("save_directory", save_directory)
         try:
             if self._objects is not None:
                 require_diffusers()

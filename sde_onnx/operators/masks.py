@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sde_onnx.errors import InputError
+from sde_onnx.checks import is_number
+from sde_onnx.errors import InputError, one_line
 from sde_onnx.solvers.noise import check_seeds, portable_normals
 from sde_onnx.solvers.protocols import Array
 
@@ -60,8 +61,9 @@ def box(left: int, top: int, width: int, height: int) -> Mask:
     Raises:
         InputError: a negative place or an empty box; when it is applied, a box that is not inside the image.
     """
-    if min(left, top) < 0 or min(width, height) < 1:
-        raise InputError(f"the box is {left},{top},{width},{height}, expected x and y of at least 0, a width and a "
+    sides = (left, top, width, height)
+    if not all(is_number(side, whole=True) for side in sides) or min(left, top) < 0 or min(width, height) < 1:
+        raise InputError(f"the box is {','.join(map(one_line, sides))}, expected x and y of at least 0, a width and a "
                          "height of at least 1")
     return Mask(partial(_outside, left, top, width, height))
 

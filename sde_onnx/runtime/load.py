@@ -25,6 +25,7 @@ from sde_onnx.errors import (
     ProviderWarning,
     SlowPrecisionWarning,
     first_line,
+    one_line,
 )
 from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS, SEARCHES
@@ -95,6 +96,8 @@ def load(
 
     def options_for(batch: int) -> ort.SessionOptions:
         options = (session_options or _options)()
+        if not isinstance(options, ort.SessionOptions):
+            raise InputError(f"session_options made {one_line(options)}, expected ONNX Runtime's SessionOptions")
         options.add_free_dimension_override_by_name(BATCH, batch)
         return options
 

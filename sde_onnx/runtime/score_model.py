@@ -89,6 +89,8 @@ class ScoreModel:
         """
         if not self.metadata.gradient:
             raise InputError(NO_GRADIENT.format(self.path.name))
+        if v is None:
+            raise InputError("v is None, expected the vectors, as x is")
         score, product = self._run(x, sigma, v, label)
         return score, product
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sde_onnx.checks import MOST_STEPS, checked_choice, checked_count
@@ -208,6 +209,9 @@ def resolve(
             (names those that do), or a value out of its range.
         MissingExtraError: the solver needs a package that is not installed.
     """
+    if not hasattr(model, "solver_options"):
+        raise InputError(f"model is {one_line(model)}, expected a model's metadata: of a loaded one `.metadata`, of a "
+                         "file sde_onnx.read_metadata")
     if quality is not None and (solver is not None or steps is not None):
         raise InputError("a quality chooses the solver and its steps: leave out solver and steps")
     preset: Mapping[str, Any] = {}
@@ -221,7 +225,9 @@ def resolve(
         require()
     chosen = _complete_options(solver, model.solver_options, {**preset, **options})
     sampling = Sampling(solver, _step_count(solver, model.schedule, steps, chosen), chosen, model.schedule)
-    _ = sampling.plan   # which is kept; it refuses options that together mean nothing
+    # Which is kept; it refuses options that together mean nothing.
+    if sampling.plan is not None and any(level == following for level, following in pairwise(sampling.plan.levels)):
+        raise InputError(f"{sampling}: two of its noise levels are the same number")
     return sampling
 
 
