@@ -61,9 +61,11 @@ def _convolution(nodes: Nodes, node: onnx.NodeProto, weight: np.ndarray, attribu
     first = nodes.add("Transpose", nodes.cast(x, TensorProto.FLOAT), perm=TO_FIRST)
     if tensor_float and weight.dtype == np.float32:
         first, kernel = _rounded(nodes, first), _rounded(nodes, kernel)
-    result = nodes.add("CastLike", nodes.add("Conv", first, kernel, **attributes), x)
-    result = nodes.add("Transpose", result, perm=TO_LAST)
-    return nodes.add("Add", result, *bias) if bias else result
+    result = nodes.add("Transpose", nodes.add("Conv", first, kernel, **attributes), perm=TO_LAST)
+    for term in bias:   # in float32, and rounded after: as the kernel's sum in float16, which a CPU may not have
+        result = nodes.cast(nodes.add("CastLike", result, x), TensorProto.FLOAT)
+        result = nodes.add("Add", result, nodes.cast(term, TensorProto.FLOAT))
+    return result
 
 
 def _rounded(nodes: Nodes, value: str) -> str:
@@ -77,8 +79,10 @@ def _norm(
 ) -> str:
     assert channels_last == 1
     x, gamma, beta, *skip = node.input
-    value = nodes.add("Add", x, nodes.add("Unsqueeze", skip[0], nodes.constant(np.array([1, 2])))) if skip else x
-    value = nodes.cast(value, TensorProto.FLOAT)
+    value = nodes.cast(x, TensorProto.FLOAT)
+    for term in skip:
+        shift = nodes.add("Unsqueeze", nodes.cast(term, TensorProto.FLOAT), nodes.constant(np.array([1, 2])))
+        value = nodes.cast(nodes.add("CastLike", nodes.add("Add", value, shift), x), TensorProto.FLOAT)
     shape = nodes.add("Shape", value)
     first, last = nodes.add("Shape", value, start=0, end=3), nodes.constant(np.array([groups, -1]))
     value = nodes.add("Reshape", value, nodes.add("Concat", first, last, axis=0))
