@@ -153,7 +153,7 @@ class _Writer:
         x, weight, *bias = node.input
         attributes = attributes_of(node)
         kernel = self.constants[weight].transpose(TO_LAST)
-        if attributes.get("pads") == [0, 0, 1, 1]:
+        if attributes.get("pads") == [0, 0, 1, 1] and set(attributes.get("dilations", ())) <= {1}:
             kernel, attributes["pads"] = np.pad(kernel, ((0, 0), (1, 0), (1, 0), (0, 0))), [1, 1, 1, 1]
             attributes["kernel_shape"] = list(kernel.shape[1:3])
         self._convolve(node, x, kernel, weight, bias, attributes)
@@ -176,13 +176,13 @@ class _Writer:
                           domain=CONTRIB_DOMAIN, **attributes)
             self._image(node, "Add", terms, dtype)
         else:
-            channels = kernel.shape[3]
-            room = -2 * channels % HALVES_AT_ONCE
-            self._add("Concat", [self._as(part, self.half) for part in self._parts(x)], f"{result}/parts", axis=3)
-            pads = self.nodes.constant(np.array([0] * 7 + [room]))
-            self._add("Pad", [f"{result}/parts", pads], f"{result}/padded")
-            both = np.pad(np.concatenate([kernel, kernel], axis=3), ((0, 0), (0, 0), (0, 0), (0, room)))
-            self._image(node, "NhwcConv", inputs(f"{result}/padded", both, self.half, bias), self.half,
+            values, room = f"{result}/parts", -2 * kernel.shape[3] % HALVES_AT_ONCE
+            self._add("Concat", [self._as(part, self.half) for part in self._parts(x)], values, axis=3)
+            both = np.concatenate([kernel, kernel], axis=3)
+            if room:   # zeros beside them
+                self._add("Pad", [values, self.nodes.constant(np.array([0] * 7 + [room]))], f"{result}/padded")
+                values, both = f"{result}/padded", np.pad(both, ((0, 0), (0, 0), (0, 0), (0, room)))
+            self._image(node, "NhwcConv", inputs(values, both, self.half, bias), self.half,
                         domain=CONTRIB_DOMAIN, **attributes)
 
     def _parts(self, x: str) -> tuple[str, str]:

@@ -128,7 +128,7 @@ def plan_outputs(
     """
     plan = SampleOutput(seeds, zoom, npz=None, uint8=uint8, run=None, sheet=None, gif=gif)
     kind, is_folder = output.suffix.lower(), os.path.isdir(output)
-    if zoom > 1 and not gif and (kind == ".npz" or ((not kind or is_folder) and not grid)):
+    if zoom > 1 and not (gif or grid or (kind == ".png" and not is_folder)):
         raise click.UsageError("--zoom goes with a .png, --grid or --gif: images themselves stay as they are")
     if gif and gif.suffix.lower() != ".gif":
         raise click.UsageError(f"--gif {gif}: expected a .gif")

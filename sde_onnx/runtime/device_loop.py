@@ -22,7 +22,7 @@ from sde_onnx.errors import InputError
 from sde_onnx.solvers.plan import COLUMNS, Plan, Step, latent, non_finite, rows
 from sde_onnx.solvers.protocols import NoiseSource
 
-__all__ = ["ALONE", "DeviceLoop", "alone_on", "room_for"]
+__all__ = ["DeviceLoop", "alone_on", "room_for"]
 
 LEAST_ROWS = 4096   # that a table has room for: a graph once captured reads it where it lies
 RUNS_TO_CAPTURE = 3

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import re
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from sde_onnx.checks import checked_choice, checked_path, checked_threads
@@ -24,12 +18,9 @@ from sde_onnx.errors import (
     ProviderError,
     ProviderWarning,
     SlowPrecisionWarning,
-    first_line,
-    one_line,
 )
 from sde_onnx.runtime import openvino
-from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS, SEARCHES
-from sde_onnx.runtime.device_loop import ALONE, DeviceLoop, alone_on
+from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
 from sde_onnx.runtime.providers import (
     KNOWN_PRECISIONS,
@@ -40,13 +31,10 @@ from sde_onnx.runtime.providers import (
     unused_gpu,
 )
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS, LABEL, OUTPUTS, ScoreModel
+from sde_onnx.runtime.sessions import Sessions, default_options
 from sde_onnx.solvers.plan import ROWS_FORMAT
 
 __all__ = ["load", "read_metadata"]
-
-BATCH = "N"   # name of the free dimension
-LEAST_FOR_LOOPS = (1, 31)   # before, a captured Concat of unequal widths reads where its inputs lay at the capture
-Opened = TypeVar("Opened")
 
 
 def load(
@@ -94,93 +82,14 @@ def load(
     if chosen == "openvino" and (reason := openvino.why_slow(precision)) is not None:
         warnings.warn(reason, SlowPrecisionWarning, stacklevel=2)
 
-    def options_for(batch: int) -> ort.SessionOptions:
-        options = (session_options or _options)()
-        if not isinstance(options, ort.SessionOptions):
-            raise InputError(f"session_options made {one_line(options)}, expected ONNX Runtime's SessionOptions")
-        options.add_free_dimension_override_by_name(BATCH, batch)
-        return options
-
-    def opened(batch: int, search: str, *, capture: bool = False) -> ort.InferenceSession:
-        options = options_for(batch)
-        if chosen == metadata.target == "cuda":   # what CUDA does not take is a fault of the file, and no work for CPUs
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        return open_session(os.fspath(path), chosen, options, precision=precision, threads=threads, search=search,
-                            capture=capture)
-
-    searches = list(SEARCHES if chosen == "cuda" else SEARCHES[:1])   # those that have not failed
-
-    @functools.lru_cache(maxsize=2)   # full batches, and the rest of the images
-    def open_for(batch: int) -> ort.InferenceSession:
-        def tried(search: str) -> ort.InferenceSession:
-            with alone_on(chosen):
-                session = opened(batch, search)
-                if chosen == "cuda":
-                    session.run(None, _some_inputs(session, batch))
-            return session
-
-        return _first_that_works(searches, tried)
-
-    def open_loop(batch: int, capacity: int) -> DeviceLoop:
-        def tried(search: str) -> DeviceLoop:
-            with alone_on(chosen):
-                return DeviceLoop(opened(batch, search, capture=True), chosen, (batch, *metadata.image_shape), capacity)
-
-        return _first_that_works(searches, tried)
-
-    loops = threading.local()   # a captured graph belongs to the thread that made it, and the buffers to one run
-
-    def loop_for(batch: int, capacity: int) -> DeviceLoop:
-        if not hasattr(loops, "open"):
-            if chosen == "cuda" and _version(ort.__version__) < LEAST_FOR_LOOPS:
-                raise ProviderError(f"the loop under cuda needs onnxruntime-gpu {'.'.join(map(str, LEAST_FOR_LOOPS))} "
-                                    f"or later, this is {ort.__version__}: pip install --upgrade onnxruntime-gpu")
-            loops.open = functools.lru_cache(maxsize=2)(open_loop)
-        loop: DeviceLoop = loops.open(batch, capacity)
-        return loop
+    sessions = Sessions(path, metadata, chosen, precision=precision, threads=threads,
+                        options=session_options or default_options)
 
     def load_under(other: str) -> ScoreModel:
         return load(path, other, precision=asked, threads=threads, session_options=session_options)
 
-    return ScoreModel(path, metadata, chosen, precision, open_for, loop_for if metadata.target == "cuda" else None,
-                      load_under)
-
-
-def _first_that_works(searches: list[str], tried: Callable[[str], Opened]) -> Opened:
-    """What is opened and tried with the first way to find cuDNN's plans that has one for every convolution.
-
-    Args:
-        searches: the ways that are left, of SEARCHES; those that fail are taken out, and each is told once.
-        tried: opens with a way, and runs once.
-
-    Warns with a ``ProviderWarning`` of each way that fails.
-    """
-    while True:
-        search = searches[0]
-        try:
-            return tried(search)
-        except ORT_ERRORS as error:
-            if len(searches) == 1 or "memory" in str(error).lower():
-                raise
-            with ALONE:
-                if searches[0] != search:   # another thread has found that out
-                    continue
-                searches.pop(0)
-            warnings.warn(f"cuDNN has no plan by {search} for a convolution of this network, {searches[0]} is tried: "
-                          f"{first_line(error)}", ProviderWarning, stacklevel=2)
-
-
-def _some_inputs(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[Any]]:
-    """Ones for all inputs of a session, of so many images; of labels the first."""
-    shapes = {item.name: [size if isinstance(size, int) else batch for size in item.shape]
-              for item in session.get_inputs()}
-    return {name: np.zeros(shape, np.int64) if name == LABEL else np.ones(shape, np.float32)
-            for name, shape in shapes.items()}
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """The first two numbers of a version."""
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+    return ScoreModel(path, metadata, chosen, precision, sessions.session,
+                      sessions.loop if metadata.target == "cuda" else None, load_under)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
@@ -189,7 +98,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     Raises:
         ModelFileError: the file is missing, damaged, or not ours.
     """
-    options = _options()
+    options = default_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     path = checked_path("path", path)
     if not os.path.isfile(path):
@@ -237,17 +146,6 @@ def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision:
         return choose_provider(metadata.target), precision or metadata.precision
     except ProviderError as error:
         raise ProviderError(f"{path} was exported for {metadata.target}: {error}") from None
-
-
-def _options() -> ort.SessionOptions:
-    """ONNX Runtime's options, but for its plan of one block of memory for all activations.
-
-    The plan takes 1.7 times the memory at 1024x1024 (3.7 GB instead of 2.2) and saves 1% of the time at most.
-    """
-    options = ort.SessionOptions()
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3   # its warnings are about the graph, which nobody here can change
-    return options
 
 
 def _metadata(path: Path, properties: Mapping[str, str]) -> ModelMetadata:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import gpu
+from gpu_subjects import PlainExport
 from timing import Subject
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ def test_a_subject_that_fails_is_a_row(monkeypatch, tmp_path, capsys):
     chosen = gpu.subjects
 
     def with_a_broken_one(folder, batch, device):
-        broken = Subject("broken", gpu.PlainExport, (str(folder / "checkpoint"), device, "missing.onnx"))
+        broken = Subject("broken", PlainExport, (str(folder / "checkpoint"), device, "missing.onnx"))
         return [*chosen(folder, batch, device), broken]
 
     monkeypatch.setattr(gpu, "subjects", with_a_broken_one)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sde_onnx
-from sde_onnx.errors import InputError, ModelFileError, NonFiniteError, ProviderError, ProviderWarning
+from sde_onnx.errors import InputError, ModelFileError, NonFiniteError
 from sde_onnx.export import export, from_diffusers
 from sde_onnx.export.rewrites.emulation import emulated
 from sde_onnx.images import to_uint8
@@ -311,57 +311,6 @@ def test_nothing_is_copied_while_another_thread_captures(files, host, monkeypatc
             pass
     thread.join()
     assert not copied_meanwhile
-
-
-def test_cudnn_is_asked_in_another_way_where_it_has_no_plan():
-    searches, asked = ["EXHAUSTIVE", "HEURISTIC", "DEFAULT"], []
-
-    def tried(search):
-        asked.append(search)
-        if search != "DEFAULT":
-            raise RuntimeError(f"No valid plans for {search}\nand more")
-        return "a session"
-
-    with pytest.warns(ProviderWarning) as told:
-        assert loading._first_that_works(searches, tried) == "a session"
-    assert [str(item.message) for item in told] == [
-        f"cuDNN has no plan by {failed} for a convolution of this network, {following} is tried: No valid plans for "
-        f"{failed}" for failed, following in (("EXHAUSTIVE", "HEURISTIC"), ("HEURISTIC", "DEFAULT"))]
-    assert loading._first_that_works(searches, tried) == "a session"   # said and tried once
-    assert asked == ["EXHAUSTIVE", "HEURISTIC", "DEFAULT", "DEFAULT"]
-
-
-def test_two_threads_that_find_out_the_same_leave_the_next_way(recwarn):
-    searches, asked = ["EXHAUSTIVE", "HEURISTIC", "DEFAULT"], []
-
-    def tried(search):
-        asked.append(search)
-        if search == "EXHAUSTIVE":
-            searches.pop(0)   # as another thread does meanwhile
-            raise RuntimeError("no plan")
-        return "a session"
-
-    assert loading._first_that_works(searches, tried) == "a session"
-    assert (asked, searches) == (["EXHAUSTIVE", "HEURISTIC"], ["HEURISTIC", "DEFAULT"])
-    assert not recwarn.list
-
-
-def test_what_no_other_plan_would_mend_is_told_as_it_is():
-    def fails(search):
-        raise RuntimeError("CUDA failure 2: out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        loading._first_that_works(["EXHAUSTIVE", "DEFAULT"], fails)
-    with pytest.raises(ZeroDivisionError):
-        loading._first_that_works(["DEFAULT"], lambda search: 1 / 0)
-
-
-def test_the_loop_under_cuda_needs_a_runtime_that_captures_rightly(files, monkeypatch):
-    monkeypatch.setattr(loading, "choose_provider", lambda name, precision="fp32": "cuda")
-    model = sde_onnx.load(files / "cuda.onnx")
-    monkeypatch.setattr(loading.ort, "__version__", "1.30.2")
-    with pytest.raises(ProviderError, match=r"the loop under cuda needs onnxruntime-gpu 1.31 or later, this is 1.30.2"):
-        sde_onnx.sample(model, [0], 2)
 
 
 @pytest.mark.gpu
