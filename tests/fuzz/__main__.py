@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import time
 from collections import Counter
 from itertools import product
 
 from fuzz.harness import Failure, run_cases
-from fuzz.kinds import KINDS, prepare
+from fuzz.kinds import KINDS, SLOW, prepare
 
 
 def main() -> None:
@@ -21,11 +22,13 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--first", type=int, default=0, help="the first seed of each kind")
     arguments = parser.parse_args()
-    seeds = range(arguments.first, arguments.first + -(-arguments.cases // len(arguments.kinds)))
+    a_seed = sum(1 / SLOW.get(kind, 1) for kind in arguments.kinds)   # cases of a seed, on average
+    seeds = range(arguments.first, arguments.first + math.ceil(arguments.cases / a_seed))
+    cases = ((kind, seed) for seed, kind in product(seeds, arguments.kinds) if seed % SLOW.get(kind, 1) == 0)
     counts: Counter[str] = Counter()
     distinct: dict[tuple[str, str], list[Failure]] = {}
     start = time.monotonic()
-    for kind, _, failure in run_cases(KINDS, ((kind, seed) for seed, kind in product(seeds, arguments.kinds)), prepare):
+    for kind, _, failure in run_cases(KINDS, cases, prepare):
         counts[kind] += 1
         if failure is not None:
             short = re.sub(r"[\d'\"]+", "#", failure.problem.partition(": ")[2])[:90]

@@ -25,7 +25,7 @@ from fuzz.surgery import JUNK, mutated_bytes, mutated_tree
 from sde_onnx.runtime.metadata import KEY, SAMPLER_KEY, ModelMetadata
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["KINDS", "prepare"]
+__all__ = ["KINDS", "SLOW", "prepare"]
 
 SHAPE = (3, 4, 4)
 UNET = {"_class_name": "UNet2DModel", "sample_size": 4, "in_channels": 3, "out_channels": 3, "block_out_channels": [32],
@@ -34,6 +34,16 @@ UNET = {"_class_name": "UNet2DModel", "sample_size": 4, "in_channels": 3, "out_c
         "center_input_sample": True, "norm_eps": 1e-6, "norm_num_groups": None}
 SCHEDULER = {"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 10, "snr": 0.16, "sigma_min": 0.01,
              "sigma_max": 20.0, "sampling_eps": 1e-5, "correct_steps": 1}
+ORIGINAL = {
+    "training": {"sde": "vesde", "continuous": True, "n_iters": 10}, "sampling": {"method": "pc", "snr": 0.16},
+    "data": {"image_size": 8, "num_channels": 3, "centered": False, "dataset": "CIFAR10"},
+    "model": {"name": "ncsnpp", "scale_by_sigma": True, "ema_rate": 0.999, "normalization": "GroupNorm",
+              "nonlinearity": "swish", "nf": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4],
+              "resamp_with_conv": True, "conditional": True, "fir": True, "fir_kernel": [1, 3, 3, 1],
+              "skip_rescale": True, "resblock_type": "biggan", "progressive": "none",
+              "progressive_input": "residual", "progressive_combine": "sum", "attention_type": "ddpm",
+              "init_scale": 0.0, "embedding_type": "fourier", "fourier_scale": 16, "conv_size": 3,
+              "sigma_min": 0.01, "sigma_max": 50, "num_scales": 10, "dropout": 0.0}}
 
 
 @functools.cache
@@ -45,8 +55,8 @@ def good_files() -> Path:
         data_range=(0.0, 1.0), architecture={"class": "Gaussian", "parameters": 0, "channels": [8], "kept": 8},
         precision="fp32", target="any", source={"name": "by hand", "sha256": "0" * 64})
     graph = helper.make_graph(
-        [helper.make_node("Reshape", ["sigma", "to_images"], ["s"]), helper.make_node("Mul", ["s", "s"], ["v"]),
-         helper.make_node("Add", ["v", "one"], ["d"]), helper.make_node("Div", ["x", "d"], ["q"]),
+        [helper.make_node("Reshape", ["sigma", "to_images"], ["s"]), helper.make_node("Mul", ["s", "s"], ["variance"]),
+         helper.make_node("Add", ["variance", "one"], ["d"]), helper.make_node("Div", ["x", "d"], ["q"]),
          helper.make_node("Neg", ["q"], ["score"])], "score",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *SHAPE]),
          helper.make_tensor_value_info("sigma", TensorProto.FLOAT, ["N"])],
@@ -64,7 +74,8 @@ def good_files() -> Path:
                       ["embed", "model.onnx", "-o", "evaluation.onnx", "--steps", "3", "--kind", "evaluation"],
                       ["sample", "model.onnx", "--steps", "2", "--seeds", "0-3", "-o", "pictures"],
                       ["sample", "model.onnx", "--steps", "2", "--seeds", "0-3", "-o", "shards", "--shards"],
-                      ["encode", "model.onnx", "pictures/000000.png", "-o", "codes.npz", "--steps", "2"]):
+                      ["encode", "model.onnx", "pictures/000000.png", "-o", "codes.npz", "--steps", "2"],
+                      ["gradient", "model.onnx", "-o", "gradient.onnx"]):
         full = [str(folder / part) if "." in part or part in ("pictures", "shards") else part for part in arguments]
         result = CliRunner().invoke(main, full)
         assert result.exit_code == 0, (result.output, result.exception)
@@ -256,11 +267,19 @@ def command_lines(seed: int, folder: Path) -> Case:
     random_ = random.Random(seed)
     shutil.copy(good_files() / "model.onnx", folder / "m.onnx")
     shutil.copy(good_files() / "pictures" / "000000.png", folder / "p.png")
+    for made in ("gradient.onnx", "sampler.onnx", "golden.npz", "codes.npz"):
+        shutil.copy(good_files() / made, folder)
     name, arguments, makes = random_.choice((
         ("sample", ["m.onnx", "--steps", "2", "--seeds", "0-1", "-o", "o.png"], ("o.png",)),
         ("restore", ["m.onnx", "p.png", "--operator", "box:1,1,1,1", "--method", "null-space", "--steps", "2", "-o",
                      "o"], ("o",)),
         ("encode", ["m.onnx", "p.png", "-o", "o.npz", "--steps", "2"], ("o.npz",)),
+        ("decode", ["m.onnx", "codes.npz", "-o", "o", "--steps", "2"], ("o",)),
+        ("interpolate", ["m.onnx", "--from", "p.png", "--to", "3", "-o", "o.png", "--steps", "2"], ("o.png",)),
+        ("likelihood", ["gradient.onnx", "p.png", "-o", "o.csv", "--steps", "2"], ("o.csv",)),
+        ("gradient", ["m.onnx", "-o", "o.onnx"], ("o.onnx",)),
+        ("verify", ["sampler.onnx", "golden.npz"], ()),
+        ("bench", ["m.onnx", "--seconds", "0.01"], ()),
         ("edit", ["m.onnx", "p.png", "--sigma", "1", "--steps", "2", "-o", "o"], ("o",)),
         ("embed", ["m.onnx", "--steps", "3", "-o", "o.onnx"], ("o.onnx",)),
         ("info", ["m.onnx"], ())))
@@ -278,6 +297,25 @@ def command_lines(seed: int, folder: Path) -> Case:
     if "--triton" in arguments:   # whose folder has the sampler's name
         beside += [Path(output).stem for output in (*makes, *outputs)]
     return Case((name, *arguments), makes=(*makes, *outputs, *beside), keeps="--force" not in arguments)
+
+
+def original_configs(seed: int, folder: Path) -> Case:
+    """A checkpoint of the original with another config, as JSON or as Python."""
+    random_ = random.Random(seed)
+    tree = mutated_tree(ORIGINAL, random_)
+    torch.save({"model": {"module.all_modules.0.W": torch.zeros(16)}, "ema": {"shadow_params": [torch.zeros(16)]}},
+               folder / "c.pth")
+    if random_.random() < 0.5:
+        (folder / "config.json").write_text(_as_text(tree))
+        return Case(("export", "c.pth", "--config", "config.json", "-o", "m.onnx"), makes=("m.onnx",))
+    lines = ["import ml_collections", "def get_config():", "    config = ml_collections.ConfigDict()"]
+    for section, values in tree.items() if isinstance(tree, dict) else ():
+        lines.append(f"    {section} = config.{section} = ml_collections.ConfigDict()")
+        for key, value in values.items() if isinstance(values, dict) else ():
+            lines.append(f"    {section}.{key} = {value!r}")
+    text = "\n".join([*lines, "    return config", ""]).encode(errors="surrogateescape")
+    (folder / "config.py").write_bytes(mutated_bytes(text, random_) if random_.random() < 0.3 else text)
+    return Case(("export", "c.pth", "--config", "config.py", "-o", "m.onnx"), makes=("m.onnx",))
 
 
 def pickles(seed: int, folder: Path) -> Case:
@@ -324,4 +362,5 @@ def _as_text(tree: Any) -> str:
 
 KINDS: dict[str, Callable[[int, Path], Case]] = {function.__name__: function for function in (
     model_bytes, model_metadata, model_graph, sampler_metadata, archive_bytes, pictures, run_folders, diffusers_configs,
-    pickles, library_calls, command_lines)}
+    original_configs, pickles, library_calls, command_lines)}
+SLOW = {"diffusers_configs": 5}   # of which every fifth seed is taken: most are exported after all, which takes seconds
