@@ -77,6 +77,10 @@ class ModelMetadata:
                 not all(size is None or _is_count(size, MOST_VALUES) for size in sizes)):
             raise ConfigError(f"architecture is {one_line(self.architecture)}, expected whole numbers of channels, "
                               "values and parameters")
+        try:
+            self.to_json()
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the metadata hold what JSON cannot: {first_line(error)}") from None
 
     @property
     def solver_options(self) -> dict[str, float]:

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import onnx
@@ -106,7 +107,8 @@ class TestFilesThatAreNotOurs:
                                         {"source": 5}, {"gradient": 3}, {"labels": 2**63}, {"precision": []},
                                         {"n_corrector": 2**63}, {"schedule": {"sigma_min": 1, "sigma_max": 10**400}},
                                         {"image_shape": [3, 10**9, 10**9]}, {"architecture": {"channels": 8}},
-                                        {"architecture": {"widest": "x"}}, {"parity": {"a": None}},
+                                        {"architecture": {"widest": "x"}}, {"architecture": {"depth": math.inf}},
+                                        {"parity": {"a": None}},
                                         {"data_range": [0, "1"]}], ids=lambda damage: str(damage)[:50])
     def test_damaged_metadata(self, damage, read, tmp_path, model_file):
         path = rewritten(model_file, tmp_path / "m.onnx", **damage)
