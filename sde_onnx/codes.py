@@ -37,6 +37,7 @@ __all__ = ["Labels", "decode", "edit", "encode", "interpolate", "spherical"]
 
 Float32Array = NDArray[np.float32]
 Labels = int | Sequence[int] | NDArray[np.int64] | None
+MOST_FRAMES = 10_000
 PARALLEL = 1e-6   # sine of an angle below which an arc is its chord, in float32
 
 
@@ -127,7 +128,7 @@ def interpolate(
     Args:
         first, second: an image, ``[C, H, W]`` as :func:`encode` takes them, or a seed, whose latent is sigma_max times
             its first noise array.
-        frames: images, >= 2.
+        frames: images, 2 to 10,000.
         label: of all of them, of a model that has labels.
 
     Returns:
@@ -136,7 +137,7 @@ def interpolate(
     Other arguments and errors: :func:`encode` and :func:`decode`.
     """
     checked_model(model)
-    checked_count("frames", frames, least=2, hint=": both ends are among them")
+    checked_count("frames", frames, least=2, most=MOST_FRAMES, hint=": both ends are among them")
     ends = []
     for end in (first, second):
         if isinstance(end, int | np.integer):

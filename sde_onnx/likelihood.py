@@ -44,6 +44,7 @@ __all__ = ["Likelihood", "log_likelihood", "log_likelihood_batches", "lowest_bit
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
+MOST_DRAWS = 10_000    # probes, or dequantizations: a hundredth of the error of one
 FIRST_DRAW = 1 << 31   # of the portable noise: far from those that a sampled image of the same seed was made of
 Integrator = Callable[..., Iterator[FlowState]]
 
@@ -86,8 +87,8 @@ def log_likelihood(
         images: ``[N, C, H, W]`` uint8, or float32 in data units ([0, 1], and noise), which are not dequantized.
         seeds: of each image's probes and dequantizations; 0 to N - 1 if not given. An image's likelihood depends on
             its seed and not on the images beside it.
-        probes: v for each dequantization, >= 1. An evaluation of the network is made for each.
-        dequantizations: of each image, >= 1.
+        probes: v for each dequantization, 1 to 10,000. An evaluation of the network is made for each.
+        dequantizations: of each image, 1 to 10,000.
         kind: of the probes, one of PROBE_KINDS.
         steps: even in ln sigma, >= 1, of six evaluations each; LIKELIHOOD_STEPS if no tolerance is given either.
         rtol, atol: in place of steps, tolerances of a step, > 0; FLOW_TOLERANCE if only the other is given. Each image
@@ -137,7 +138,7 @@ def log_likelihood_batches(
         raise InputError(NO_GRADIENT.format(model.path.name))
     check_images(images, model.metadata.image_shape)
     for name, value in (("probes", probes), ("dequantizations", dequantizations)):
-        checked_count(name, value, least=1)
+        checked_count(name, value, least=1, most=MOST_DRAWS)
     if dequantizations > 1 and images.dtype != np.uint8:
         raise InputError("dequantizations are of 8-bit images: float32 images have one value each")
     checked_choice("kind", kind, PROBE_KINDS)

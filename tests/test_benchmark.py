@@ -37,7 +37,9 @@ def test_evaluations_and_the_rest_are_told_apart(model):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"batch_size": 0}, "batch_size is 0"),
-                                                    ({"seconds": 0}, "seconds is 0")])
+                                                    ({"seconds": 0}, "seconds is 0"),
+                                                    ({"seconds": 1e9}, "at most 86400"),
+                                                    ({"seconds": float("inf")}, "seconds is inf, expected a finite")])
 def test_bad_arguments_are_refused(arguments, message, model):
     with pytest.raises(InputError, match=message):
         benchmark(model, **arguments)
