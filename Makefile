@@ -111,7 +111,7 @@ web-test: web    ## the same, and test it in headless Chromium
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[export,openvino,webgpu]'
 	touch $(INSTALLED)
 
 .PHONY: help sample model test quick fuzz faults mutants compatibility runtime dist wheel-test lowest lint bench bench-full gpu \

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.utils import Extractor
 
+from sde_onnx.checks import checked_count
 from sde_onnx.errors import InputError
 from sde_onnx.export.embedding.measurement import OPERATORS, measured_inputs
 from sde_onnx.export.embedding.noise import key_words, normals
@@ -56,6 +57,7 @@ from sde_onnx.solvers.plan import COLUMNS, rows
 __all__ = ["KINDS", "embed"]
 
 KINDS = ("sampler", "evaluation")
+MOST_ROW_STEPS = 2000   # a file holds rows for every number of steps: of the paper's sampler 80 MB
 FLOAT, INT64, UINT8, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL
 Sizes = Sequence[str | int | None]
 NOWHERE = 2**62   # Gather takes small negative places, counted from the end, but none as large as this one
@@ -78,7 +80,7 @@ def embed(
         model: a model file.
         path: the ``.onnx`` file to write.
         sampling: how to sample: :func:`sde_onnx.resolve` with the model's metadata.
-        max_steps: also an input ``steps``, int64 ``[1]``, up to this number, at least ``sampling.steps``, which the
+        max_steps: also an input ``steps``, int64 ``[1]``, up to this number, ``sampling.steps`` to 2,000, which the
             metadata name. The file holds rows for every number: some 20 bytes an evaluation.
         kind: ``"sampler"``, the whole loop, or ``"evaluation"``, one turn of it for hosts with their own.
         every: also an output ``frames``, uint8 ``[steps / every, N, H, W, C]``: the image after every so many steps,
@@ -147,8 +149,9 @@ def _rows(sampling: Sampling, max_steps: int | None, every: int | None) -> _Rows
                          "langevin_norm 'batch' and measure_noise")
     if every is not None and not 1 <= every <= sampling.steps:
         raise InputError(f"every is {every}, expected 1 to the number of steps, {sampling.steps}")
-    if max_steps is not None and max_steps < sampling.steps:
-        raise InputError(f"max_steps is {max_steps}, expected at least the number of steps, {sampling.steps}")
+    if max_steps is not None:
+        checked_count("max_steps", max_steps, least=sampling.steps, most=max(MOST_ROW_STEPS, sampling.steps),
+                      hint=", which is at least the steps")
     least = sampling.steps if max_steps is None else sampling.least_steps
     counts = range(least, (max_steps or sampling.steps) + 1)
     plans = [plan for count in counts if (plan := replace(sampling, steps=count).plan) is not None]

@@ -33,8 +33,8 @@ def info_command(model: Path | None, as_json: bool, providers: bool) -> None:
         from sde_onnx.runtime.providers import choose_provider, describe_providers
 
         for name, text in describe_providers().items():
-            click.echo(f"{name:11}{text}")
-        click.echo(f"{'auto':11}{choose_provider('auto')}")
+            click.echo(f"{name:13}{text}")
+        click.echo(f"{'auto':13}{choose_provider('auto')}")
         return
     model = model or bundled_model()
     metadata = read_metadata(model)

@@ -25,7 +25,7 @@ from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Op
 __all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_option", "method_options", "notes", "numbers",
            "picture_options", "request_options", "runtime_options", "solver_options", "split_model"]
 
-PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "openvino", "cpu"])
+PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "openvino", "cpu"])
 # Of these a user of the command line is told.
 NOTES = (BatchSizeWarning, InstallationWarning, ProviderWarning, SlowPrecisionWarning)
 
@@ -137,7 +137,7 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), show_default="the file's",
                      help="What the network computes in: tf32 under cuda, bf16 under openvino, fp16 under tensorrt."),
         click.option("--provider", type=PROVIDER, default="auto",
-                     help="Execution provider; auto is the first of cuda, openvino and cpu that runs here."),
+                     help="Execution provider; auto is the first of cuda, webgpu, openvino and cpu that runs here."),
     ):
         command = option(command)
     return command

@@ -28,7 +28,7 @@ from sde_onnx.runtime.providers import (
     choose_provider,
     doubled_installation,
     open_session,
-    unused_gpu,
+    told_of_gpus,
 )
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS, LABEL, OUTPUTS, ScoreModel
 from sde_onnx.runtime.sessions import Sessions, default_options
@@ -49,8 +49,9 @@ def load(
 
     Args:
         path: an ``.onnx`` file made by ``sde-onnx export``.
-        provider: ``"auto"`` (the first that really runs here of cuda, openvino, cpu), one of those, or ``"tensorrt"``.
-            A file that was exported for CUDA runs under cuda alone.
+        provider: ``"auto"`` (the first that really runs here of cuda, webgpu, openvino, cpu; of webgpu only where a GPU
+            is listed), one of those, ``"tensorrt"`` or ``"tensorrt-rtx"``. Those of NVIDIA are experimental: no GPU
+            has been at hand. A file that was exported for CUDA runs under cuda alone.
         precision: what the network computes in: the file's own if not given; of a float32 file under cuda also
             ``"tf32"``, under openvino ``"bf16"``, under tensorrt ``"fp16"``. Scores are float32 always.
         threads: CPU threads of an evaluation, >= 1; the physical cores that this process may use if not given.
@@ -64,7 +65,7 @@ def load(
 
     Warns with a ``SlowPrecisionWarning`` where the precision is slower than float32 on this processor, with an
     ``InstallationWarning`` where two packages of ONNX Runtime are installed, and with a ``ProviderWarning`` where
-    ``"auto"`` leaves an NVIDIA GPU unused or cuDNN's first choice of plans fails.
+    ``"auto"`` leaves a GPU unused or takes it through WebGPU, or cuDNN's first choice of plans fails.
     """
     path, threads = checked_path("path", path), checked_threads(threads)
     metadata = read_metadata(path)
@@ -72,8 +73,8 @@ def load(
     if (both := doubled_installation()) is not None:
         warnings.warn(both, InstallationWarning, stacklevel=2)
     chosen, precision = _provider_for(path, metadata, provider, precision)
-    if provider == "auto" and (unused := unused_gpu(chosen)) is not None:
-        warnings.warn(unused, ProviderWarning, stacklevel=2)
+    if provider == "auto" and (told := told_of_gpus(chosen)) is not None:
+        warnings.warn(told, ProviderWarning, stacklevel=2)
     if session_options is not None and chosen == "openvino":
         raise InputError("session_options go with every provider but openvino, which takes precision and threads")
     if session_options is not None and not callable(session_options):

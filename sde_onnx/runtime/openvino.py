@@ -1,4 +1,4 @@
-"""OpenVINO's CPU plugin for ONNX Runtime: found, registered, configured.
+"""OpenVINO's CPU plugin for ONNX Runtime: where it runs, where it is slow, what it is told.
 
 It brings what ONNX Runtime's own CPU provider has not: convolutions in bfloat16, which pay on the matrix units (AMX) of
 the processors that have them. The package ``onnxruntime-ep-openvino`` is an extra; without it nothing here is used. It
@@ -8,8 +8,6 @@ runs on Intel's processors alone, though OpenVINO itself would not mind others (
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -19,11 +17,8 @@ import onnxruntime as ort
 from sde_onnx.files import cache_folder
 from sde_onnx.runtime.machine import available_cores
 
-__all__ = ["PRECISIONS", "add_openvino", "why_not", "why_slow"]
+__all__ = ["PRECISIONS", "openvino_options", "why_not", "why_slow"]
 
-EXTRA = "pip install 'sde-onnx[openvino]'"
-PACKAGE = "onnxruntime_ep_openvino"
-REGISTRATION = "sde_onnx_openvino"
 INTEL = 0x8086   # vendor number
 CPUINFO = Path("/proc/cpuinfo")   # Linux alone tells the processor's instructions
 # Our names of what the network computes in, and OpenVINO's.
@@ -31,9 +26,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def why_not() -> str | None:
-    """Why OpenVINO cannot run here, or ``None`` if nothing is known that would stop it."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        return f"onnxruntime-ep-openvino is not installed: {EXTRA}"
+    """Why this processor is none for OpenVINO, or ``None`` if nothing is known that would stop it."""
     processors = [entry.device for entry in ort.get_ep_devices() if entry.device.type == ort.OrtHardwareDeviceType.CPU]
     if not any(processor.vendor_id == INTEL for processor in processors):
         vendors = ", ".join(sorted({processor.vendor for processor in processors}))
@@ -51,17 +44,13 @@ def why_slow(precision: str) -> str | None:
     return None
 
 
-def add_openvino(options: ort.SessionOptions, *, precision: str, threads: int | None, cached: bool) -> None:
-    """Makes a session run under OpenVINO on the CPU.
+def openvino_options(*, precision: str, threads: int | None, cached: bool) -> dict[str, str]:
+    """Options of OpenVINO's provider on the CPU.
 
     Args:
-        options: the session's options, changed in place.
         precision: a key of PRECISIONS. Inputs and outputs stay float32.
         threads: of a network evaluation; the cores that this process may use if not given.
         cached: keep the compiled network in the user's cache folder, where the next session finds it.
-
-    Raises:
-        RuntimeError: the plugin offers no CPU here.
     """
     threads = threads or available_cores()
     config: dict[str, str | int] = {
@@ -75,15 +64,4 @@ def add_openvino(options: ort.SessionOptions, *, precision: str, threads: int | 
         folder = cache_folder() / "openvino"
         folder.mkdir(parents=True, exist_ok=True)
         config["CACHE_DIR"] = os.fspath(folder)
-    options.add_provider_for_devices([_cpu()], {"load_config": json.dumps({"CPU": config})})
-
-
-@functools.cache
-def _cpu() -> ort.OrtEpDevice:
-    """The plugin's CPU device; registers the plugin, once a process."""
-    plugin = importlib.import_module(PACKAGE)
-    ort.register_execution_provider_library(REGISTRATION, plugin.get_library_path())
-    for device in ort.get_ep_devices():
-        if device.ep_name == plugin.get_ep_name() and device.ep_metadata.get("ov_device") == "CPU":
-            return device
-    raise RuntimeError("the OpenVINO plugin offers no CPU here")
+    return {"load_config": json.dumps({"CPU": config})}

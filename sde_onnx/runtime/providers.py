@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from sde_onnx.checks import checked_choice
 from sde_onnx.errors import InputError, ProviderError
-from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import (
     CUDA_PRECISIONS,
     HOW_TO_GET,
@@ -28,23 +29,28 @@ from sde_onnx.runtime.cuda_options import (
     tensorrt_options,
 )
 from sde_onnx.runtime.machine import available_cores, processor
+from sde_onnx.runtime.plugins import PLUGINS, add_plugin, why_not
 
 __all__ = ["KNOWN_PRECISIONS", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "describe_providers",
-           "doubled_installation", "open_session", "unused_gpu", "usable_providers"]
+           "doubled_installation", "open_session", "told_of_gpus", "usable_providers"]
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime-directml")   # packages of one module
-# Our names for ONNX Runtime's, in the order of preference of "auto", which leaves tensorrt out: it builds for minutes.
+# Our names for ONNX Runtime's, the preferred first.
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-AUTO = ("cuda", "openvino", "cpu")
+AUTO = ("cuda", "webgpu", "openvino", "cpu")   # not what builds engines for minutes
+OF_NVIDIA = ("cuda", "tensorrt", "tensorrt-rtx")
 NVIDIA_DRIVER = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("C:/Windows/System32/nvcuda.dll"))   # one, where it is
+GPU_NODES = Path("/dev/dri")   # Linux's, of any vendor
 # What a provider can compute in where the file leaves it open; the first is the default.
-PRECISIONS = {"cuda": CUDA_PRECISIONS, "tensorrt": TENSORRT_PRECISIONS, "openvino": tuple(openvino.PRECISIONS),
-              "cpu": ("fp32",)}
+PRECISIONS = {"cuda": CUDA_PRECISIONS, "tensorrt": TENSORRT_PRECISIONS, "cpu": ("fp32",)} | {
+    name: plugin.precisions for name, plugin in PLUGINS.items()}
 KNOWN_PRECISIONS = tuple({precision: None for choices in PRECISIONS.values() for precision in choices})
 
 # An ONNX model (opset 20) of one 1x1 convolution of x [1, 8, 8, 8] with 8 filters of 0.25: a provider without its
@@ -90,7 +96,7 @@ def choose_provider(name: str, precision: str = "fp32") -> str:
     able = [provider for provider in PROVIDERS if precision in PRECISIONS[provider]]
     if name == "auto":
         for provider in able:
-            if provider in AUTO and _failure(provider) is None:
+            if provider in AUTO and _failure(provider) is None and (provider != "webgpu" or _gpu_of_webgpu()):
                 return provider
         reasons = "; ".join(f"{provider} cannot run here: {_failure(provider)}" for provider in able)
         raise ProviderError(f"precision {precision} needs provider {' or '.join(able)}. {reasons}")
@@ -119,11 +125,33 @@ def describe_providers() -> dict[str, str]:
     return told
 
 
-def unused_gpu(chosen: str) -> str | None:
-    """Why the NVIDIA GPU of this machine is not used by what ``"auto"`` chose; ``None`` if it is, or there is none."""
-    if chosen in ("cuda", "tensorrt") or not any(path.exists() for path in NVIDIA_DRIVER):
+def told_of_gpus(chosen: str) -> str | None:
+    """What to say of this machine's GPU where ``"auto"`` chose a provider: why it is not used, or that WebGPU does.
+
+    ``None`` where CUDA uses it, and where no GPU is known of.
+    """
+    of_nvidia = any(path.exists() for path in NVIDIA_DRIVER)
+    if chosen in OF_NVIDIA or not (of_nvidia or _has_gpu()):
         return None
-    return f"an NVIDIA GPU is here and not used, provider {chosen} is: cuda cannot run here ({_failure('cuda')})"
+    if chosen == "webgpu":
+        return (f"provider webgpu is used, on {_gpu_of_webgpu()}"
+                + f": cuda cannot run here ({_failure('cuda')})" * of_nvidia)
+    whose, missing = ("an NVIDIA", "cuda") if of_nvidia else ("a", "webgpu")
+    return f"{whose} GPU is here and not used, provider {chosen} is: {missing} cannot run here ({_failure(missing)})"
+
+
+def _gpu_of_webgpu() -> str | None:
+    """The GPU that WebGPU would run on, for people; ``None`` where none is listed: it runs without one, in software."""
+    for entry in ort.get_ep_devices():
+        if entry.ep_name == PROVIDERS["webgpu"] and PLUGINS["webgpu"].takes(entry):
+            return _described(entry.device)
+    return None
+
+
+def _has_gpu() -> bool:
+    """Whether this machine has a GPU, as far as that can be told without its libraries."""
+    return bool(_gpu_of_webgpu()) or any(GPU_NODES.glob("renderD*")) or (
+        sys.platform == "darwin" and platform.machine() == "arm64")
 
 
 def _described(device: ort.OrtHardwareDevice) -> str:
@@ -162,33 +190,48 @@ def open_session(
     """
     if threads or options.intra_op_num_threads == 0:
         options.intra_op_num_threads = threads or available_cores() or 0
-    if provider == "openvino":
-        openvino.add_openvino(options, precision=precision, threads=threads, cached=cached)
-        session = ort.InferenceSession(model, options, enable_fallback=0)
-    else:
-        settings: list[tuple[str, dict[str, str]]] = [(PROVIDERS[provider], {})]
-        if provider == "cuda":
-            settings = [(PROVIDERS["cuda"], cuda_options(precision, search=search, capture=capture))]
-        elif provider == "tensorrt":   # what it does not take, CUDA does
-            settings = [(PROVIDERS["tensorrt"], tensorrt_options(precision, cached=cached)),
-                        (PROVIDERS["cuda"], cuda_options(precision))]
-        try:
-            session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
-        except UnicodeDecodeError:   # of ONNX Runtime's own message, which quotes a damaged file
-            raise RuntimeError("the file holds names that are no UTF-8") from None
+    settings = _settings(provider, precision=precision, threads=threads, cached=cached, capture=capture, search=search)
+    if settings is None:
+        add_plugin(provider, options, precision=precision, threads=threads, cached=cached)
+    try:
+        session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
+    except UnicodeDecodeError:   # of ONNX Runtime's own message, which quotes a damaged file
+        raise RuntimeError("the file holds names that are no UTF-8") from None
     if PROVIDERS[provider] not in session.get_providers():
         raise ProviderError(f"ONNX Runtime left {PROVIDERS[provider]} out: its libraries or its device are missing")
     return session
 
 
+def _settings(
+    provider: str, *, precision: str, threads: int | None, cached: bool, capture: bool, search: str,
+) -> list[tuple[str, dict[str, str]]] | None:
+    """ONNX Runtime's names and options of what it is to run a session under; ``None`` for a plugin, which is added."""
+    name = PROVIDERS[provider]
+    match provider:
+        case "cuda":
+            return [(name, cuda_options(precision, search=search, capture=capture))]
+        case "tensorrt":   # what it does not take, CUDA does
+            return [(name, tensorrt_options(precision, cached=cached)), (PROVIDERS["cuda"], cuda_options(precision))]
+        case _ if provider not in PLUGINS:
+            return [(name, {})]
+        case _ if _is_built_in(provider):
+            return [(name, dict(PLUGINS[provider].options(precision=precision, threads=threads, cached=cached)))]
+        case _:
+            return None
+
+
+def _is_built_in(provider: str) -> bool:
+    return PROVIDERS[provider] in ort.get_available_providers()
+
+
 @functools.cache
 def _failure(name: str) -> str | None:
     """Why a provider cannot run here, or ``None`` if it has just run a convolution."""
-    if name == "openvino":
-        if reason := openvino.why_not():
+    if not _is_built_in(name):
+        if name not in PLUGINS:
+            return f"this onnxruntime was built without it: {HOW_TO_GET[name]}"
+        if reason := why_not(name):
             return reason
-    elif PROVIDERS[name] not in ort.get_available_providers():
-        return "this onnxruntime was built without it" + (f": {HOW_TO_GET[name]}" if name in HOW_TO_GET else "")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if name in HOW_TO_GET:

@@ -57,7 +57,7 @@ def mutated_tree(tree: Any, random_: random.Random) -> Any:
             case 2 if isinstance(holder, dict):
                 holder[random_.choice(("", "x", "_class_name", "format", "type"))] = random_.choice(JUNK)
             case 3 if isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
-                holder[key] = random_.choice((-holder[key], holder[key] * 1000, holder[key] / 3, str(holder[key])))
+                holder[key] = random_.choice((-holder[key], holder[key] * 1000, holder[key] // 3, str(holder[key])))
             case _:
                 holder[key] = copy.deepcopy(random_.choice(JUNK))
     return tree

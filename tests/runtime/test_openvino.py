@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,11 +10,11 @@ from click.testing import CliRunner
 import sde_onnx
 from sde_onnx.cli import main
 from sde_onnx.errors import InputError, ProviderError
-from sde_onnx.runtime import openvino, providers
+from sde_onnx.runtime import openvino, plugins, providers
 
 from networks import noisy_images, relative_error
 
-runs_here = pytest.mark.skipif(openvino.why_not() is not None, reason=str(openvino.why_not()))
+runs_here = pytest.mark.skipif(plugins.why_not("openvino") is not None, reason=str(plugins.why_not("openvino")))
 SIGMAS = (0.01, 0.5, 50.0)
 pytestmark = pytest.mark.filterwarnings("ignore::sde_onnx.errors.SlowPrecisionWarning")   # true of some machines
 
@@ -26,7 +27,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def missing(monkeypatch):
-    monkeypatch.setattr(openvino, "PACKAGE", "no_such_package")
+    absent = dataclasses.replace(plugins.PLUGINS["openvino"], module="no_such_package")
+    monkeypatch.setitem(plugins.PLUGINS, "openvino", absent)
     providers._failure.cache_clear()
     yield
     providers._failure.cache_clear()
@@ -91,9 +93,9 @@ def test_without_the_package_it_is_not_offered(missing, model_file):
 
 
 def test_a_processor_that_the_plugin_does_not_take_is_named(monkeypatch, model_file):
-    pytest.importorskip(openvino.PACKAGE)
+    pytest.importorskip(plugins.PLUGINS["openvino"].module)
     processor = SimpleNamespace(type=ort.OrtHardwareDeviceType.CPU, vendor_id=0x1022, vendor="AMD")
-    monkeypatch.setattr(ort, "get_ep_devices", lambda: [SimpleNamespace(device=processor)])
+    monkeypatch.setattr(ort, "get_ep_devices", lambda: [SimpleNamespace(device=processor, ep_name="none")])
     providers._failure.cache_clear()
     try:
         with pytest.raises(ProviderError, match="takes Intel's processors only, this one is of AMD"):
@@ -109,17 +111,11 @@ def test_a_precision_that_a_provider_has_not_is_refused(model_file):
         sde_onnx.load(model_file, precision="fp8")
 
 
-def test_threads_and_precision_reach_openvino(monkeypatch):
-    seen = {}
-
-    class Options:
-        def add_provider_for_devices(self, devices, options):
-            seen.update(json.loads(options["load_config"])["CPU"], devices=devices)
-
-    monkeypatch.setattr(openvino, "_cpu", lambda: "a CPU")
-    openvino.add_openvino(Options(), precision="bf16", threads=3, cached=False)
-    assert seen == {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 3, "PERFORMANCE_HINT": "LATENCY",
-                    "NUM_STREAMS": "1", "devices": ["a CPU"]}
+def test_threads_and_precision_reach_openvino():
+    options = openvino.openvino_options(precision="bf16", threads=3, cached=False)
+    assert json.loads(options["load_config"])["CPU"] == {
+        "INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 3, "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1"}
 
 
 def test_threads_reach_onnx_runtime(model_file):

@@ -57,7 +57,7 @@ def test_a_listed_provider_that_fails_is_not_offered(monkeypatch):
 
 
 def test_an_unknown_provider_is_refused():
-    known = "auto, cuda, tensorrt, openvino, cpu"
+    known = "auto, cuda, tensorrt, tensorrt-rtx, webgpu, openvino, cpu"
     with pytest.raises(InputError, match=f"provider 'rocm' is unknown, expected one of: {known}"):
         providers.choose_provider("rocm")
 
@@ -126,9 +126,9 @@ def test_a_gpu_that_is_not_used_is_told(model_file, monkeypatch, tmp_path):
         pytest.skip("CUDA runs here")
     driver = tmp_path / "driver"
     monkeypatch.setattr(providers, "NVIDIA_DRIVER", (tmp_path / "none", driver))
-    assert providers.unused_gpu("cpu") is None
+    assert providers.told_of_gpus("cpu") is None
     driver.touch()
-    assert providers.unused_gpu("cuda") is None
+    assert providers.told_of_gpus("cuda") is None
     with pytest.warns(ProviderWarning, match=r"^an NVIDIA GPU is here and not used, provider \w+ is: cuda cannot run"):
         sde_onnx.load(model_file)
     told = done("sample", model_file, "--steps", 2, "-o", tmp_path / "s.png").stderr

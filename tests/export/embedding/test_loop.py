@@ -388,8 +388,8 @@ def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
             "--solver", "sde-dpmpp-3m", "--steps", 2)
     refuses("option snr belongs to pc", "embed", "-o", path, "--snr", 0.1)
     refuses("every is 9, expected 1 to the number of steps, 8", "embed", "-o", path, "--steps", 8, "--every", 9)
-    refuses("max_steps is 7, expected at least the number of steps, 8", "embed", "-o", path, "--steps", 8,
-            "--max-steps", 7)
+    refuses("max_steps is 7, expected a whole number of 8 to 2000, which is at least the steps", "embed", "-o", path,
+            "--steps", 8, "--max-steps", 7)
     refuses("operator is 'blur:2', expected one of: mask; its values are inputs of the file", "embed", "-o", path,
             "--operator", "blur:2")
     refuses("operator is 'mask:known.png', expected one of: mask", "embed", "-o", path, "--operator", "mask:known.png")
