@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+VK_DRIVER_FILES ?= /usr/lib/chromium/vk_swiftshader_icd.json
 INSTALLED = $(VENV)/installed
 
 help:    ## list the targets
@@ -100,6 +101,15 @@ cpp-debian: $(INSTALLED)    ## the same with the packages of Debian 13 alone, in
 	tests/examples/debian.sh build/debian
 	SDE_ONNX_CPP=build/debian/programs $(BIN)/python -m pytest tests/examples/test_cpp.py -k "not listing"
 
+webgpu-test: web    ## model, sampler and gradient files, and the page, under WebGPU: on a GPU, or in software where VK_DRIVER_FILES says
+	command -v chromium > /dev/null || apt-get install -qq -y --no-install-recommends chromium
+	ldconfig -p | grep -q libvulkan.so.1 || apt-get install -qq -y --no-install-recommends libvulkan1
+	$(PYTHON) -m venv --clear build/webgpu
+	build/webgpu/bin/python -m pip install --quiet -c constraints.txt onnxruntime-webgpu click numpy pillow tqdm
+	build/webgpu/bin/python -m pip install --quiet --no-deps .
+	VK_DRIVER_FILES=$(VK_DRIVER_FILES) SDE_ONNX_WEBGPU=build/webgpu/bin/python SDE_ONNX_WEB=build/web \
+		$(BIN)/python -m pytest -s tests/runtime/test_webgpu.py tests/examples/test_web.py -k "webgpu or gpu"
+
 web: $(INSTALLED)    ## build the page of examples/web into build/web, for any static host
 	cd examples/web && npm ci --no-audit --no-fund
 	$(BIN)/python examples/web/build.py build/web
@@ -115,4 +125,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 .PHONY: help sample model test quick fuzz faults mutants compatibility runtime dist wheel-test lowest lint bench bench-full gpu \
-	quality docs cpp cpp-debian web web-test
+	quality docs cpp cpp-debian web web-test webgpu-test

@@ -4,12 +4,17 @@
 //
 // A case has a file as in samplers.json, and may have steps and a label. If it has `rub`, places on the canvas in its own
 // pixels, the pointer is drawn along them, and the page restores what is left, with the seeds `fill` if there are any.
+// With SOFTWARE_WEBGPU in the environment, Chromium has WebGPU on its Vulkan in software, and else none.
 import { chromium } from "playwright-core";
 
 const [url, cases] = process.argv.slice(2);
+const graphics = process.env.SOFTWARE_WEBGPU
+  ? ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan,WebGPU",
+     "--use-vulkan=swiftshader"]
+  : ["--disable-gpu"];
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  args: ["--no-sandbox", ...graphics, "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"],
 });
 const requests = [];
@@ -40,6 +45,13 @@ try {
     await page.mouse.up();
   };
 
+  const said = () => page.evaluate(() => {
+    const message = document.querySelector("#message");
+    return { message: message.textContent, error: message.classList.contains("error"),
+             where: document.querySelector("#where").textContent };
+  });
+
+  const loaded = await said();
   const shown = [];
   for (const { seeds, file, steps, label, rub: places, fill } of JSON.parse(cases)) {
     await page.fill("#seeds", seeds);
@@ -56,14 +68,10 @@ try {
       await send("#restore");
       restored = await pictures("#restored");
     }
-    const said = await page.evaluate(() => {
-      const message = document.querySelector("#message");
-      return { message: message.textContent, error: message.classList.contains("error") };
-    });
-    shown.push({ ...await pictures("#canvas"), restored, ...said });
+    shown.push({ ...await pictures("#canvas"), restored, ...await said() });
   }
   if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT, fullPage: true });
-  console.log(JSON.stringify({ shown, requests }));
+  console.log(JSON.stringify({ loaded, shown, requests }));
 } finally {
   await browser.close();
 }

@@ -1,5 +1,4 @@
-import { Sampler, parseLabel, parseSeeds, parseSteps, toPixels } from "./sampler.js";
-
+let sampling;   // sampler.js, which says what it cannot run with
 const element = (id) => document.getElementById(id);
 const [canvas, progress, message] = [element("canvas"), element("progress"), element("message")];
 const samplers = new Map();
@@ -24,18 +23,18 @@ function draw(target, { pictures, width, height }) {
 
 /** Samples, drawing every evaluation; resolves with the last pictures. Restores `torn` pictures, if there are any. */
 export async function sample(seedText, stepsText, labelText, choice, target = canvas, torn = null) {
-  const [seeds, steps] = [parseSeeds(seedText), parseSteps(stepsText, choice)];
-  const label = parseLabel(labelText, choice);
+  const [seeds, steps] = [sampling.parseSeeds(seedText), sampling.parseSteps(stepsText, choice)];
+  const label = sampling.parseLabel(labelText, choice);
   if (torn && torn.length > 1 && torn.length !== seeds.length)
     throw new Error(`${torn.length} pictures, ${seeds.length} seeds to restore them with: give one for each`);
   if (!samplers.has(choice.file)) {
     say("loading");
-    samplers.set(choice.file, await Sampler.load(choice.file));
+    samplers.set(choice.file, await sampling.Sampler.load(choice.file, choice.noise_nodes));
   }
   const begin = performance.now();
   let shown;
   for await (const { index, remaining, x_mean } of samplers.get(choice.file).run(seeds, steps, label, torn)) {
-    shown = { pictures: toPixels(x_mean), width: x_mean.dims[3], height: x_mean.dims[2] };
+    shown = { pictures: sampling.toPixels(x_mean), width: x_mean.dims[3], height: x_mean.dims[2] };
     draw(target, shown);
     const elapsed = performance.now() - begin;
     const [made, all] = [index + 1, index + 1 + remaining];
@@ -111,6 +110,13 @@ async function answer(event, make) {
   }
 }
 
+try {
+  sampling = await import("./sampler.js");
+  element("where").textContent = sampling.provider === "webgpu" ? "on the GPU (WebGPU)" : "on one core (WebAssembly)";
+} catch (error) {
+  say(error.message, true);
+  throw error;
+}
 try {
   for (const choice of await (await fetch("samplers.json")).json())
     element("sampler").add(new Option(choice.solver, JSON.stringify(choice)));

@@ -1,6 +1,13 @@
-// Drives an evaluation file of `sde-onnx embed --kind evaluation` in ONNX Runtime for the web.
-import * as ort from "./ort/ort.wasm.min.mjs";
+// Drives an evaluation file of `sde-onnx embed --kind evaluation` in ONNX Runtime for the web, on the GPU where there is
+// one that the browser's WebGPU gives, else in WebAssembly. `?provider=webgpu` and `?provider=wasm` decide it.
+const asked = new URL(location.href).searchParams.get("provider");
+const adapter = asked === "wasm" ? null : await navigator.gpu?.requestAdapter({ powerPreference: "high-performance" });
+if (asked === "webgpu" && !adapter) throw new Error("this browser offers no WebGPU: leave ?provider=webgpu out");
+const onGpu = Boolean(adapter) && (asked === "webgpu" || !adapter.info.isFallbackAdapter);   // that is one in software
 
+/** What runs the networks: "webgpu" or "wasm". */
+export const provider = onGpu ? "webgpu" : "wasm";
+const ort = await import(`./ort/ort.${provider}.min.mjs`);
 ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
 ort.env.wasm.numThreads = 1;   // more need headers that a static host does not send
 
@@ -36,13 +43,15 @@ export function parseLabel(text, { labels = 0, label_optional = false }) {
 }
 
 export class Sampler {
-  /** Loads an evaluation file. */
-  static async load(url) {
+  /** Loads an evaluation file. Its metadata `sde_onnx_noise_nodes` names the nodes that a GPU leaves to the CPU. */
+  static async load(url, noiseNodes = []) {
     const response = await fetch(url);
     if (!response.ok) throw new Error(`${url} cannot be loaded: ${response.status} ${response.statusText}`);
     let session;
     try {
-      session = await ort.InferenceSession.create(await response.arrayBuffer(), { executionProviders: ["wasm"] });
+      session = await ort.InferenceSession.create(await response.arrayBuffer(), {
+        executionProviders: onGpu ? [{ name: "webgpu", forceCpuNodeNames: noiseNodes }] : ["wasm"],
+      });
     } catch (error) {
       const reason = String(error.message ?? error).split("\n")[0];
       const what = /find an implementation/.test(reason) ? "for CUDA or another device, not for a browser" : "damaged";

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +50,7 @@ from sde_onnx.export.graph.tracing import IR_VERSION
 from sde_onnx.export.to_onnx import check_model_output
 from sde_onnx.files import replacing, sha256
 from sde_onnx.runtime.load import read_metadata
-from sde_onnx.runtime.metadata import KEY, SAMPLER_FORMATS, SAMPLER_KEY
+from sde_onnx.runtime.metadata import KEY, NOISE_KEY, SAMPLER_FORMATS, SAMPLER_KEY
 from sde_onnx.solvers.catalogue import SOLVERS, Sampling
 from sde_onnx.solvers.plan import COLUMNS, rows
 
@@ -60,6 +60,7 @@ KINDS = ("sampler", "evaluation")
 MOST_ROW_STEPS = 2000   # a file holds rows for every number of steps: of the paper's sampler 80 MB
 FLOAT, INT64, UINT8, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL
 Sizes = Sequence[str | int | None]
+LATENT, DRAWN = "latent", "drawn"   # what the names of nodes that draw noise begin with
 NOWHERE = 2**62   # Gather takes small negative places, counted from the end, but none as large as this one
 
 
@@ -123,7 +124,8 @@ def embed(
         about |= {"operator": operator}
     if max_steps is not None:
         about |= {"min_steps": held.counts[0], "max_steps": max_steps}
-    helper.set_model_props(built, {KEY: replace(metadata, gradient=False).to_json(), SAMPLER_KEY: json.dumps(about)})
+    helper.set_model_props(built, {KEY: replace(metadata, gradient=False).to_json(), SAMPLER_KEY: json.dumps(about),
+                                   NOISE_KEY: "\n".join(_noise_nodes(graph))})
     with replacing(path) as temporary:
         temporary.write_bytes(built.SerializeToString())
 
@@ -189,7 +191,7 @@ def _evaluation(
         label = before.add("Where", before.add("GreaterOrEqual", "label", least), before.add("Sub", "label", least),
                            before.constant(np.int64(NOWHERE)))
         before.add("Gather", before.constant(np.array(labels)), label, output="known_label")
-    made = Nodes("latent")   # which later evaluations do not draw
+    made = Nodes(LATENT)   # which later evaluations do not draw
     latent = _latent(made, held, keys, place, shape)
     before.add("If", before.add("Equal", "index", zero), output="x_from",
                then_branch=_branch("make", made, latent), else_branch=_branch("take", Nodes("taken"), "x"))
@@ -283,11 +285,21 @@ def _latent(nodes: Nodes, held: _Rows, keys: tuple[str, str], place: str, shape:
 def _noise(nodes: Nodes, held: _Rows, keys: tuple[str, str], shape: tuple[int, int, int]) -> None:
     """Writes an evaluation's noise as the value z, zeros where it draws none."""
     draw = nodes.add("Gather", nodes.constant(held.draws), "row")
-    drawn, nothing = Nodes("drawn"), Nodes("nothing")
+    drawn, nothing = Nodes(DRAWN), Nodes("nothing")
     z = normals(drawn, keys, draw, shape)
     zeros = nothing.add("ConstantOfShape", nothing.add("Shape", "x"))
     nodes.add("If", nodes.add("GreaterOrEqual", draw, nodes.constant(np.array([0], np.int32))), output="z",
               then_branch=_branch("draw", drawn, z), else_branch=_branch("rest", nothing, zeros))
+
+
+def _noise_nodes(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names of the nodes that draw noise, which lie in the branches of an If, and that in a Loop or not."""
+    for node in graph.node:
+        if node.name.startswith((f"{LATENT}/", f"{DRAWN}/")):
+            yield node.name
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _noise_nodes(attribute.g)
 
 
 def _branch(name: str, nodes: Nodes, result: str) -> onnx.GraphProto:

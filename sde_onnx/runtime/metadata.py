@@ -13,11 +13,12 @@ from sde_onnx.errors import ConfigError, ModelFileError, first_line, one_line
 from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
-__all__ = ["FORMAT", "KEY", "ROWS_KEY", "SAMPLER_FORMATS", "SAMPLER_KEY", "ModelMetadata", "metadata_properties",
-           "telling_damage"]
+__all__ = ["FORMAT", "KEY", "NOISE_KEY", "ROWS_KEY", "SAMPLER_FORMATS", "SAMPLER_KEY", "ModelMetadata",
+           "metadata_properties", "telling_damage"]
 
 KEY = "sde_onnx"
 SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
+NOISE_KEY = "sde_onnx_noise_nodes"   # of such files: the names of the nodes that draw noise, a line each
 ROWS_KEY = "sde_onnx_rows"         # of files with a loop for a device, beside KEY: the format of a plan's rows
 FORMAT = 3
 SAMPLER_FORMATS = (2, 3)           # without and with an operator: older versions read what they can

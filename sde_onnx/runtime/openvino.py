@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 
@@ -44,7 +45,7 @@ def why_slow(precision: str) -> str | None:
     return None
 
 
-def openvino_options(*, precision: str, threads: int | None, cached: bool) -> dict[str, str]:
+def openvino_options(*, precision: str, threads: int | None, cached: bool, **_: Any) -> dict[str, str]:
     """Options of OpenVINO's provider on the CPU.
 
     Args:

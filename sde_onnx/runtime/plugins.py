@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,11 @@ class Plugin:
 
     package: str      # as pip knows it
     module: str       # as Python knows it
+    ep_name: str      # the provider, as ONNX Runtime knows it
     get: str          # the command that installs it
     precisions: tuple[str, ...]                    # of a file that leaves it open; the first is the default
     takes: Callable[[ort.OrtEpDevice], bool]       # whether a device of it is one to run on
-    options: Callable[..., Mapping[str, str]]      # its own, for `precision`, `threads` and `cached` of open_session
+    options: Callable[..., Mapping[str, str]]      # its own, of open_session's precision, threads, cached and on_cpu
     hindrance: Callable[[], str | None] = lambda: None   # why this machine is none for it, as far as that is known
 
 
@@ -43,20 +44,24 @@ def _is_gpu(device: ort.OrtEpDevice) -> bool:
     return bool(hardware.type == ort.OrtHardwareDeviceType.GPU) and hardware.metadata.get("is_virtual") != "1"
 
 
-def _of_webgpu(**_: Any) -> dict[str, str]:
-    return {"powerPreference": "high-performance"}   # of two GPUs in a laptop the faster
+def _of_webgpu(*, on_cpu: Sequence[str], **_: Any) -> dict[str, str]:
+    return {"powerPreference": "high-performance"} | (   # of two GPUs in a laptop the faster
+        {"forceCpuNodeNames": "\n".join(on_cpu)} if on_cpu else {})
 
 
 PLUGINS: Mapping[str, Plugin] = {
     "tensorrt-rtx": Plugin(
         package="onnxruntime-ep-nv-tensorrt-rtx", module="onnxruntime_ep_nv_tensorrt_rtx",
+        ep_name="NvTensorRTRTXExecutionProvider",
         get="for an NVIDIA RTX GPU install its driver and `pip install onnxruntime-ep-nv-tensorrt-rtx`",
         precisions=("fp32",), takes=_is_gpu, options=lambda **_: {}),
     "webgpu": Plugin(
-        package="onnxruntime-ep-webgpu", module="onnxruntime_ep_webgpu", get="pip install 'sde-onnx[webgpu]'",
+        package="onnxruntime-ep-webgpu", module="onnxruntime_ep_webgpu",
+        ep_name="WebGpuExecutionProvider", get="pip install 'sde-onnx[webgpu]'",
         precisions=("fp32",), takes=_is_gpu, options=_of_webgpu),
     "openvino": Plugin(
-        package="onnxruntime-ep-openvino", module="onnxruntime_ep_openvino", get="pip install 'sde-onnx[openvino]'",
+        package="onnxruntime-ep-openvino", module="onnxruntime_ep_openvino",
+        ep_name="OpenVINOExecutionProvider", get="pip install 'sde-onnx[openvino]'",
         precisions=tuple(openvino.PRECISIONS), takes=lambda device: device.ep_metadata.get("ov_device") == "CPU",
         options=openvino.openvino_options, hindrance=openvino.why_not),
 }
@@ -70,40 +75,42 @@ def why_not(name: str) -> str | None:
     return plugin.hindrance()
 
 
-def add_plugin(
-    name: str, options: ort.SessionOptions, *, precision: str, threads: int | None, cached: bool,
-) -> None:
+def add_plugin(name: str, options: ort.SessionOptions, own: Mapping[str, str], *, is_built_in: bool) -> None:
     """Makes a session run under a plugin.
 
     Args:
         name: a key of PLUGINS.
         options: the session's options, changed in place.
-        precision, threads, cached: see :func:`sde_onnx.runtime.providers.open_session`.
+        own: the provider's.
+        is_built_in: whether this onnxruntime was built with the provider: it gets the options alone, and the session is
+            to name it.
 
     Raises:
         RuntimeError: the package cannot be loaded, or finds no device.
     """
-    own = PLUGINS[name].options(precision=precision, threads=threads, cached=cached)
-    options.add_provider_for_devices([device_of(name)], dict(own))
+    if not is_built_in:
+        options.add_provider_for_devices([device_of(name)], dict(own))
+        return
+    for key, value in own.items():   # where a plugin's options end up as well
+        options.add_session_config_entry(f"ep.{PLUGINS[name].ep_name.lower()}.{key}", value)
 
 
 def device_of(name: str) -> ort.OrtEpDevice:
     """The device that a plugin, a key of PLUGINS, runs on; ``RuntimeError`` if there is none."""
-    plugin, ep_name = PLUGINS[name], _registered(name)
+    plugin = PLUGINS[name]
+    _register(name)
     for device in ort.get_ep_devices():
-        if device.ep_name == ep_name and plugin.takes(device):
+        if device.ep_name == plugin.ep_name and plugin.takes(device):
             return device
     raise RuntimeError(f"{plugin.package} finds no device here that it can use")
 
 
 @functools.cache
-def _registered(name: str) -> str:
-    """ONNX Runtime's name of a plugin's provider; loads the plugin, once a process."""
+def _register(name: str) -> None:
+    """Loads a plugin, once a process."""
     plugin = PLUGINS[name]
     try:
-        module = importlib.import_module(plugin.module)
-        ort.register_execution_provider_library(f"sde_onnx_{name}", module.get_library_path())
+        library = importlib.import_module(plugin.module).get_library_path()
+        ort.register_execution_provider_library(f"sde_onnx_{name}", library)
     except (ImportError, OSError) as error:
         raise RuntimeError(f"{plugin.package} cannot be loaded: {first_line(error)}") from None
-    ep_name: str = module.get_ep_name()
-    return ep_name

@@ -11,6 +11,7 @@ import functools
 import io
 import platform
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -39,9 +40,7 @@ RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
-    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
-    "webgpu": "WebGpuExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
+    **{name: plugin.ep_name for name, plugin in PLUGINS.items()},
     "cpu": "CPUExecutionProvider",
 }
 AUTO = ("cuda", "webgpu", "openvino", "cpu")   # not what builds engines for minutes
@@ -170,6 +169,7 @@ def open_session(
     cached: bool = True,
     capture: bool = False,
     search: str = SEARCHES[0],
+    on_cpu: Sequence[str] = (),
 ) -> ort.InferenceSession:
     """Opens a session under one provider, never quietly under another.
 
@@ -183,6 +183,8 @@ def open_session(
         cached: keep what the provider compiles for the next time.
         capture: under cuda, evaluations as CUDA graphs: on bound buffers only.
         search: under cuda, one of :data:`sde_onnx.runtime.cuda_options.SEARCHES`.
+        on_cpu: under webgpu, the names of nodes that are left to the CPU: WGSL promises no precision of a sine beyond
+            pi, and has no operators on bits, so that noise there would be another, and copied back and forth.
 
     Raises:
         ProviderError: ONNX Runtime has left the provider out.
@@ -190,9 +192,17 @@ def open_session(
     """
     if threads or options.intra_op_num_threads == 0:
         options.intra_op_num_threads = threads or available_cores() or 0
-    settings = _settings(provider, precision=precision, threads=threads, cached=cached, capture=capture, search=search)
-    if settings is None:
-        add_plugin(provider, options, precision=precision, threads=threads, cached=cached)
+    settings: list[tuple[str, dict[str, str]]] | None = [(PROVIDERS[provider], {})]
+    if provider == "cuda":
+        settings = [(PROVIDERS["cuda"], cuda_options(precision, search=search, capture=capture))]
+    elif provider == "tensorrt":   # what it does not take, CUDA does
+        settings = [(PROVIDERS["tensorrt"], tensorrt_options(precision, cached=cached)),
+                    (PROVIDERS["cuda"], cuda_options(precision))]
+    elif provider in PLUGINS:
+        is_built_in = _is_built_in(provider)
+        add_plugin(provider, options, PLUGINS[provider].options(precision=precision, threads=threads, cached=cached,
+                                                                on_cpu=on_cpu), is_built_in=is_built_in)
+        settings = settings if is_built_in else None
     try:
         session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
     except UnicodeDecodeError:   # of ONNX Runtime's own message, which quotes a damaged file
@@ -200,24 +210,6 @@ def open_session(
     if PROVIDERS[provider] not in session.get_providers():
         raise ProviderError(f"ONNX Runtime left {PROVIDERS[provider]} out: its libraries or its device are missing")
     return session
-
-
-def _settings(
-    provider: str, *, precision: str, threads: int | None, cached: bool, capture: bool, search: str,
-) -> list[tuple[str, dict[str, str]]] | None:
-    """ONNX Runtime's names and options of what it is to run a session under; ``None`` for a plugin, which is added."""
-    name = PROVIDERS[provider]
-    match provider:
-        case "cuda":
-            return [(name, cuda_options(precision, search=search, capture=capture))]
-        case "tensorrt":   # what it does not take, CUDA does
-            return [(name, tensorrt_options(precision, cached=cached)), (PROVIDERS["cuda"], cuda_options(precision))]
-        case _ if provider not in PLUGINS:
-            return [(name, {})]
-        case _ if _is_built_in(provider):
-            return [(name, dict(PLUGINS[provider].options(precision=precision, threads=threads, cached=cached)))]
-        case _:
-            return None
 
 
 def _is_built_in(provider: str) -> bool:

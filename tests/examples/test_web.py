@@ -67,12 +67,14 @@ def drive(folder):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/"
 
-    def drive(*cases):
-        result = subprocess.run(["node", DRIVER, f"{url}index.html", json.dumps(cases)], capture_output=True, text=True)
+    def drive(*cases, query="", webgpu=False):
+        command = ["node", DRIVER, f"{url}index.html{query}", json.dumps(cases)]
+        environment = os.environ | ({"SOFTWARE_WEBGPU": "1"} if webgpu else {})
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr
         output = json.loads(result.stdout)
         assert all(request.startswith((url, "blob:", "data:")) for request in output["requests"])   # nothing leaves
-        return output["shown"]
+        return output["shown"] if cases else output["loaded"]
 
     yield drive
     server.shutdown()
@@ -97,10 +99,35 @@ def test_pictures_are_those_of_the_command(solver, typed, steps, drive):
     assert not shown["error"]
     model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
     evaluations = sde_onnx.resolve(model.metadata, solver=solver, steps=steps).evaluations
+    assert shown["where"] == "on one core (WebAssembly)"
     assert f"evaluation {evaluations} of {evaluations}" in shown["message"]
     assert "ms each" in shown["message"]
     expected = grid(to_uint8(sde_onnx.sample(model, seeds, steps, solver=solver)))
     compare(f"{solver}, {steps} steps", pixels_of(shown), expected, shown)
+
+
+@pytest.mark.skipif("SDE_ONNX_WEBGPU" not in os.environ, reason="takes a minute: make webgpu-test")
+def test_pictures_on_a_gpu_are_those_of_the_command(drive):
+    [shown] = drive({"seeds": "0-3", "file": "sde-dpmpp-2m.onnx", "steps": "4"}, query="?provider=webgpu", webgpu=True)
+    assert not shown["error"], shown["message"]
+    assert shown["where"] == "on the GPU (WebGPU)"
+    model = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+    expected = grid(to_uint8(sde_onnx.sample(model, range(4), 4, solver="sde-dpmpp-2m")))
+    difference = np.abs(pixels_of(shown)[..., :3].astype(int) - expected)
+    print(f"WebGPU: {100 * (difference == 0).mean():.2f}% equal, largest {difference.max()}; {shown['message']}")
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.99
+
+
+def test_a_browser_without_webgpu_says_so_when_it_is_asked_for(drive):
+    loaded = drive(query="?provider=webgpu")
+    assert loaded["error"]
+    assert loaded["message"] == "this browser offers no WebGPU: leave ?provider=webgpu out"
+
+
+def test_software_is_not_taken_for_a_gpu(drive):
+    """WebAssembly is faster than a GPU in software."""
+    assert drive(webgpu=True)["where"] == "on one core (WebAssembly)"
 
 
 def restorations(model, torn, seeds, steps, *, solver="sde-dpmpp-2m", label=None):

@@ -30,14 +30,14 @@ def listed(name, kind=ort.OrtHardwareDeviceType.GPU, **metadata):
 def plugin(monkeypatch):
     """A package of a plugin, as Python and ONNX Runtime see it; gives what ONNX Runtime was told."""
     told = SimpleNamespace(registered=[], added=[], devices=[listed("webgpu")])
-    module = SimpleNamespace(get_library_path=lambda: "/libplugin.so", get_ep_name=lambda: "WebGpuExecutionProvider")
+    module = SimpleNamespace(get_library_path=lambda: "/libplugin.so")
     monkeypatch.setitem(sys.modules, "a_plugin", module)
     monkeypatch.setitem(plugins.PLUGINS, "webgpu", dataclasses.replace(PLUGINS["webgpu"], module="a_plugin"))
     monkeypatch.setattr(ort, "register_execution_provider_library", lambda *given: told.registered.append(given))
     monkeypatch.setattr(ort, "get_ep_devices", lambda: told.devices)
     told.options = SimpleNamespace(add_provider_for_devices=lambda *given: told.added.append(given))
     told.module = module
-    monkeypatch.setattr(plugins, "_registered", functools.cache(plugins._registered.__wrapped__))
+    monkeypatch.setattr(plugins, "_register", functools.cache(plugins._register.__wrapped__))
     return told
 
 
@@ -59,9 +59,19 @@ def test_a_plugin_is_registered_once_and_gets_its_gpu_and_its_options(plugin):
     plugin.devices = [listed("cpu"), listed("webgpu", ort.OrtHardwareDeviceType.CPU), listed("webgpu", is_virtual="1"),
                       listed("webgpu")]
     for _ in range(2):
-        plugins.add_plugin("webgpu", plugin.options, precision="fp32", threads=None, cached=True)
+        own = PLUGINS["webgpu"].options(precision="fp32", threads=None, cached=True, on_cpu=["a/Sin1", "a/Cos2"])
+        plugins.add_plugin("webgpu", plugin.options, own, is_built_in=False)
     assert plugin.registered == [("sde_onnx_webgpu", "/libplugin.so")]
-    assert plugin.added == 2 * [([plugin.devices[3]], {"powerPreference": "high-performance"})]
+    assert plugin.added == 2 * [([plugin.devices[3]], {"powerPreference": "high-performance",
+                                                       "forceCpuNodeNames": "a/Sin1\na/Cos2"})]
+
+
+def test_a_provider_that_is_built_in_gets_the_options_alone(plugin):
+    options = ort.SessionOptions()
+    own = PLUGINS["webgpu"].options(precision="fp32", threads=None, cached=True, on_cpu=())
+    plugins.add_plugin("webgpu", options, own, is_built_in=True)
+    assert options.get_session_config_entry("ep.webgpuexecutionprovider.powerPreference") == "high-performance"
+    assert not plugin.registered
 
 
 def test_devices_that_are_none_are_not_taken(plugin):

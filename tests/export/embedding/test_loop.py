@@ -23,6 +23,7 @@ from sde_onnx.guidance.measurement import Measurement
 from sde_onnx.guidance.null_space import null_space
 from sde_onnx.images import to_uint8
 from sde_onnx.runtime.machine import image_memory
+from sde_onnx.runtime.metadata import NOISE_KEY
 from sde_onnx.solvers.noise import PortableNoise
 from sde_onnx.solvers.plan import run_evaluations
 
@@ -326,6 +327,27 @@ def test_a_file_for_cuda_becomes_a_sampler_for_cuda(kind, for_cuda, model_file, 
             *following, x_mean, _ = emulation.run(None, states | {"index": np.array([index]), "seed": golden["seed"]})
             states = dict(zip(states, following, strict=True))
         assert np.abs(x_mean.clip(0, 1) - golden["sample"]).mean() < 0.01
+
+
+def test_a_file_names_the_nodes_that_draw_its_noise(tmp_path):
+    """A GPU through WebGPU leaves them to the CPU: docs/providers.md."""
+    def nodes_of(graph):
+        for node in graph.node:
+            yield node
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    yield from nodes_of(attribute.g)
+
+    path = tmp_path / "sampler.onnx"
+    embed(sde_onnx.bundled_model(), path, sde_onnx.resolve(sde_onnx.read_metadata(sde_onnx.bundled_model()), steps=3))
+    model = onnx.load(path)
+    named = {item.key: item.value for item in model.metadata_props}[NOISE_KEY].splitlines()
+    assert len(named) == len(set(named))
+    all_nodes = list(nodes_of(model.graph))
+    assert set(named) < {node.name for node in all_nodes}
+    rounded = [node.name for node in all_nodes if node.op_type in ("Log", "Cos", "Sin", "BitwiseAnd")]
+    assert {name for name in rounded if name not in named} == {f"network/node_{name}" for name in ("log", "cos", "sin")}
+    assert not any(name.startswith("network/") for name in named)
 
 
 def test_what_a_sampler_says_of_itself(tmp_path):
