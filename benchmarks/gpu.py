@@ -36,13 +36,14 @@ from gpu_subjects import ORACLE, REFERENCE, subjects
 from timing import Subject, compare, ratio
 
 BATCHES = {"digits": (16,), "32": (1, 4, 16), "256": (1, 4, 16), "1024": (1,)}
+PRECISIONS = ("fp32", "fp16", "mixed")   # of files for CUDA
 GROUP = 4   # subjects at a time, beside the oracle and the reference
 Array = NDArray[np.float32]
 
 
 def export_for_cuda(folder: Path) -> None:
-    """Makes ``cuda-fp32.onnx`` and ``cuda-fp16.onnx`` of a prepared network's checkpoint."""
-    for precision in ("fp32", "fp16"):
+    """Makes ``cuda-PRECISION.onnx`` of a prepared network's checkpoint, for each of PRECISIONS."""
+    for precision in PRECISIONS:
         make_once(folder / f"cuda-{precision}.onnx", stamp_of_exports(), _export, folder, precision)
 
 

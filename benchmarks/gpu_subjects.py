@@ -254,6 +254,7 @@ def subjects(folder: Path, batch: int, device: str) -> list[Subject]:
         Subject("sde-onnx fp32", Ours, (str(folder / "cuda-fp32.onnx"), device, "fp32")),
         Subject("sde-onnx tf32", Ours, (str(folder / "cuda-fp32.onnx"), device, "tf32")),
         Subject("sde-onnx fp16", Ours, (str(folder / "cuda-fp16.onnx"), device, "fp16")),
+        Subject("sde-onnx mixed", Ours, (str(folder / "cuda-mixed.onnx"), device, "mixed")),
     ]
     # On the CPU there is nothing to compile for, nor a half precision that all of torch has.
     return chosen if device == "cuda" else [item for item in chosen if not {"float16", True} & {*item.arguments[2:]}]

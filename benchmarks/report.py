@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cuda_page import half_errors_section, noise_section
 from plots import OURS, TITLES, method_name, plot_quality, plot_restoration, plot_speed
 from quality_page import headline_section, qualities_section, restarts_section, second_section, tried_section
 from speed_page import bf16_section, cpu_section, gpu_section, machine, speed_section
@@ -16,8 +17,8 @@ from speed_page import bf16_section, cpu_section, gpu_section, machine, speed_se
 from environment import RESULTS, ROOT
 
 README = ROOT / "README.md"
-PERFORMANCE_PAGE, CODES_PAGE, GRADIENT_PAGE, LIKELIHOOD_PAGE = (
-    ROOT / "docs" / f"{name}.md" for name in ("performance", "codes", "gradients", "likelihood"))
+PERFORMANCE_PAGE, CODES_PAGE, CUDA_PAGE, GRADIENT_PAGE, LIKELIHOOD_PAGE = (
+    ROOT / "docs" / f"{name}.md" for name in ("performance", "codes", "cuda", "gradients", "likelihood"))
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
 QUALITY_PAGE = ROOT / "docs" / "quality.md"
 EMBEDDING_PAGE = ROOT / "docs" / "embedding.md"
@@ -208,6 +209,9 @@ PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
     ("cpu", cpu_section, ["cpu.json", "loop.json", "cpu_amx.json"]),
     ("bf16", bf16_section, ["bf16.json"]),
     ("gpu", gpu_section, ["cuda.json", "fp16.json"]),
+], CUDA_PAGE: [
+    ("half", half_errors_section, ["half.json"]),
+    ("noise", noise_section, ["noise.json"]),
 ], GRADIENT_PAGE: [
     ("gradients", gradient_section, ["gradients.json"]),
 ], LIKELIHOOD_PAGE: [

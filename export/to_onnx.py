@@ -44,7 +44,7 @@ __all__ = ["REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_outp
 # Counted up when the same checkpoint becomes another graph: files cached before are then made again.
 REVISION = 5
 # Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
-TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
+TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "mixed": 1e-2}
 TARGETS = ("any", "cuda")
 WEIGHTS = ("fp32", "fp16")
 # What torch's exporter raises; the cause of the last one says what it was.
@@ -64,7 +64,8 @@ def export(
         source: a trained model.
         path: the ``.onnx`` file.
         target: the execution provider that the graph is written for: ``"any"``, or ``"cuda"``, which no other runs.
-        precision: of the inside, ``"fp32"``, or for cuda ``"fp16"``; inputs and outputs are float32 always.
+        precision: of the inside, ``"fp32"``, or for cuda ``"fp16"`` or ``"mixed"`` (the image's own
+            resolution in float32, the others in float16); inputs and outputs are float32 always.
         weights: how they are stored: ``"fp32"``, or ``"fp16"`` for a file of half the size that computes in float32;
             of target ``"any"``.
         force: whether an existing file may be replaced.

@@ -12,6 +12,9 @@
                  file with fp16 is run with, keeps no more bits. So convolutions of images read them in two parts, the
                  value in float16 and what that leaves, which both types hold: to features as one convolution of both
                  parts' channels, to an image as a sum of two
+    mixed        as fp16, but the features of the image's own resolution are float32 and so is what is done with them.
+                 Their convolutions are the sums of three in TensorFloat-32, of both parts of x with the kernel's first
+                 part and of x's first with the kernel's second: the product of the second ones, 2^-22, is left out
     pads         cuDNN may have no plan for 3x3 at stride 2 with pads on two sides alone: a 4x4 kernel with a row and a
                  column of zeros and pads on all sides is the same
 
@@ -34,7 +37,7 @@ from sde_onnx.export.rewrites.norms import DOMAIN, OPERATOR
 __all__ = ["CONTRIB_DOMAIN", "PRECISIONS", "write_for_cuda"]
 
 CONTRIB_DOMAIN = "com.microsoft"
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "mixed")
 MOST_IMAGE_CHANNELS = 4     # a value of more is features
 LARGEST_GROUP = 512         # channels that one block of the norm's kernel holds
 HALVES_AT_ONCE = 8          # float16 channels that tensor cores take at a time
@@ -62,7 +65,8 @@ class _Writer:
 
     def __init__(self, graph: onnx.GraphProto, precision: str) -> None:
         self.graph = graph
-        self.half = np.dtype(np.float16 if precision == "fp16" else np.float32)
+        self.half = np.dtype(np.float32 if precision == "fp32" else np.float16)
+        self.keeps_top = precision == "mixed"    # whether features of the image's resolution are float32
         self.constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
         self.shapes, self.readers = shapes_of(graph), readers_of(graph)
         self.nodes = Nodes("cuda")
@@ -123,14 +127,17 @@ class _Writer:
         return cast
 
     def _constant(self, value: np.ndarray, dtype: np.dtype[Any], name: str) -> str:
-        if dtype == np.float16 and np.abs(value, dtype=np.float64).max(initial=0) > LARGEST_HALF:
-            raise ConfigError(f"{name} holds {np.abs(value).max():.4g}, float16 ends at 65504: export with precision "
-                              "fp32")
+        if dtype == np.float16:
+            _check_half(value, name)
         return self.nodes.constant(np.ascontiguousarray(value, dtype) if value.ndim else dtype.type(value))
 
     def _result_type(self, name: str) -> np.dtype[Any]:
-        """float32 for values with an image's few channels, the features' type for all others."""
-        return np.dtype(np.float32) if self.shapes[name][1] <= MOST_IMAGE_CHANNELS else self.half
+        """float32 for values with an image's few channels, or of a resolution that keeps it; else the features'."""
+        is_top = self.shapes[name][2:] == self.shapes["x"][2:]
+        return np.dtype(np.float32) if self._is_image(name) or (self.keeps_top and is_top) else self.half
+
+    def _is_image(self, name: str) -> bool:
+        return self.shapes[name][1] <= MOST_IMAGE_CHANNELS
 
     def _add(self, operator: str, inputs: list[str], result: str, **attributes: Any) -> None:
         self.nodes.nodes.append(helper.make_node(operator, inputs, [result], name=f"{result}/{operator}", **attributes))
@@ -169,20 +176,29 @@ class _Writer:
         if dtype == self.half:
             self._image(node, "NhwcConv", inputs(self._as(x, dtype), kernel, dtype, bias), dtype,
                         domain=CONTRIB_DOMAIN, **attributes)
-        elif self._result_type(result) == dtype:
+        elif self._is_image(x) and self._is_image(result):
             terms = [f"{result}/of_part0", f"{result}/of_part1"]
             for term, part, shift in zip(terms, self._parts(x), (bias, ()), strict=True):
                 self._add("NhwcConv", inputs(self._as(part, dtype), kernel, dtype, shift), term,
                           domain=CONTRIB_DOMAIN, **attributes)
             self._image(node, "Add", terms, dtype)
+        elif not self._is_image(x):
+            (x0, x1), (kernel0, kernel1) = self._parts(x), self._kernel_parts(kernel, name)
+            terms = [f"{result}/of_parts{place}" for place in range(3)]
+            for term, part, factor, shift in zip(terms, (x0, x1, x0), (kernel0, kernel0, kernel1), (bias, (), ()),
+                                                 strict=True):
+                self._add("NhwcConv", inputs(self._as(part, dtype), factor, dtype, shift), term,
+                          domain=CONTRIB_DOMAIN, **attributes)
+            self._add("Add", terms[1:], f"{result}/rest")
+            self._image(node, "Add", [terms[0], f"{result}/rest"], dtype)
         else:
-            values, room = f"{result}/parts", -2 * kernel.shape[3] % HALVES_AT_ONCE
-            self._add("Concat", [self._as(part, self.half) for part in self._parts(x)], values, axis=3)
+            values, room, dtype = f"{result}/parts", -2 * kernel.shape[3] % HALVES_AT_ONCE, self._result_type(result)
+            self._add("Concat", [self._as(part, dtype) for part in self._parts(x)], values, axis=3)
             both = np.concatenate([kernel, kernel], axis=3)
             if room:   # zeros beside them
                 self._add("Pad", [values, self.nodes.constant(np.array([0] * 7 + [room]))], f"{result}/padded")
                 values, both = f"{result}/padded", np.pad(both, ((0, 0), (0, 0), (0, 0), (0, room)))
-            self._image(node, "NhwcConv", inputs(values, both, self.half, bias), self.half,
+            self._image(node, "NhwcConv", inputs(values, both, dtype, bias), dtype,
                         domain=CONTRIB_DOMAIN, **attributes)
 
     def _parts(self, x: str) -> tuple[str, str]:
@@ -194,6 +210,12 @@ class _Writer:
             self._add("Cast", [f"{rest}/single"], rest, to=helper.np_dtype_to_tensor_dtype(self.half))
             self._became(rest, rest, self.half)
         return first, rest
+
+    def _kernel_parts(self, kernel: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same of a kernel, to 22 bits."""
+        _check_half(kernel, name)
+        first = kernel.astype(self.half).astype(np.float32)
+        return first, (kernel - first).astype(self.half).astype(np.float32)
 
     def _norm(self, node: onnx.NodeProto) -> None:
         x, gain, bias, *shift = node.input
@@ -309,3 +331,8 @@ class _Writer:
         inputs = [name if name in shapes else self._as(name, self.half) for name in node.input]
         self._add(node.op_type, inputs, f"{result}/tokens", **attributes_of(node))
         self._became(result, f"{result}/tokens", self.half)
+
+
+def _check_half(value: np.ndarray, name: str) -> None:
+    if np.abs(value, dtype=np.float64).max(initial=0) > LARGEST_HALF:
+        raise ConfigError(f"{name} holds {np.abs(value).max():.4g}, float16 ends at 65504: export with precision fp32")

@@ -24,8 +24,9 @@ __all__ = ["export_command"]
 @click.option("--snr", type=float, show_default="the checkpoint's", help="The corrector's signal-to-noise ratio.")
 @click.option("--target", type=click.Choice(["any", "cuda"]), default="any", show_default=True,
               help="Execution provider to write the graph for; what is written for cuda runs nowhere else.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
-              help="Of the network's inside; fp16 needs --target cuda.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "mixed"]), default="fp32", show_default=True,
+              help="Of the network's inside; for --target cuda also fp16, or mixed: the image's own resolution in "
+                   "float32, the others in float16.")
 @click.option("--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
               help="How they are stored: fp16 halves the file, which computes in float32 all the same.")
 @click.option("--gradient", type=click.Path(dir_okay=False, path_type=Path),
@@ -56,8 +57,8 @@ def export_command(
     check_model_output(output, force=force)
     if gradient is not None:
         check_model_output(gradient, force=force, inputs=[output])
-    if precision == "fp16" and target != "cuda":
-        raise click.UsageError("--precision fp16 needs --target cuda")
+    if precision != "fp32" and target != "cuda":
+        raise click.UsageError(f"--precision {precision} needs --target cuda")
     if weights == "fp16" and target != "any":
         raise click.UsageError("--weights fp16 is for --target any: a graph for cuda stores them in its precision")
     if config is None and source.endswith(".pth"):

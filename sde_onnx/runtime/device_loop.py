@@ -3,7 +3,7 @@
 A file for CUDA holds, beside its network, the update that every plan's rows drive (``export/embedding/update.py``): the
 outputs of a turn are the inputs of the next, and which numbers it takes it reads from a table that lies there too. Two
 sets of buffers take turns as inputs and outputs. Under CUDA each is captured as a CUDA graph; while the device works,
-the host draws the next noise array and copies it into the buffer that is not in use.
+the host draws the next noise arrays, and copies one into the buffer that is not in use.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError
+from sde_onnx.solvers.noise import DrawnAhead
 from sde_onnx.solvers.plan import COLUMNS, Plan, Step, latent, non_finite, rows
 from sde_onnx.solvers.protocols import NoiseSource
 
@@ -26,6 +27,8 @@ __all__ = ["DeviceLoop", "alone_on", "room_for"]
 
 LEAST_ROWS = 4096   # that a table has room for: a graph once captured reads it where it lies
 RUNS_TO_CAPTURE = 3
+AHEAD = 4   # noise arrays that lie ready: evaluations that draw none give the host time for those that do
+STATE = ("x", "memory0", "memory1", "sigma", "row", "bad")   # a turn's outputs have these names with _next
 CAPTURING = ("cuda",)   # devices on which a turn is captured as a graph
 # While one thread captures, CUDA takes another's copy or allocation for a mistake, and the capture fails.
 ALONE = threading.RLock()
@@ -34,7 +37,6 @@ ALONE = threading.RLock()
 def alone_on(provider: str) -> AbstractContextManager[object]:
     """Keeps what copies and allocates under a provider out of another thread's capture, and captures out of it."""
     return ALONE if provider in CAPTURING else nullcontext()
-STATE = ("x", "memory0", "memory1", "sigma", "row", "bad")   # a turn's outputs have these names with _next
 
 
 def room_for(evaluations: int) -> int:
@@ -105,16 +107,17 @@ class DeviceLoop:
         x = np.ascontiguousarray(latent(plan, noise), np.float32)
         self._begin(rows(plan), x, float(plan.evaluations[0].sigma))
 
-        def fill(turn: int) -> None:
+        def fill(turn: int, drawn: NoiseSource) -> None:
             if turn < len(plan.evaluations) and plan.evaluations[turn].draws:
-                self._put(self.noises[turn % 2], np.ascontiguousarray(noise()))
+                self._put(self.noises[turn % 2], np.ascontiguousarray(drawn()))
 
-        with ThreadPoolExecutor(1) as pool:
-            filled = pool.submit(fill, 0)
+        draws = sum(evaluation.draws for evaluation in plan.evaluations)
+        with DrawnAhead(noise, draws, AHEAD) as drawn, ThreadPoolExecutor(1) as pool:
+            filled = pool.submit(fill, 0, drawn)
             for turn, evaluation in enumerate(plan.evaluations):
                 filled.result()
                 self._claim(number, turn)
-                filled = pool.submit(fill, turn + 1)
+                filled = pool.submit(fill, turn + 1, drawn)
                 self.session.run_with_iobinding(self.bindings[turn % 2], self.options[turn % 2])
                 self.now = number, turn + 1
                 if evaluation.ends is None:

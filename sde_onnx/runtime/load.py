@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from sde_onnx.checks import checked_choice, checked_path, checked_threads
+from sde_onnx.checks import checked_path, checked_threads
 from sde_onnx.errors import (
     InputError,
     InstallationWarning,
@@ -18,12 +18,12 @@ from sde_onnx.errors import (
     ProviderError,
     ProviderWarning,
     SlowPrecisionWarning,
+    one_line,
 )
 from sde_onnx.runtime import openvino
 from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
 from sde_onnx.runtime.providers import (
-    KNOWN_PRECISIONS,
     ORT_ERRORS,
     choose_provider,
     doubled_installation,
@@ -133,8 +133,8 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
 
 def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision: str | None) -> tuple[str, str]:
     """The provider and the precision to run a file in: as asked, as far as the file allows."""
-    if precision is not None:
-        checked_choice("precision", precision, KNOWN_PRECISIONS)
+    if precision is not None and not isinstance(precision, str):
+        raise InputError(f"precision is {one_line(precision)}, expected a text")
     if metadata.target == "any":
         precision = precision or metadata.precision
         return choose_provider(provider, precision), precision

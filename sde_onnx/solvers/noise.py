@@ -16,9 +16,10 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box a
 
 from __future__ import annotations
 
+import collections
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from sde_onnx.checks import checked_sequence
 from sde_onnx.errors import InputError, one_line
 from sde_onnx.solvers.protocols import Array, NoiseSource
 
-__all__ = ["LatentFirst", "NumpyNoise", "PortableNoise", "TorchNoise", "noise_source", "portable_normals",
+__all__ = ["DrawnAhead", "LatentFirst", "NumpyNoise", "PortableNoise", "TorchNoise", "noise_source", "portable_normals",
            "portable_uniforms", "threefry2x32"]
 
 Float32Array = NDArray[np.float32]
@@ -36,7 +37,7 @@ Uint32Array = NDArray[np.uint32]
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 KEY_PARITY = np.uint32(0x1BD11BDA)
-CHUNK = 1 << 14   # blocks worked on at a time: their arrays stay in the second-level cache
+CHUNK = 1 << 17   # blocks worked on at a time: fewer, and threads wait for each other's turns; more, and for memory
 
 
 def threefry2x32(key: tuple[Uint32Array, Uint32Array], counter: tuple[Uint32Array, Uint32Array]
@@ -67,8 +68,7 @@ def threefry2x32(key: tuple[Uint32Array, Uint32Array], counter: tuple[Uint32Arra
             np.bitwise_or(b, low_bits, out=b)
             np.bitwise_xor(b, a, out=b)
         np.add(a, schedule[(group + 1) % 3], out=a)
-        np.add(b, schedule[(group + 2) % 3], out=b)
-        np.add(b, np.uint32(group + 1), out=b)
+        np.add(b, schedule[(group + 2) % 3] + np.uint32(group + 1), out=b)
     return a, b
 
 
@@ -186,6 +186,40 @@ class LatentFirst:
     def __call__(self) -> Array:
         z, (first, self._first) = self._following(), (self._first, None)
         return z if first is None else first
+
+
+class DrawnAhead:
+    """Another source's arrays, drawn on a thread of their own before they are asked for: a context, and a source in it.
+
+    Args:
+        noise: the source. It is asked for as many arrays as this one will be, so that its state is what it would be.
+        arrays: that will be asked for.
+        ahead: of them, at most so many are held at a time.
+    """
+
+    def __init__(self, noise: NoiseSource, arrays: int, ahead: int) -> None:
+        self._noise = noise
+        self._left = arrays
+        self._ahead = ahead
+        self._thread = ThreadPoolExecutor(1)
+        self._drawn: collections.deque[Future[Array]] = collections.deque()
+
+    def __enter__(self) -> DrawnAhead:
+        self._draw()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __call__(self) -> Array:
+        z = self._drawn.popleft().result()
+        self._draw()
+        return z
+
+    def _draw(self) -> None:
+        while self._left and len(self._drawn) < self._ahead:
+            self._left -= 1
+            self._drawn.append(self._thread.submit(self._noise))
 
 
 class TorchNoise:

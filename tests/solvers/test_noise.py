@@ -11,6 +11,7 @@ from scipy import stats
 from sde_onnx.errors import InputError
 from sde_onnx.solvers.noise import (
     CHUNK,
+    DrawnAhead,
     NumpyNoise,
     PortableNoise,
     TorchNoise,
@@ -146,3 +147,31 @@ def test_threads_do_not_change_the_noise():
         alone, shared = PortableNoise(range(5), shape), PortableNoise(range(5), shape, threads=3)
         for _ in range(2):
             np.testing.assert_array_equal(alone(), shared())
+
+
+def test_arrays_drawn_ahead_are_those_of_the_source_and_no_more():
+    """And never more at a time than were asked to lie ready."""
+    source = PortableNoise([3, 5], (1, 4, 4))
+    expected = [PortableNoise([3, 5], (1, 4, 4))]
+    wanted = [expected[0]() for _ in range(5)]
+    drawn = []
+
+    def counted():
+        drawn.append(source.draw)
+        return source()
+
+    with DrawnAhead(counted, arrays=5, ahead=2) as ahead:
+        for taken, z in enumerate(wanted):
+            np.testing.assert_array_equal(ahead(), z)
+            assert len(drawn) <= taken + 1 + 2
+    assert drawn == list(range(5))
+    with DrawnAhead(counted, arrays=9, ahead=3) as ahead:
+        ahead()   # the rest is given up
+    assert len(drawn) <= 5 + 4
+
+
+def test_a_source_that_fails_fails_where_its_array_is_asked_for():
+    with DrawnAhead(iter([np.ones(3)]).__next__, arrays=2, ahead=2) as ahead:
+        np.testing.assert_array_equal(ahead(), np.ones(3))
+        with pytest.raises(StopIteration):
+            ahead()

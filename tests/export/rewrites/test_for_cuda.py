@@ -48,10 +48,11 @@ def operators(model):
     return {(node.domain, node.op_type) for node in model.graph.node}
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("fp32", 0, 3e-6), ("fp16", 1e-4, 5e-3)])
+@pytest.mark.parametrize(("precision", "least", "most"), [("fp32", 0, 3e-6), ("fp16", 1e-4, 5e-3),
+                                                       ("mixed", 1e-5, 2e-3)])
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS.keys())
 def test_the_emulated_graph_is_the_network(options, precision, least, most):
-    """In float16 it must also be off by what float16 rounds: an emulation in float32 would show nothing."""
+    """Where float16 is, it must also be off by what that rounds: an emulation in float32 would show nothing."""
     oracle = network(**options)
     model = build_model(oracle, target="cuda", precision=precision)
     session = ort.InferenceSession(emulated(model).SerializeToString(), providers=["CPUExecutionProvider"])
@@ -110,6 +111,42 @@ def test_an_image_is_read_exactly_in_half_precision():
     centered = 2 * x - 1
     assert (np.abs(seen[:, :3] + seen[:, 3:6] - centered) <= 2.0**-21 * np.abs(centered) + 2.0**-25).all()
     assert np.abs(seen[:, :3] - centered).max() > 1e-3
+
+
+def test_mixed_keeps_the_images_resolution_in_float32_by_three_products():
+    model = build_model(network(), target="cuda", precision="mixed")
+    weights = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(emulated(model), data_prop=True)
+    sizes = {item.name: [size.dim_value for size in item.type.tensor_type.shape.dim]
+             for item in inferred.graph.value_info}
+    of_features = {}
+    for node in model.graph.node:
+        if node.op_type == "NhwcConv" and weights[node.input[1]].dtype == np.float32 and node.input[0] in sizes:
+            x = sizes[node.input[0]]
+            if x[3] > 8:
+                of_features.setdefault(node.output[0].split("/of_parts")[0], []).append(weights[node.input[1]])
+                assert x[1:3] == [16, 16]
+    assert of_features
+    for first, same, rest in of_features.values():
+        np.testing.assert_array_equal(first, same)
+        assert np.abs(rest).max() <= np.abs(first).max() * 2.0**-11
+        np.testing.assert_array_equal(first, first.astype(np.float16))
+        np.testing.assert_array_equal(rest, rest.astype(np.float16))
+
+
+def test_mixed_is_within_2e_3_where_float16_is_not(digits_checkpoint):
+    """At the bundled model's smallest noise level: benchmarks/half.py has them all."""
+    digits, rng = from_diffusers(digits_checkpoint), np.random.default_rng(0)
+    exact = sde_onnx.load(sde_onnx.bundled_model(), "cpu")
+    sigma = np.full(8, exact.metadata.schedule.sigma_min, np.float32)
+    x = sde_onnx.sample(exact, range(8)) + sigma[0] * rng.standard_normal((8, 3, 16, 16), np.float32)
+    error = {}
+    for precision in ("fp16", "mixed"):
+        model = emulated(build_model(digits.network, target="cuda", precision=precision))
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        [score] = session.run(["score"], {"x": x, "sigma": sigma})
+        error[precision] = np.linalg.norm(score - exact(x, sigma)) / np.linalg.norm(exact(x, sigma))
+    assert error["mixed"] < 2e-3 < error["fp16"]
 
 
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS.keys())
@@ -179,14 +216,14 @@ def test_the_command_and_what_other_providers_say(checkpoint16, tmp_path):
 def test_targets_and_precisions_are_named(checkpoint16, tmp_path):
     checkpoint = from_diffusers(checkpoint16)
     with pytest.raises(ConfigError, match="target 'tpu' in precision 'fp32' is unknown, expected one of any: fp32; "
-                                          "cuda: fp32, fp16"):
+                                          "cuda: fp32, fp16, mixed"):
         export(checkpoint, tmp_path / "m.onnx", target="tpu")
     with pytest.raises(ConfigError, match="precision 'fp16' is unknown"):
         export(checkpoint, tmp_path / "m.onnx", precision="fp16")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("precision", "most"), [("fp32", 2e-5), ("fp16", 2e-3)])
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 2e-5), ("fp16", 2e-3), ("mixed", 2e-3)])
 def test_the_graph_is_what_is_emulated(precision, most, digits_checkpoint, tmp_path):
     """On the device, at every sigma of a schedule."""
     digits = from_diffusers(digits_checkpoint)

@@ -1,0 +1,101 @@
+"""Measures how fast the host draws noise, and how long a device would wait for it, as JSON.
+
+    python benchmarks/noise.py --output benchmarks/results/noise.json
+
+The device is simulated: an evaluation is a sleep, in the package's own loop on the CPU's buffers. Its idle time is what
+a run takes beyond its evaluations. Arrays drawn ahead: 1 and what the loop has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import sde_onnx
+from sde_onnx.runtime import device_loop
+from sde_onnx.runtime.device_loop import DeviceLoop, room_for
+from sde_onnx.runtime.machine import available_cores
+from sde_onnx.solvers.noise import PortableNoise
+
+from environment import environment
+
+CORES = available_cores() or 1
+SHAPES = {"3x1024x1024": (1, 3, 1024, 1024), "16 of 3x256x256": (16, 3, 256, 256)}
+SOLVERS = (("sde-dpmpp-2m", 50), ("restart", 50))   # noise in every evaluation, and in a few
+
+
+class SimulatedDevice:
+    """In place of ONNX Runtime's session: an evaluation takes its time and leaves the buffers as they are."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def io_binding(self) -> Any:
+        return SimpleNamespace(bind_ortvalue_input=lambda *_: None, bind_ortvalue_output=lambda *_: None)
+
+    def run_with_iobinding(self, *_: Any) -> None:
+        time.sleep(self._seconds)
+
+
+def drawing(turns: int) -> list[dict[str, Any]]:
+    """Arrays a second, by size and threads, which take turns."""
+    sources = {(name, threads): PortableNoise(range(shape[0]), shape[1:], threads=threads)
+               for (name, shape), threads in product(SHAPES.items(), sorted({1, CORES}))}
+    taken: dict[tuple[str, int], list[float]] = {key: [] for key in sources}
+    for _ in range(turns):
+        for key, source in sources.items():
+            begin = time.perf_counter()
+            source()
+            taken[key].append(time.perf_counter() - begin)
+    return [{"arrays": name, "threads": threads, "a_second": 1 / statistics.median(seconds),
+             "least": 1 / max(seconds), "most": 1 / min(seconds)} for (name, threads), seconds in taken.items()]
+
+
+def waiting(milliseconds: list[float], turns: int) -> list[dict[str, Any]]:
+    """The share of a run in which the device waits, by solver, seconds an evaluation and arrays ahead, in turns."""
+    shape = SHAPES["16 of 3x256x256"]
+    metadata = sde_onnx.read_metadata(sde_onnx.bundled_model())
+    plans = {name: sde_onnx.resolve(metadata, solver=name, steps=steps).plan for name, steps in SOLVERS}
+    cases = list(product(plans, milliseconds, (1, device_loop.AHEAD)))
+    shares: dict[tuple[str, float, int], list[float]] = {case: [] for case in cases}
+    for _ in range(turns):
+        for case in cases:
+            name, each, device_loop.AHEAD = case
+            plan = plans[name]
+            loop = DeviceLoop(SimulatedDevice(each / 1e3), "cpu", shape, room_for(len(plan.evaluations)))
+            steps = loop.run(plan, PortableNoise(range(shape[0]), shape[1:], threads=CORES))
+            next(steps)   # after it, the noise that lies ready has been drawn
+            begin = time.perf_counter()
+            evaluations = max(step.nfe for step in steps) - 1
+            shares[case].append(1 - evaluations * each / 1e3 / (time.perf_counter() - begin))
+    return [{"solver": name, "evaluations": len(plans[name].evaluations),
+             "draws": sum(item.draws for item in plans[name].evaluations), "milliseconds": each, "ahead": ahead,
+             "idle": statistics.median(found), "least": min(found), "most": max(found)}
+            for (name, each, ahead), found in shares.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="the result as JSON")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--milliseconds", type=float, nargs="+", default=[20, 50, 100], help="of an evaluation")
+    arguments = parser.parse_args()
+    about = environment("python benchmarks/noise.py")
+    rows = {"drawing": drawing(2 * arguments.turns + 1), "waiting": waiting(arguments.milliseconds, arguments.turns)}
+    for row in rows["drawing"]:
+        print(f"{row['arrays']}, {row['threads']} threads: {row['a_second']:.1f} arrays a second", flush=True)
+    for row in rows["waiting"]:
+        print(f"{row['solver']}, {row['draws']} draws in {row['evaluations']} evaluations of "
+              f"{row['milliseconds']:g} ms, {row['ahead']} ahead: {100 * row['idle']:.1f}% idle", flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"environment": about, **rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
