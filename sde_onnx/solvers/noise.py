@@ -37,7 +37,7 @@ Uint32Array = NDArray[np.uint32]
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 KEY_PARITY = np.uint32(0x1BD11BDA)
-CHUNK = 1 << 17   # blocks worked on at a time: fewer, and threads wait for each other's turns; more, and for memory
+CHUNK = 1 << 18   # blocks worked on at a time: fewer, and threads wait for each other's turns; more, and for memory
 
 
 def threefry2x32(key: tuple[Uint32Array, Uint32Array], counter: tuple[Uint32Array, Uint32Array]
