@@ -33,17 +33,17 @@ def noise_section(result: dict[str, Any] | None) -> str:
     """From what benchmarks/noise.py has written, if it has."""
     if result is None:
         return ""
-    drawing = "; ".join(f"{row['a_second']:.0f} a second on {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    drawing = "; ".join(f"{row['way']} {row['a_second']:.0f} a second with threads: {row['threads']}"
                         for row in result["drawing"] if row["arrays"] == "3x1024x1024")
     times = sorted({row["milliseconds"] for row in result["waiting"]})
     lines = [f"Arrays of 3x1024², on {machine([result])}: {drawing}. A simulated device at 256², batch",
              "16, whose evaluations take so long, in the loop above:", "",
              f"| | draws | {' | '.join(f'{value:g} ms' for value in times)} |", "| --- | --- |" + " --- |" * len(times)]
-    solvers = dict.fromkeys((row["solver"], row["ahead"]) for row in result["waiting"])
+    solvers = dict.fromkeys((row["solver"], row["way"]) for row in result["waiting"])
     for case in solvers:
-        rows = {row["milliseconds"]: row for row in result["waiting"] if (row["solver"], row["ahead"]) == case}
+        rows = {row["milliseconds"]: row for row in result["waiting"] if (row["solver"], row["way"]) == case}
         first = rows[times[0]]
-        lines.append(f"| {case[0]}, {case[1]} ahead | {first['draws']} of {first['evaluations']} | "
+        lines.append(f"| {case[0]}, {case[1]} | {first['draws']} of {first['evaluations']} | "
                      + " | ".join(f"{100 * rows[value]['idle']:.1f}%" for value in times) + " |")
-    return "\n".join([*lines, "", "Share of a run in which the device waits, median of several "
-                      "([`noise.json`](../benchmarks/results/noise.json))."])
+    return "\n".join([*lines, "", "Share of a run in which the device waits, median of 7. Before: one array ahead, in "
+                      "chunks of a\nsixteenth ([`noise.json`](../benchmarks/results/noise.json))."])

@@ -3,7 +3,7 @@
     python benchmarks/noise.py --output benchmarks/results/noise.json
 
 The device is simulated: an evaluation is a sleep, in the package's own loop on the CPU's buffers. Its idle time is what
-a run takes beyond its evaluations. Arrays drawn ahead: 1 and what the loop has.
+a run takes beyond its evaluations. Measured in turns as it is, and as it was: one array ahead, chunks of 2^14 blocks.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ import sde_onnx
 from sde_onnx.runtime import device_loop
 from sde_onnx.runtime.device_loop import DeviceLoop, room_for
 from sde_onnx.runtime.machine import available_cores
+from sde_onnx.solvers import noise
 from sde_onnx.solvers.noise import PortableNoise
 
 from environment import environment
 
 CORES = available_cores() or 1
+ARRAYS = 8   # a turn
 SHAPES = {"3x1024x1024": (1, 3, 1024, 1024), "16 of 3x256x256": (16, 3, 256, 256)}
+WAYS = {"before": (1, 1 << 14), "now": (device_loop.AHEAD, noise.CHUNK)}   # arrays ahead, blocks a chunk
 SOLVERS = (("sde-dpmpp-2m", 50), ("restart", 50))   # noise in every evaluation, and in a few
 
 
@@ -44,30 +47,33 @@ class SimulatedDevice:
 
 
 def drawing(turns: int) -> list[dict[str, Any]]:
-    """Arrays a second, by size and threads, which take turns."""
-    sources = {(name, threads): PortableNoise(range(shape[0]), shape[1:], threads=threads)
-               for (name, shape), threads in product(SHAPES.items(), sorted({1, CORES}))}
-    taken: dict[tuple[str, int], list[float]] = {key: [] for key in sources}
+    """Arrays a second, by size, threads and way, which take turns."""
+    sources = {(name, threads, way): PortableNoise(range(shape[0]), shape[1:], threads=threads)
+               for (name, shape), threads, way in product(SHAPES.items(), sorted({1, CORES}), WAYS)}
+    taken: dict[tuple[str, int, str], list[float]] = {key: [] for key in sources}
     for _ in range(turns):
         for key, source in sources.items():
+            noise.CHUNK = WAYS[key[2]][1]
             begin = time.perf_counter()
-            source()
-            taken[key].append(time.perf_counter() - begin)
-    return [{"arrays": name, "threads": threads, "a_second": 1 / statistics.median(seconds),
-             "least": 1 / max(seconds), "most": 1 / min(seconds)} for (name, threads), seconds in taken.items()]
+            for _ in range(ARRAYS):
+                source()
+            taken[key].append((time.perf_counter() - begin) / ARRAYS)
+    return [{"arrays": name, "threads": threads, "way": way, "a_second": 1 / statistics.median(seconds),
+             "least": 1 / max(seconds), "most": 1 / min(seconds)} for (name, threads, way), seconds in taken.items()]
 
 
 def waiting(milliseconds: list[float], turns: int) -> list[dict[str, Any]]:
-    """The share of a run in which the device waits, by solver, seconds an evaluation and arrays ahead, in turns."""
+    """The share of a run in which the device waits, by solver, time of an evaluation and way, in turns."""
     shape = SHAPES["16 of 3x256x256"]
     metadata = sde_onnx.read_metadata(sde_onnx.bundled_model())
     plans = {name: sde_onnx.resolve(metadata, solver=name, steps=steps).plan for name, steps in SOLVERS}
-    cases = list(product(plans, milliseconds, (1, device_loop.AHEAD)))
-    shares: dict[tuple[str, float, int], list[float]] = {case: [] for case in cases}
+    cases = list(product(plans, milliseconds, WAYS))
+    shares: dict[tuple[str, float, str], list[float]] = {case: [] for case in cases}
     for _ in range(turns):
         for case in cases:
-            name, each, device_loop.AHEAD = case
+            name, each, way = case
             plan = plans[name]
+            device_loop.AHEAD, noise.CHUNK = WAYS[way]
             loop = DeviceLoop(SimulatedDevice(each / 1e3), "cpu", shape, room_for(len(plan.evaluations)))
             steps = loop.run(plan, PortableNoise(range(shape[0]), shape[1:], threads=CORES))
             next(steps)   # after it, the noise that lies ready has been drawn
@@ -75,9 +81,9 @@ def waiting(milliseconds: list[float], turns: int) -> list[dict[str, Any]]:
             evaluations = max(step.nfe for step in steps) - 1
             shares[case].append(1 - evaluations * each / 1e3 / (time.perf_counter() - begin))
     return [{"solver": name, "evaluations": len(plans[name].evaluations),
-             "draws": sum(item.draws for item in plans[name].evaluations), "milliseconds": each, "ahead": ahead,
+             "draws": sum(item.draws for item in plans[name].evaluations), "milliseconds": each, "way": way,
              "idle": statistics.median(found), "least": min(found), "most": max(found)}
-            for (name, each, ahead), found in shares.items()]
+            for (name, each, way), found in shares.items()]
 
 
 def main() -> None:
@@ -89,10 +95,11 @@ def main() -> None:
     about = environment("python benchmarks/noise.py")
     rows = {"drawing": drawing(2 * arguments.turns + 1), "waiting": waiting(arguments.milliseconds, arguments.turns)}
     for row in rows["drawing"]:
-        print(f"{row['arrays']}, {row['threads']} threads: {row['a_second']:.1f} arrays a second", flush=True)
+        print(f"{row['arrays']}, {row['threads']} threads, {row['way']}: {row['a_second']:.1f} arrays a second",
+              flush=True)
     for row in rows["waiting"]:
         print(f"{row['solver']}, {row['draws']} draws in {row['evaluations']} evaluations of "
-              f"{row['milliseconds']:g} ms, {row['ahead']} ahead: {100 * row['idle']:.1f}% idle", flush=True)
+              f"{row['milliseconds']:g} ms, {row['way']}: {100 * row['idle']:.1f}% idle", flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps({"environment": about, **rows}, indent=1) + "\n")
 
