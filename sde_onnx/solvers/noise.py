@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import collections
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -152,13 +152,21 @@ class PortableNoise:
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], *, threads: int = 1) -> None:
         self.seeds = check_seeds(seeds)
         self.shape = shape
+        self.threads = threads
         self.draw = 0
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def __call__(self) -> Float32Array:
-        z = portable_normals(self.seeds, self.draw, int(np.prod(self.shape)), pool=self._pool)
-        self.draw += 1
-        return z.reshape(len(self.seeds), *self.shape)
+        return self._next(self._pool)()
+
+    def later(self) -> Callable[[], Float32Array]:
+        """The next array as a function that draws it, in whichever thread, beside those of other arrays."""
+        return self._next(None)
+
+    def _next(self, pool: ThreadPoolExecutor | None) -> Callable[[], Float32Array]:
+        draw, self.draw = self.draw, self.draw + 1
+        size = int(np.prod(self.shape))
+        return lambda: portable_normals(self.seeds, draw, size, pool=pool).reshape(len(self.seeds), *self.shape)
 
 
 class NumpyNoise:
@@ -189,19 +197,20 @@ class LatentFirst:
 
 
 class DrawnAhead:
-    """Another source's arrays, drawn on a thread of their own before they are asked for: a context, and a source in it.
+    """Another source's arrays, drawn on other threads before they are asked for: a context, and a source in it.
 
     Args:
-        noise: the source. It is asked for as many arrays as this one will be, so that its state is what it would be.
+        noise: the source. It is asked for as many arrays as this one will be, so that its state is what it would be. Of
+            one that can draw them side by side (:meth:`PortableNoise.later`) several are drawn at a time.
         arrays: that will be asked for.
         ahead: of them, at most so many are held at a time.
     """
 
     def __init__(self, noise: NoiseSource, arrays: int, ahead: int) -> None:
-        self._noise = noise
+        self._later: Callable[[], Callable[[], Array]] = getattr(noise, "later", lambda: noise)
         self._left = arrays
         self._ahead = ahead
-        self._thread = ThreadPoolExecutor(1)
+        self._threads = ThreadPoolExecutor(getattr(noise, "threads", 1))
         self._drawn: collections.deque[Future[Array]] = collections.deque()
 
     def __enter__(self) -> DrawnAhead:
@@ -209,7 +218,7 @@ class DrawnAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def __call__(self) -> Array:
         z = self._drawn.popleft().result()
@@ -219,7 +228,7 @@ class DrawnAhead:
     def _draw(self) -> None:
         while self._left and len(self._drawn) < self._ahead:
             self._left -= 1
-            self._drawn.append(self._thread.submit(self._noise))
+            self._drawn.append(self._threads.submit(self._later()))
 
 
 class TorchNoise:

@@ -149,6 +149,15 @@ def test_threads_do_not_change_the_noise():
             np.testing.assert_array_equal(alone(), shared())
 
 
+def test_arrays_drawn_ahead_side_by_side_are_those_of_the_source():
+    expected, source = PortableNoise([3, 5], (1, 4, 4)), PortableNoise([3, 5], (1, 4, 4), threads=3)
+    np.testing.assert_array_equal(source(), expected())
+    with DrawnAhead(source, arrays=8, ahead=4) as ahead:
+        for _ in range(8):
+            np.testing.assert_array_equal(ahead(), expected())
+    assert source.draw == 9
+
+
 def test_arrays_drawn_ahead_are_those_of_the_source_and_no_more():
     """And never more at a time than were asked to lie ready."""
     source = PortableNoise([3, 5], (1, 4, 4))
