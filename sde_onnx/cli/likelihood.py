@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sde_onnx.cli.options import flow_options, label_option, notes, picture_options, runtime_options
+from sde_onnx.cli.options import (
+    flow_options,
+    label_option,
+    notes,
+    picture_options,
+    runtime_options,
+    shard_option,
+    tell_shard,
+)
 from sde_onnx.extras import has_export, require_matplotlib
+from sde_onnx.generate.shards import Shard
 from sde_onnx.solvers.options import FLOW_TOLERANCE, LIKELIHOOD_STEPS, PROBE_KINDS
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ __all__ = ["likelihood_command"]
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
               help="Also a histogram, .png, .svg or .pdf. Needs matplotlib.")
 @label_option
+@shard_option
 @flow_options(usual_steps=LIKELIHOOD_STEPS)
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files, and begin anew.")
@@ -43,6 +53,7 @@ def likelihood_command(
     seed: int,
     plot: Path | None,
     labels: int | list[int] | None,
+    shard: Shard,
     rtol: float | None,
     atol: float | None,
     steps: int | None,
@@ -89,21 +100,22 @@ def likelihood_command(
     settings = {"model": sha256(model), "images": pixels, "precision": score_model.precision, "probes": probes,
                 "dequantizations": dequantizations, "kind": kind, "seed": seed, "labels": labels, "steps": steps,
                 "rtol": rtol, "atol": atol}
-    run = Measurements(output, settings, names, score_model.metadata.schedule.sigma_min, force=force)
-    left = slice(run.finished, None)
+    run = Measurements(output, settings, names, score_model.metadata.schedule.sigma_min, shard=shard, force=force)
+    tell_shard(shard, len(run.mine), len(names), "pictures")
     if run.finished:
-        click.echo(f"{run.finished} of {len(names)} images were measured already")
+        click.echo(f"{run.finished} of {len(run.mine)} images were measured already")
+    left = slice(run.mine.start + run.finished, run.mine.stop)
     with notes():
         batches = log_likelihood_batches(
             score_model, images[left], range(seed, seed + len(names))[left], probes=probes,
             dequantizations=dequantizations, kind=kind, steps=steps, rtol=rtol, atol=atol,
             labels=labels[left] if isinstance(labels, list) else labels, batch_size=batch_size, progress=True,
-        ) if run.finished < len(names) else iter(())
+        ) if run.finished < len(run.mine) else iter(())
     for batch in batches:
         run.add(batch)
     for line in run.write():
         click.echo(line)
-    if plot is not None:
+    if plot is not None and run.is_whole:
         plot_histogram(run.rows, plot)
         click.echo(plot)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sde_onnx.errors import OutputError
 from sde_onnx.files import read_json, replacing
+from sde_onnx.generate.shards import WHOLE, Shard
 from sde_onnx.likelihood import Likelihood, lowest_bits_per_dim
 
 __all__ = ["PLOTS", "WRITERS", "Measurements", "plot_histogram"]
@@ -29,6 +30,8 @@ class Measurements:
         settings: everything that rows depend on, as JSON values; ``seed`` is that of the first.
         names: of all images.
         sigma_min: of the model, which says how low bits per dimension can fall.
+        shard: which of the images this process measures. The rows of each lie beside the output until all are there;
+            whoever finds that puts them together.
         force: whether rows of other settings or images are dropped.
 
     Raises:
@@ -36,22 +39,32 @@ class Measurements:
     """
 
     def __init__(
-        self, output: Path, settings: Mapping[str, Any], names: Sequence[str], sigma_min: float, *, force: bool
+        self, output: Path, settings: Mapping[str, Any], names: Sequence[str], sigma_min: float, *,
+        shard: Shard = WHOLE, force: bool,
     ) -> None:
-        self.rows: list[Row] = []
-        self._output, self._names, self._sigma_min = output, names, sigma_min
+        self._output, self._names, self._sigma_min, self._shard = output, names, sigma_min, shard
         self._about = {"settings": json.loads(json.dumps(settings)), "names": list(names)}
-        self._unfinished = output.with_name(f".{output.name}.unfinished.json")
-        if self._unfinished.exists() and not force:
-            found = read_json(self._unfinished, OutputError)
-            about = {name: found.get(name) for name in self._about}
-            rows = found.get("rows")
-            whole = isinstance(rows, list) and len(rows) <= len(names) and all(
-                isinstance(row, dict) and tuple(row) == COLUMNS for row in rows)
-            if about != self._about or not whole:
-                raise OutputError(f"{self._unfinished} was begun with other settings or pictures: choose another "
-                                  "--output, or --force to begin anew")
-            self.rows = found["rows"]
+        self.mine = range(len(names))[shard.span(len(names))]
+        self.is_whole = shard.count == 1
+        self.rows: list[Row] = [] if force else self._read(shard) or []
+
+    def _unfinished(self, shard: Shard) -> Path:
+        part = "" if shard.count == 1 else f".{shard.index}-of-{shard.count}"
+        return self._output.with_name(f".{self._output.name}{part}.unfinished.json")
+
+    def _read(self, shard: Shard) -> list[Row] | None:
+        """The rows that a shard has measured; ``None`` if it has not begun."""
+        path = self._unfinished(shard)
+        if not path.exists():
+            return None
+        found = read_json(path, OutputError)
+        about, rows = {name: found.get(name) for name in self._about}, found.get("rows")
+        most = len(range(len(self._names))[shard.span(len(self._names))])
+        if about != self._about or not isinstance(rows, list) or len(rows) > most or not all(
+                isinstance(row, dict) and tuple(row) == COLUMNS for row in rows):
+            raise OutputError(f"{path} was begun with other settings or pictures: choose another --output, or --force "
+                              "to begin anew")
+        return rows
 
     @property
     def finished(self) -> int:
@@ -62,15 +75,32 @@ class Measurements:
         """Adds the next images, and writes all so far."""
         columns = batch.bits_per_dim, batch.standard_error, batch.log_density, batch.evaluations
         for bits, error, density, evaluations in zip(*(column.tolist() for column in columns), strict=True):
-            place = len(self.rows)
+            place = self.mine.start + len(self.rows)
             self.rows.append(dict(zip(COLUMNS, (
                 self._names[place], self._about["settings"]["seed"] + place, bits,
                 None if math.isnan(error) else error, density, evaluations), strict=True)))
-        with replacing(self._unfinished) as temporary:
+        self._keep()
+
+    def _keep(self) -> None:
+        with replacing(self._unfinished(self._shard)) as temporary:
             temporary.write_text(json.dumps({**self._about, "rows": self.rows}), encoding="utf-8")
 
     def write(self) -> list[str]:
-        """Writes the output, and returns what there is to say of it."""
+        """Writes the output, if all shards have measured theirs, and returns what there is to say of it."""
+        if self._shard.count > 1:
+            self._keep()   # of a shard without images, too
+            shards = [Shard(index, self._shard.count) for index in range(self._shard.count)]
+            try:
+                parts = [self._read(shard) or [] for shard in shards]
+            except OutputError:
+                if self._output.exists():   # another shard ended at the same time, and has put all together
+                    return [f"{self._output}: {len(self._names)} images"]
+                raise
+            measured = sum(map(len, parts))
+            if measured < len(self._names):
+                return [f"shard {self._shard}: {len(self.rows)} images; of all {len(self._names)} {measured} are "
+                        f"measured, and the last shard to end writes {self._output}"]
+            self.rows, self.is_whole = [row for part in parts for row in part], True
         bits = np.array([row["bits_per_dim"] for row in self.rows])
         error = float(bits.std(ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else self.rows[0]["standard_error"]
         mean = {"name": "mean", "bits_per_dim": float(bits.mean()), "standard_error": error}
@@ -79,7 +109,8 @@ class Measurements:
             WRITERS[self._output.suffix](temporary, self.rows, mean, {
                 "settings": self._about["settings"],
                 "floors": {"of the density's peak": peak, "of noise of sigma_min, on average": noise}})
-        self._unfinished.unlink(missing_ok=True)
+        for index in range(self._shard.count):
+            self._unfinished(Shard(index, self._shard.count)).unlink(missing_ok=True)
         spread = "" if error is None else f" +- {error:.4f}"
         return [f"{self._output}: {len(self.rows)} images",
                 f"{mean['bits_per_dim']:.4f}{spread} bits/dim on average, "

@@ -18,12 +18,14 @@ from sde_onnx.errors import (
     SlowPrecisionWarning,
 )
 from sde_onnx.generate.seeds import parse_seeds
+from sde_onnx.generate.shards import Shard, parse_shard, shard_of_environment
 from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
 __all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_option", "method_options", "notes", "numbers",
-           "picture_options", "request_options", "runtime_options", "solver_options", "split_model"]
+           "picture_options", "request_options", "runtime_options", "shard_option", "solver_options", "split_model",
+           "tell_shard"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "openvino", "cpu"])
 # Of these a user of the command line is told.
@@ -83,6 +85,29 @@ def resize_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--resize", is_flag=True,
                         help="Put alpha on white, crop the middle to the model's aspect and resize, where a picture "
                              "needs it.")(command)
+
+
+def shard_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--shard`` as a ``Shard``, which a launcher's environment gives where the user does not."""
+    return click.option("--shard", callback=_shard, metavar="I/N", show_default="RANK/WORLD_SIZE of torchrun, or "
+                        "SLURM_PROCID/SLURM_NTASKS, or all",
+                        help="Do part I of N, the first is 0/N, into an output that all of them share.")(command)
+
+
+def _shard(context: click.Context, parameter: click.Parameter, text: str | None) -> Shard:
+    try:
+        return shard_of_environment() if text is None else parse_shard(text)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def tell_shard(shard: Shard, mine: int, of: int, what: str) -> None:
+    """Says in a line which part this process does, where it was not the user who said it."""
+    from sde_onnx.progress import QUIET
+
+    if shard.told_by and shard.count > 1 and not QUIET.get():
+        click.echo(f"Note: shard {shard} by {' and '.join(shard.told_by)}: {mine} of {of} {what}; --shard 0/1 does all",
+                   err=True)
 
 
 def label_option(command: Callable[..., Any]) -> Callable[..., Any]:

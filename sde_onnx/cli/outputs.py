@@ -18,6 +18,7 @@ from sde_onnx import images as pictures
 from sde_onnx.errors import InputError, OutputError
 from sde_onnx.files import check_room, check_writable, replacing
 from sde_onnx.generate.folder import RECORD, FolderRun
+from sde_onnx.generate.shards import Shard
 from sde_onnx.solvers.plan import Step
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class SampleOutput:
     run: FolderRun | None          # a folder
     sheet: Path | None             # the grid
     gif: Path | None
+    is_shard: bool = False         # whether others make the rest: then all of them must cut batches alike
     images: list[NDArray[np.float32]] = field(default_factory=list)
     frames: list[list[Any]] = field(default_factory=list)   # of each batch, the steps that the animation shows
 
@@ -58,7 +60,8 @@ class SampleOutput:
         """Makes a folder one of these settings, new or resumed: see :meth:`FolderRun.begun`."""
         if self.run is None:
             return nullcontext()
-        return self.run.begun(settings, seeds=self.seeds, batch_size=batch_size, depends_on_batch=depends_on_batch)
+        return self.run.begun(settings, seeds=self.seeds, batch_size=batch_size, depends_on_batch=depends_on_batch,
+                              is_shard=self.is_shard)
 
     def turns(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
         """Each batch, and whether its images are there already: see :meth:`FolderRun.turns`.
@@ -118,7 +121,7 @@ class SampleOutput:
 
 def plan_outputs(
     output: Path, seeds: list[int], *, model: Path, shards: bool, subdirs: bool, uint8: bool, grid: bool,
-    gif: Path | None, zoom: int, force: bool
+    gif: Path | None, zoom: int, shard: Shard, force: bool
 ) -> SampleOutput:
     """Decides what ``--output`` and the options beside it ask for; no file that is written may be the model.
 
@@ -134,7 +137,13 @@ def plan_outputs(
         raise click.UsageError(f"--gif {gif}: expected a .gif")
     if uint8 and (kind != ".npz" or is_folder):
         raise click.UsageError("--uint8 goes with a .npz")
+    if shard.count > 1 and (grid or gif or (kind and not is_folder)):
+        raise click.UsageError(f"shard {shard} is a part of the images, and all parts go into one folder: give that; "
+                               "--grid and --gif are for a run with --shard 0/1 when all are there")
     if not kind or is_folder:
+        plan.is_shard = shard.count > 1
+        if force and plan.is_shard:
+            raise click.UsageError("--force would replace what other shards have made: remove the folder first")
         if shards and subdirs:
             raise click.UsageError("--subdirs is for PNGs, not for --shards")
         plan.run = FolderRun(output, shards=shards, subdirs=subdirs, force=force)

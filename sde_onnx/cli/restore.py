@@ -18,9 +18,12 @@ from sde_onnx.cli.options import (
     request_options,
     resize_option,
     runtime_options,
+    shard_option,
     solver_options,
     split_model,
+    tell_shard,
 )
+from sde_onnx.generate.shards import Shard
 from sde_onnx.guidance.methods import METHODS, SOLVER
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ __all__ = ["restore_command"]
 @click.option("-o", "--output", type=OutputPath(file_okay=False, path_type=Path), default="restored",
               help="The folder: NAME.png is the panel of a picture, NAME/SEED.png its restorations.")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of panels.")
+@shard_option
 @solver_options
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files.")
@@ -74,6 +78,7 @@ def restore_command(
     batch_size: int | None,
     output: Path,
     zoom: int,
+    shard: Shard,
     provider: str,
     precision: str | None,
     threads: int | None,
@@ -136,6 +141,9 @@ def restore_command(
         "labels": labels and format_seeds(labels), **restoration.to_json(),
     }
     panels = picture_paths(output, names, force=True, inputs=[model, *pictures, *files_of(operator)])
+    mine = slice(shard.index, None, shard.count)   # every so many pictures, and each of them whole
+    tell_shard(shard, len(names[mine]), len(names), "pictures")
+    panels, names, images, clean = panels[mine], names[mine], images[mine], None if clean is None else clean[mine]
     outputs = [RestoredPicture(path, zoom=zoom, force=force) for path in panels]
     with notes():
         batches = [restore_batches(score_model, measurement, linear, seeds, restoration, noise=noise,

@@ -8,8 +8,19 @@ from typing import Any
 
 import click
 
-from sde_onnx.cli.options import OutputPath, given, notes, numbers, request_options, runtime_options, solver_options
+from sde_onnx.cli.options import (
+    OutputPath,
+    given,
+    notes,
+    numbers,
+    request_options,
+    runtime_options,
+    shard_option,
+    solver_options,
+    tell_shard,
+)
 from sde_onnx.generate.seeds import format_seeds
+from sde_onnx.generate.shards import Shard
 from sde_onnx.solvers.options import GUIDANCE
 
 __all__ = ["sample_command"]
@@ -39,6 +50,7 @@ __all__ = ["sample_command"]
 @click.option("--grid", is_flag=True, help="With a folder: also FOLDER.png beside it, a grid of all images.")
 @click.option("--gif", type=click.Path(dir_okay=False, path_type=Path), help="Also an animation of the denoising.")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of grids and animations.")
+@shard_option
 @solver_options
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files.")
@@ -59,6 +71,7 @@ def sample_command(
     grid: bool,
     gif: Path | None,
     zoom: int,
+    shard: Shard,
     provider: str,
     precision: str | None,
     threads: int | None,
@@ -86,7 +99,7 @@ def sample_command(
     guidance = GUIDANCE if guidance is None else guidance
     model = model or bundled_model()
     outputs = plan_outputs(output, seeds, model=model, shards=shards, subdirs=subdirs, uint8=uint8, grid=grid, gif=gif,
-                           zoom=zoom, force=force)
+                           zoom=zoom, shard=shard, force=force)
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
         guide = None if classifier is None else load_classifier(classifier, provider, threads=threads,
@@ -94,9 +107,15 @@ def sample_command(
     outputs.check_room(score_model.metadata.image_shape)
     sampling = resolve(score_model.metadata, quality=quality, solver=solver, steps=steps, options=given(options))
     count = sampling.steps or 0
-    batch_size = batch_size or outputs.batch_size or default_batch_size(score_model.metadata.image_shape)
+    most = default_batch_size(score_model.metadata.image_shape)
+    batch_size = batch_size or outputs.batch_size or min(most, -(-len(seeds) // shard.count))
+    mine = shard.blocks(seeds, batch_size)
+    tell_shard(shard, len(mine), len(seeds), "images")
+    if not mine:
+        click.echo(f"shard {shard} has none of {len(seeds)} images, in batches of {batch_size}")
+        return
     with notes():
-        batches = sample_batches(score_model, seeds, sampling=sampling, labels=labels, classifier=guide,
+        batches = sample_batches(score_model, mine, sampling=sampling, labels=labels, classifier=guide,
                                  guidance=guidance, batch_size=batch_size)
     guided = {"classifier": sha256(classifier), "guidance": guidance} if classifier else {}
     settings = {"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
@@ -104,7 +123,7 @@ def sample_command(
     made = nfe = 0
     start = time.monotonic()
     with (notes(), outputs.begun(settings, batch_size=batch_size, depends_on_batch=sampling.depends_on_batch),
-          ImagesBar(len(seeds)) as bar):
+          ImagesBar(len(mine)) as bar):
         for batch, is_there in outputs.turns(batches):
             if is_there:
                 bar.skip(len(batch.seeds))
@@ -116,9 +135,9 @@ def sample_command(
     seconds = time.monotonic() - start
     for path in outputs.write():
         click.echo(path)
-    if made < len(seeds):
-        click.echo(f"{len(seeds) - made} of {len(seeds)} images were there already")
+    if made < len(mine):
+        click.echo(f"{len(mine) - made} of {len(mine)} images were there already")
     if made:
-        of = "" if made < len(seeds) else f", seeds {format_seeds(seeds)}"
+        of = "" if made < len(mine) else f", seeds {format_seeds(mine)}"
         click.echo(f"{made} images{of}, {sampling}, nfe {nfe}, "
                    f"{score_model.provider} {score_model.precision}, {seconds:.1f} s")

@@ -73,7 +73,8 @@ class FolderRun:
 
     @contextmanager
     def begun(
-        self, settings: Mapping[str, Any], *, seeds: Sequence[int], batch_size: int, depends_on_batch: bool
+        self, settings: Mapping[str, Any], *, seeds: Sequence[int], batch_size: int, depends_on_batch: bool,
+        is_shard: bool = False,
     ) -> Iterator[None]:
         """Makes the folder one of these settings, new or resumed, for as long as the block samples into it.
 
@@ -82,6 +83,7 @@ class FolderRun:
             seeds: of this call; those of calls before are kept with them.
             batch_size: images at a time.
             depends_on_batch: whether an image depends on those beside it: then seeds and batch size must stay as well.
+            is_shard: whether this process makes a part of the batches: then others' must be of the same size.
 
         Raises:
             OutputError: the folder holds images of other settings, or of unknown ones; or another process is writing
@@ -93,11 +95,12 @@ class FolderRun:
             raise OutputError(f"{self.folder} cannot be made: {error.strerror}") from None
         with self._claims.at_work():
             with self._claims.record():
-                self._begin(settings, seeds, batch_size, depends_on_batch)
+                self._begin(settings, seeds, batch_size, depends_on_batch, is_shard)
             yield
 
     def _begin(
-        self, settings: Mapping[str, Any], seeds: Sequence[int], batch_size: int, depends_on_batch: bool
+        self, settings: Mapping[str, Any], seeds: Sequence[int], batch_size: int, depends_on_batch: bool,
+        is_shard: bool,
     ) -> None:
         files = "npz" if self.shards else "png in subfolders" if self.subdirs else "png"
         settings = json.loads(json.dumps({**settings, "files": files}))
@@ -113,6 +116,7 @@ class FolderRun:
             self._compare(found, settings)
             if depends_on_batch:
                 self._compare_value("seeds", found.get("seeds"), format_seeds(seeds))
+            if depends_on_batch or is_shard:
                 self._compare_value("batch_size", found.get("batch_size"), batch_size)
             try:
                 asked |= set(parse_seeds(str(found.get("seeds")), most=None))
