@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 from sde_onnx.errors import MissingExtraError
 
-__all__ = ["has_export", "require_diffusers", "require_export", "require_matplotlib", "require_scipy"]
+__all__ = ["has_export", "require_diffusers", "require_export", "require_matplotlib", "require_ray",
+           "require_scipy"]
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
 
@@ -20,6 +21,11 @@ def require_scipy() -> None:
 def require_matplotlib() -> None:
     """Makes sure that a plot can be drawn here; ``MissingExtraError`` if not."""
     _require("a plot needs", "matplotlib", extra="plot")
+
+
+def require_ray() -> None:
+    """Makes sure that Ray is here; ``MissingExtraError`` if not."""
+    _require("sampling on Ray needs", "ray", extra="ray")
 
 
 def require_diffusers() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def read_config(config: str) -> dict[str, dict[str, Any]]:
 
 def _follow(path: Path, text: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The tree that a Python config's function returns; ``above`` are the files that took their defaults from it."""
-    module = ast.parse(text, str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # of style, in a file that is read and never run
+        module = ast.parse(text, str(path))
     functions = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS]
     if len(functions) != 1:
         raise CheckpointError(f"{path} has no function {' or '.join(FUNCTIONS)}: it is no config of score_sde")

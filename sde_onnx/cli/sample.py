@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,13 @@ from sde_onnx.generate.seeds import format_seeds
 from sde_onnx.generate.shards import Shard
 from sde_onnx.solvers.options import GUIDANCE
 
+if TYPE_CHECKING:
+    from sde_onnx.cli.outputs import SampleOutput
+    from sde_onnx.solvers.catalogue import Sampling
+
 __all__ = ["sample_command"]
+
+BATCHES_AN_ACTOR = 4   # on Ray, at least: so that none waits long for the last
 
 
 @click.command("sample")
@@ -51,6 +57,9 @@ __all__ = ["sample_command"]
 @click.option("--gif", type=click.Path(dir_okay=False, path_type=Path), help="Also an animation of the denoising.")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of grids and animations.")
 @shard_option
+@click.option("--ray", is_flag=False, flag_value="auto", metavar="[ADDRESS]",
+              help="Into a folder, by as many actors of --threads CPUs as a Ray cluster has room for; without ADDRESS "
+                   "the one of this machine, or a new one here.")
 @solver_options
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files.")
@@ -72,6 +81,7 @@ def sample_command(
     gif: Path | None,
     zoom: int,
     shard: Shard,
+    ray: str | None,
     provider: str,
     precision: str | None,
     threads: int | None,
@@ -84,7 +94,6 @@ def sample_command(
     Example: sde-onnx sample --seeds 0-63 --quality reference -o digits.png --gif denoising.gif
     """
     from sde_onnx.cli.outputs import plan_outputs
-    from sde_onnx.files import sha256
     from sde_onnx.generate.sample import default_batch_size, sample_batches
     from sde_onnx.models import bundled_classifier, bundled_model
     from sde_onnx.progress import ImagesBar
@@ -100,6 +109,12 @@ def sample_command(
     model = model or bundled_model()
     outputs = plan_outputs(output, seeds, model=model, shards=shards, subdirs=subdirs, uint8=uint8, grid=grid, gif=gif,
                            zoom=zoom, shard=shard, force=force)
+    if ray is not None:
+        _sample_on_ray(outputs, seeds, ray, shard, batch_size=batch_size, provider=provider, precision=precision,
+                       threads=threads, labels=labels, guidance=guidance,
+                       request={"quality": quality, "solver": solver, "steps": steps, **given(options)},
+                       model=model, classifier=classifier)
+        return
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
         guide = None if classifier is None else load_classifier(classifier, provider, threads=threads,
@@ -117,9 +132,7 @@ def sample_command(
     with notes():
         batches = sample_batches(score_model, mine, sampling=sampling, labels=labels, classifier=guide,
                                  guidance=guidance, batch_size=batch_size)
-    guided = {"classifier": sha256(classifier), "guidance": guidance} if classifier else {}
-    settings = {"model": sha256(score_model.path), "precision": score_model.precision, "solver": sampling.solver,
-                "steps": sampling.steps, **sampling.options, "labels": labels and format_seeds(labels), **guided}
+    settings = _settings(model, score_model.precision, sampling, labels, classifier, guidance)
     made = nfe = 0
     start = time.monotonic()
     with (notes(), outputs.begun(settings, batch_size=batch_size, depends_on_batch=sampling.depends_on_batch),
@@ -141,3 +154,58 @@ def sample_command(
         of = "" if made < len(mine) else f", seeds {format_seeds(mine)}"
         click.echo(f"{made} images{of}, {sampling}, nfe {nfe}, "
                    f"{score_model.provider} {score_model.precision}, {seconds:.1f} s")
+
+
+def _settings(
+    model: Path, precision: str, sampling: Sampling, labels: list[int] | None, classifier: Path | None, guidance: float
+) -> dict[str, Any]:
+    """Everything that an image depends on, but its seed."""
+    from sde_onnx.files import sha256
+
+    guided = {"classifier": sha256(classifier), "guidance": guidance} if classifier else {}
+    return {"model": sha256(model), "precision": precision, "solver": sampling.solver, "steps": sampling.steps,
+            **sampling.options, "labels": labels and format_seeds(labels), **guided}
+
+
+def _sample_on_ray(
+    outputs: SampleOutput, seeds: list[int], address: str, shard: Shard, *, model: Path, batch_size: int | None,
+    provider: str, precision: str | None, threads: int | None, labels: list[int] | None, classifier: Path | None,
+    guidance: float, request: dict[str, Any],
+) -> None:
+    """The same by actors of a Ray cluster, on machines that need not be like this one."""
+    from sde_onnx.generate.ray import Cluster, sample_into
+    from sde_onnx.generate.sample import default_batch_size
+    from sde_onnx.progress import ImagesBar
+    from sde_onnx.runtime.load import read_metadata
+    from sde_onnx.solvers.catalogue import resolve
+
+    if outputs.run is None or outputs.gif or shard.count > 1:
+        raise click.UsageError("--ray goes with a folder, and without --gif and --shard")
+    metadata = read_metadata(model)
+    asked = {name: request.pop(name) for name in ("quality", "solver", "steps")}
+    sampling = resolve(metadata, **asked, options=request)
+    provider = metadata.target if metadata.target != "any" else provider
+    cluster = Cluster(address, threads or 1, provider)
+    fair = -(-len(seeds) // (BATCHES_AN_ACTOR * cluster.room()))
+    size = batch_size or outputs.batch_size or min(default_batch_size(metadata.image_shape), fair)
+    settings = _settings(model, precision or metadata.precision, sampling, labels, classifier, guidance)
+    run, form = outputs.run, {"shards": outputs.run.shards, "subdirs": outputs.run.subdirs}
+    made = nfe = 0
+    start = time.monotonic()
+    with (outputs.begun(settings, batch_size=size, depends_on_batch=sampling.depends_on_batch),
+          ImagesBar(len(seeds)) as bar):
+        left = [batch for first in range(0, len(seeds), size) if not run.has(batch := seeds[first : first + size])]
+        bar.skip(len(seeds) - sum(map(len, left)))
+        for count, its_nfe in sample_into(
+            run.folder.absolute(), left, cluster, form=form, model=str(model.absolute()), precision=precision,
+            labels=labels, classifier=classifier and str(classifier.absolute()), guidance=guidance, **asked, **request,
+        ) if left else ():
+            bar.update(count)
+            made, nfe = made + count, max(nfe, its_nfe)
+        run.has(seeds)   # finds what the actors have written
+    for path in outputs.write():
+        click.echo(path)
+    if made < len(seeds):
+        click.echo(f"{len(seeds) - made} of {len(seeds)} images were there already")
+    if made:
+        click.echo(f"{made} images, {sampling}, nfe {nfe}, on Ray, {time.monotonic() - start:.1f} s")

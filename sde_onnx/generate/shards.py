@@ -69,7 +69,7 @@ def shard_of_environment(environment: Mapping[str, str] = os.environ) -> Shard:
         if all(name in environment for name in names):
             told = " of ".join(f"{name}={environment[name]}" for name in names)
             try:
-                return Shard(*(int(environment[name]) for name in names), told_by=names)
+                return Shard(int(environment[names[0]]), int(environment[names[1]]), told_by=names)
             except (ValueError, InputError):
                 raise InputError(f"{told} is no shard: expected a number below the other") from None
     return WHOLE

@@ -32,8 +32,8 @@ from sde_onnx.runtime.cuda_options import (
 from sde_onnx.runtime.machine import available_cores, processor
 from sde_onnx.runtime.plugins import PLUGINS, add_plugin, why_not
 
-__all__ = ["KNOWN_PRECISIONS", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider", "describe_providers",
-           "doubled_installation", "open_session", "told_of_gpus", "usable_providers"]
+__all__ = ["KNOWN_PRECISIONS", "OF_NVIDIA", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider",
+           "describe_providers", "doubled_installation", "open_session", "told_of_gpus", "usable_providers"]
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime-directml")   # packages of one module
 # Our names for ONNX Runtime's, the preferred first.

@@ -292,7 +292,7 @@ def command_lines(seed: int, folder: Path) -> Case:
             continue
         arguments += [option.opts[0]] if getattr(option, "is_flag", False) else [option.opts[0], random_.choice(values)]
     outputs = [arguments[index + 1].split("/")[0] for index, part in enumerate(arguments[:-1]) if part in (
-        "-o", "--output", "--gif", "--golden", "--triton")]
+        "-o", "--output", "--gif", "--golden", "--triton", "--plot")]
     beside = [f"{output}.png" for output in outputs if "--grid" in arguments]   # of a folder
     if "--triton" in arguments:   # whose folder has the sampler's name
         beside += [Path(output).stem for output in (*makes, *outputs)]
@@ -363,4 +363,4 @@ def _as_text(tree: Any) -> str:
 KINDS: dict[str, Callable[[int, Path], Case]] = {function.__name__: function for function in (
     model_bytes, model_metadata, model_graph, sampler_metadata, archive_bytes, pictures, run_folders, diffusers_configs,
     original_configs, pickles, library_calls, command_lines)}
-SLOW = {"diffusers_configs": 5}   # of which every fifth seed is taken: most are exported after all, which takes seconds
+SLOW = {"diffusers_configs": 20}   # of which each twentieth seed is taken: many are exported, which takes a second

@@ -171,6 +171,14 @@ def test_a_python_config_is_not_run(line, message, python_config, monkeypatch, t
     assert not (tmp_path / "stolen").exists()
 
 
+@pytest.mark.filterwarnings("error")
+def test_pythons_warnings_of_a_damaged_config_are_not_told(python_config):
+    """They would be lines beside the one that says what is wrong."""
+    python_config.write_text(python_config.read_text() + "  config.model.sigma_min = 0ing = 1\n")
+    with pytest.raises(CheckpointError, match="cannot be read: invalid syntax"):
+        config_files.read_config(str(python_config))
+
+
 def test_a_python_config_that_takes_its_defaults_from_itself_is_refused(python_config):
     defaults = python_config.parents[1] / "default_test_configs.py"
     defaults.write_text(PYTHON_CONFIG.replace("def get_config", "def get_default_configs"))
