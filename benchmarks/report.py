@@ -12,13 +12,14 @@ from typing import Any
 from cuda_page import half_errors_section, noise_section
 from plots import OURS, TITLES, method_name, plot_quality, plot_restoration, plot_speed
 from quality_page import headline_section, qualities_section, restarts_section, second_section, tried_section
+from scale_page import scale_section
 from speed_page import bf16_section, cpu_section, gpu_section, machine, speed_section
 
 from environment import RESULTS, ROOT
 
 README = ROOT / "README.md"
-PERFORMANCE_PAGE, CODES_PAGE, CUDA_PAGE, GRADIENT_PAGE, LIKELIHOOD_PAGE = (
-    ROOT / "docs" / f"{name}.md" for name in ("performance", "codes", "cuda", "gradients", "likelihood"))
+PERFORMANCE_PAGE, CODES_PAGE, CUDA_PAGE, GRADIENT_PAGE, LIKELIHOOD_PAGE, SCALE_PAGE = (
+    ROOT / "docs" / f"{name}.md" for name in ("performance", "codes", "cuda", "gradients", "likelihood", "scale"))
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
 QUALITY_PAGE = ROOT / "docs" / "quality.md"
 EMBEDDING_PAGE = ROOT / "docs" / "embedding.md"
@@ -212,6 +213,8 @@ PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
 ], CUDA_PAGE: [
     ("half", half_errors_section, ["half.json"]),
     ("noise", noise_section, ["noise.json"]),
+], SCALE_PAGE: [
+    ("scale", scale_section, ["scale.json"]),
 ], GRADIENT_PAGE: [
     ("gradients", gradient_section, ["gradients.json"]),
 ], LIKELIHOOD_PAGE: [
