@@ -90,7 +90,7 @@ def main() -> None:
     rows = []
     for network in arguments.networks:
         steps, images, sizes = WORK[network]
-        path = str(sde_onnx.bundled_model() if network == "digits" else prepare(network, []) / "model.onnx")
+        path = str(sde_onnx.bundled_model() if network == "digits" else prepare(network, [1]) / "model.onnx")
         ways: dict[tuple[str, int], Any] = {}
         for size in sizes:
             ways["one process", size] = (by_processes, path, 1, steps, images, size)

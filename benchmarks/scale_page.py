@@ -24,4 +24,4 @@ def scale_section(result: dict[str, Any] | None) -> str:
         steps = next(row["evaluations"] for row in found if row)
         lines.append(f"| {TITLES[network]}, {steps} evaluations | {batch} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "Medians of turns ([`scale.json`](../benchmarks/results/scale.json)). One process has "
-                      "a thread a core; the others a thread each."])
+                      "has a thread a core; the others a thread each."])
