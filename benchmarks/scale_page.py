@@ -23,5 +23,5 @@ def scale_section(result: dict[str, Any] | None) -> str:
         cells = ["" if row is None else f"{row['images_a_second']:.3g}" for row in found]
         steps = next(row["evaluations"] for row in found if row)
         lines.append(f"| {TITLES[network]}, {steps} evaluations | {batch} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "Medians of turns ([`scale.json`](../benchmarks/results/scale.json)). One process has "
-                      "has a thread a core; the others a thread each."])
+    told = "One process has a thread a core; the others a thread each. Medians of turns"
+    return "\n".join([*lines, "", f"{told} ([`scale.json`](../benchmarks/results/scale.json))."])
