@@ -39,8 +39,9 @@ class ImagesBar(tqdm):   # type: ignore[misc]  # tqdm has no types
 
     def skip(self, images: int) -> None:
         """Counts images that were there already, and say nothing of the pace."""
-        self.initial += images
-        self.update(images)
+        if not self.disable:   # where nothing is shown there is nothing to count with
+            self.initial += images
+            self.update(images)
 
     def over(self, steps: Iterable[Step], images: int, count: int) -> Iterator[Step]:
         """Gives the steps of a batch of images and counts the images by them.

@@ -215,7 +215,7 @@ def run_folders(seed: int, folder: Path) -> Case:
                 victim.unlink()
             case _:
                 (folder / "run" / f"{random_.randrange(6, 10):06d}.png").write_bytes(b"no picture")
-    extra = random_.choice(((), ("--grid",), ("--force",), ("--shards",) if kind == "shards" else ()))
+    extra = random_.choice(((), ("--grid",), ("--force",), ("--quiet",), ("--shard", "1/2")))
     return Case(("sample", "m.onnx", "--steps", "2", "--seeds", "0-5", "-o", "run",
                  *(("--shards",) if kind == "shards" else ()), *extra),
                 makes=("run", "run.png"), keeps=False, goes_on=True)
