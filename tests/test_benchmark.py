@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import time
 
@@ -34,6 +35,13 @@ def test_evaluations_and_the_rest_are_told_apart(model):
     assert 0 < result.loop_share < 0.2
     assert (result.steps, result.nfe) == (2000, 4000)
     assert result.images_per_second == pytest.approx(3 / (4000 * 0.05), rel=0.3)
+
+
+def test_what_the_loop_adds_is_part_of_an_images_time(model):
+    measured = benchmark(Slow(model, 0.001), batch_size=2, seconds=0.05)
+    result = dataclasses.replace(measured, evaluations=[1.0], loop=[1.0])   # a step has two evaluations
+    assert result.loop_share == pytest.approx(1 / 3)
+    assert result.images_per_second == pytest.approx(2 / (4000 * 1.5))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"batch_size": 0}, "batch_size is 0"),

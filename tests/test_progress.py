@@ -65,9 +65,9 @@ def test_quiet_commands_say_nothing_on_standard_error(arguments, often, tmp_path
     assert done(*arguments, "--provider", "cpu", "--force", "--quiet").stderr == ""
 
 
-@pytest.mark.parametrize("arguments", [["sample", "--seeds", "0-3"],
-                                       ["restore", "p/000000.png", "--operator", "gray", "--degrade", "--seeds", "0-1"]],
-                         ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", [
+    ["sample", "--seeds", "0-3"], ["restore", "p/000000.png", "--operator", "gray", "--degrade", "--seeds", "0-1"],
+], ids=lambda arguments: arguments[0])
 def test_a_quiet_run_goes_on_as_well(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done("sample", "--provider", "cpu", "--seeds", 0, "--steps", 2, "-o", "p")

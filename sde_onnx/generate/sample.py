@@ -222,7 +222,7 @@ def label_of(seeds: Sequence[int], labels: Labels) -> NDArray[np.int64] | None:
     if labels is None:
         return None
     several = np.atleast_1d(np.asarray(labels))
-    if several.ndim != 1 or several.size == 0 or several.dtype.kind not in "iu":
+    if several.ndim != 1 or several.size == 0 or several.dtype.kind not in "iu" or several.max() >= 2**63:
         raise InputError(f"labels is {one_line(labels)}, expected a whole number or a list of them")
     return np.array([several[seed % len(several)] for seed in seeds], np.int64)
 
