@@ -39,11 +39,12 @@ def noise_section(result: dict[str, Any] | None) -> str:
     lines = [f"Arrays of 3x1024², on {machine([result])}: {drawing}. A simulated device at 256², batch",
              "16, whose evaluations take so long, in the loop above:", "",
              f"| | draws | {' | '.join(f'{value:g} ms' for value in times)} |", "| --- | --- |" + " --- |" * len(times)]
+    turns = len(result["waiting"][0]["samples"])
     solvers = dict.fromkeys((row["solver"], row["way"]) for row in result["waiting"])
     for case in solvers:
         rows = {row["milliseconds"]: row for row in result["waiting"] if (row["solver"], row["way"]) == case}
         first = rows[times[0]]
         lines.append(f"| {case[0]}, {case[1]} | {first['draws']} of {first['evaluations']} | "
                      + " | ".join(f"{100 * rows[value]['idle']:.1f}%" for value in times) + " |")
-    return "\n".join([*lines, "", "Share of a run in which the device waits, median of 7. Before: one array ahead, in "
+    return "\n".join([*lines, "", f"Share of a run in which the device waits, median of {turns}. Before: one array ahead, in "
                       "chunks of a\nsixteenth ([`noise.json`](../benchmarks/results/noise.json))."])

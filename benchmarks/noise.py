@@ -30,7 +30,8 @@ CORES = available_cores() or 1
 ARRAYS = 8   # a turn
 SHAPES = {"3x1024x1024": (1, 3, 1024, 1024), "16 of 3x256x256": (16, 3, 256, 256)}
 WAYS = {"before": (1, 1 << 14), "now": (device_loop.AHEAD, noise.CHUNK)}   # arrays ahead, blocks a chunk
-SOLVERS = (("sde-dpmpp-2m", 50), ("restart", 50))   # noise in every evaluation, and in a few
+SOLVERS = {"sde-dpmpp-2m": {}, "restart, eta 0": {"eta": 0.0}}   # noise in every evaluation, and in a few
+STEPS = 50
 
 
 class SimulatedDevice:
@@ -59,14 +60,15 @@ def drawing(turns: int) -> list[dict[str, Any]]:
                 source()
             taken[key].append((time.perf_counter() - begin) / ARRAYS)
     return [{"arrays": name, "threads": threads, "way": way, "a_second": 1 / statistics.median(seconds),
-             "least": 1 / max(seconds), "most": 1 / min(seconds)} for (name, threads, way), seconds in taken.items()]
+             "seconds": seconds} for (name, threads, way), seconds in taken.items()]
 
 
 def waiting(milliseconds: list[float], turns: int) -> list[dict[str, Any]]:
     """The share of a run in which the device waits, by solver, time of an evaluation and way, in turns."""
     shape = SHAPES["16 of 3x256x256"]
     metadata = sde_onnx.read_metadata(sde_onnx.bundled_model())
-    plans = {name: sde_onnx.resolve(metadata, solver=name, steps=steps).plan for name, steps in SOLVERS}
+    plans = {name: sde_onnx.resolve(metadata, solver=name.split(",")[0], steps=STEPS, options=options).plan
+             for name, options in SOLVERS.items()}
     cases = list(product(plans, milliseconds, WAYS))
     shares: dict[tuple[str, float, str], list[float]] = {case: [] for case in cases}
     for _ in range(turns):
@@ -82,7 +84,7 @@ def waiting(milliseconds: list[float], turns: int) -> list[dict[str, Any]]:
             shares[case].append(1 - evaluations * each / 1e3 / (time.perf_counter() - begin))
     return [{"solver": name, "evaluations": len(plans[name].evaluations),
              "draws": sum(item.draws for item in plans[name].evaluations), "milliseconds": each, "way": way,
-             "idle": statistics.median(found), "least": min(found), "most": max(found)}
+             "idle": statistics.median(found), "samples": found}
             for (name, each, way), found in shares.items()]
 
 
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--milliseconds", type=float, nargs="+", default=[20, 50, 100], help="of an evaluation")
     arguments = parser.parse_args()
-    about = environment("python benchmarks/noise.py")
+    about = environment(f"python benchmarks/noise.py --turns {arguments.turns}")
     rows = {"drawing": drawing(2 * arguments.turns + 1), "waiting": waiting(arguments.milliseconds, arguments.turns)}
     for row in rows["drawing"]:
         print(f"{row['arrays']}, {row['threads']} threads, {row['way']}: {row['a_second']:.1f} arrays a second",

@@ -29,7 +29,9 @@ from evaluations import prepare
 CORES = available_cores() or 1
 SOLVER = "sde-dpmpp-2m"
 # By network: evaluations an image, images a turn, batch sizes.
-WORK = {"digits": (10, 256, (1, 16, 64, 256)), "32": (4, 8, (1, 4)), "256": (2, 2, (1,))}
+WORK = {"digits": (10, 256, (1, 16, 64)), "32": (4, 8 * CORES, (1, 4)), "256": (2, 2 * CORES, (1,))}
+RAY = {"digits": 16, "32": 1, "256": 1}   # images a batch: some batches for each actor
+PATIENCE = 600   # seconds for a process to begin, or to end
 
 
 def sampling(path: str, threads: int, seeds: range, steps: int, batch: int, barrier: Barrier) -> None:
@@ -50,9 +52,9 @@ def by_processes(path: str, processes: int, steps: int, images: int, batch: int)
                for share in shares]
     for worker in workers:
         worker.start()
-    barrier.wait()
+    barrier.wait(PATIENCE)
     begin = time.perf_counter()
-    barrier.wait()
+    barrier.wait(PATIENCE)
     seconds = time.perf_counter() - begin
     for worker in workers:
         worker.join()
@@ -68,7 +70,7 @@ def by_ray(path: str, steps: int, images: int, batch: int) -> float:
     batches = [seeds[first : first + batch] for first in range(0, len(seeds), batch)]
     made, begin = 0, 0.0
     try:
-        for place, (count, _) in enumerate(sample_into(folder, batches, Cluster("auto", 1, "cpu"),
+        for place, (count, *_) in enumerate(sample_into(folder, batches, Cluster("auto", 1, "cpu"),
                                                        form={"shards": False, "subdirs": False}, model=path,
                                                        solver=SOLVER, steps=steps)):
             if place < CORES:
@@ -94,8 +96,9 @@ def main() -> None:
         ways: dict[tuple[str, int], Any] = {}
         for size in sizes:
             ways["one process", size] = (by_processes, path, 1, steps, images, size)
-            ways["a process a core", size] = (by_processes, path, CORES, steps, images, min(size, images // CORES))
-        ways["Ray", min(sizes[-1], 16)] = (by_ray, path, steps, images, min(sizes[-1], 16))
+            if size * CORES <= images:
+                ways["a process a core", size] = (by_processes, path, CORES, steps, images, size)
+        ways["Ray", RAY[network]] = (by_ray, path, steps, images, RAY[network])
         found: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
         for _ in range(arguments.turns):
             for way, (function, *given) in ways.items():

@@ -44,7 +44,7 @@ __all__ = ["REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_outp
 # Counted up when the same checkpoint becomes another graph: files cached before are then made again.
 REVISION = 5
 # Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
-TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "mixed": 1e-2}
+TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "mixed": 5e-3}
 TARGETS = ("any", "cuda")
 WEIGHTS = ("fp32", "fp16")
 # What torch's exporter raises; the cause of the last one says what it was.

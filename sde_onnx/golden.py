@@ -139,8 +139,8 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
     options.log_severity_level = 3
     chosen = choose_provider(provider)
     try:
-        session = open_session(os.fspath(sampler), "cpu", options)
-        if chosen != "cpu":
+        session = open_session(os.fspath(sampler), "cpu" if chosen == "webgpu" else chosen, options)
+        if chosen == "webgpu":   # which wants to know before it opens a file what the file says
             on_cpu = session.get_modelmeta().custom_metadata_map.get(NOISE_KEY, "").splitlines()
             session = open_session(os.fspath(sampler), chosen, options, on_cpu=on_cpu)
     except ORT_ERRORS as error:

@@ -45,6 +45,7 @@ def test_what_the_loop_adds_is_part_of_an_images_time(model):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"batch_size": 0}, "batch_size is 0"),
+                                                    ({"batch_size": 10**10}, "expected a whole number of 1 to 65536"),
                                                     ({"seconds": 0}, "seconds is 0"),
                                                     ({"seconds": 1e9}, "at most 86400"),
                                                     ({"seconds": float("inf")}, "seconds is inf, expected a finite")])

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import sde_onnx
+from sde_onnx.checks import MOST_STEPS
 from sde_onnx.errors import InputError
 from sde_onnx.export import export, from_diffusers
 from sde_onnx.export.gradient.model_file import export_gradient
-from sde_onnx.likelihood import FIRST_DRAW, lowest_bits_per_dim
+from sde_onnx.likelihood import FIRST_DRAW, MOST_DRAWS, lowest_bits_per_dim
 from sde_onnx.models import bundled_gradient
 from sde_onnx.solvers.noise import portable_uniforms
 from sde_onnx.solvers.schedule import VeSchedule
@@ -191,3 +192,10 @@ def test_refused_by_a_line(digits_gradient, changes, message):
 def test_a_file_without_gradient_is_refused(digits):
     with pytest.raises(InputError, match="digits.onnx has no gradient: `sde-onnx gradient digits.onnx -o FILE`"):
         sde_onnx.log_likelihood(digits, np.zeros((1, 3, 16, 16), np.uint8))
+
+
+def test_its_noise_is_none_that_a_sampled_image_was_made_of():
+    """An image of the same seed would be measured with the very noise that it came of."""
+    draws_of_a_run = MOST_STEPS * (1 + 100)   # and 100 corrections a step, the most that may be asked for
+    assert FIRST_DRAW > draws_of_a_run
+    assert FIRST_DRAW + MOST_DRAWS * (1 + MOST_DRAWS) < 2**32   # the counter's word

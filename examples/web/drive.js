@@ -4,14 +4,15 @@
 //
 // A case has a file as in samplers.json, and may have steps and a label. If it has `rub`, places on the canvas in its own
 // pixels, the pointer is drawn along them, and the page restores what is left, with the seeds `fill` if there are any.
-// With SOFTWARE_WEBGPU in the environment, Chromium has WebGPU on its Vulkan in software, and else none.
+// WEBGPU in the environment: "software" for WebGPU on Chromium's own Vulkan, "gpu" for this machine's; else there is none.
 import { chromium } from "playwright-core";
 
 const [url, cases] = process.argv.slice(2);
-const graphics = process.env.SOFTWARE_WEBGPU
-  ? ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan,WebGPU",
-     "--use-vulkan=swiftshader"]
-  : ["--disable-gpu"];
+const graphics = {
+  software: ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan,WebGPU",
+             "--use-vulkan=swiftshader"],
+  gpu: ["--enable-unsafe-webgpu", "--enable-features=Vulkan,WebGPU"],
+}[process.env.WEBGPU] ?? ["--disable-gpu"];
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox", ...graphics, "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -3,7 +3,8 @@
 const asked = new URL(location.href).searchParams.get("provider");
 const adapter = asked === "wasm" ? null : await navigator.gpu?.requestAdapter({ powerPreference: "high-performance" });
 if (asked === "webgpu" && !adapter) throw new Error("this browser offers no WebGPU: leave ?provider=webgpu out");
-const onGpu = Boolean(adapter) && (asked === "webgpu" || !adapter.info.isFallbackAdapter);   // that is one in software
+const inSoftware = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter;   // where older browsers say it
+const onGpu = Boolean(adapter) && (asked === "webgpu" || !inSoftware);
 
 /** What runs the networks: "webgpu" or "wasm". */
 export const provider = onGpu ? "webgpu" : "wasm";

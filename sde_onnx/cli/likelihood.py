@@ -10,11 +10,11 @@ import click
 from sde_onnx.cli.options import (
     flow_options,
     label_option,
+    note_shard,
     notes,
     picture_options,
     runtime_options,
     shard_option,
-    tell_shard,
 )
 from sde_onnx.extras import has_export, require_matplotlib
 from sde_onnx.generate.shards import Shard
@@ -83,6 +83,8 @@ def likelihood_command(
     for path, endings in ((output, WRITERS), (plot, PLOTS)):
         if path is not None and path.suffix not in endings:
             raise click.UsageError(f"{path} does not end in {', '.join(endings)}")
+    if force and shard.count > 1:
+        raise click.UsageError("--force would drop what other shards have measured: remove the output first")
     given_model, paths = model_and_pictures
     model, pictures = given_model or bundled_gradient(), picture_files(paths)
     if plot is not None:
@@ -101,7 +103,7 @@ def likelihood_command(
                 "dequantizations": dequantizations, "kind": kind, "seed": seed, "labels": labels, "steps": steps,
                 "rtol": rtol, "atol": atol}
     run = Measurements(output, settings, names, score_model.metadata.schedule.sigma_min, shard=shard, force=force)
-    tell_shard(shard, len(run.mine), len(names), "pictures")
+    note_shard(shard, len(run.mine), len(names), "pictures")
     if run.finished:
         click.echo(f"{run.finished} of {len(run.mine)} images were measured already")
     left = slice(run.mine.start + run.finished, run.mine.stop)

@@ -55,9 +55,12 @@ class Measurements:
     def _read(self, shard: Shard) -> list[Row] | None:
         """The rows that a shard has measured; ``None`` if it has not begun."""
         path = self._unfinished(shard)
-        if not path.exists():
-            return None
-        found = read_json(path, OutputError)
+        try:
+            found = read_json(path, OutputError)
+        except OutputError:
+            if not path.exists():   # not begun, or put together with the others' a moment ago
+                return None
+            raise
         about, rows = {name: found.get(name) for name in self._about}, found.get("rows")
         most = len(range(len(self._names))[shard.span(len(self._names))])
         if about != self._about or not isinstance(rows, list) or len(rows) > most or not all(
@@ -79,23 +82,16 @@ class Measurements:
             self.rows.append(dict(zip(COLUMNS, (
                 self._names[place], self._about["settings"]["seed"] + place, bits,
                 None if math.isnan(error) else error, density, evaluations), strict=True)))
-        self._keep()
-
-    def _keep(self) -> None:
         with replacing(self._unfinished(self._shard)) as temporary:
             temporary.write_text(json.dumps({**self._about, "rows": self.rows}), encoding="utf-8")
 
     def write(self) -> list[str]:
         """Writes the output, if all shards have measured theirs, and returns what there is to say of it."""
         if self._shard.count > 1:
-            self._keep()   # of a shard without images, too
+            if self.rows and not self._unfinished(self._shard).exists():   # another one has put all together
+                return [f"{self._output}: {len(self._names)} images"]
             shards = [Shard(index, self._shard.count) for index in range(self._shard.count)]
-            try:
-                parts = [self._read(shard) or [] for shard in shards]
-            except OutputError:
-                if self._output.exists():   # another shard ended at the same time, and has put all together
-                    return [f"{self._output}: {len(self._names)} images"]
-                raise
+            parts = [self._read(shard) or [] for shard in shards]
             measured = sum(map(len, parts))
             if measured < len(self._names):
                 return [f"shard {self._shard}: {len(self.rows)} images; of all {len(self._names)} {measured} are "

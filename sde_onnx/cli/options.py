@@ -23,9 +23,23 @@ from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_option", "method_options", "notes", "numbers",
-           "picture_options", "request_options", "runtime_options", "shard_option", "solver_options", "split_model",
-           "tell_shard"]
+__all__ = [
+    "PROVIDER",
+    "OutputPath",
+    "flow_options",
+    "given",
+    "label_option",
+    "method_options",
+    "note_shard",
+    "notes",
+    "numbers",
+    "picture_options",
+    "request_options",
+    "runtime_options",
+    "shard_option",
+    "solver_options",
+    "split_model",
+]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "openvino", "cpu"])
 # Of these a user of the command line is told.
@@ -101,13 +115,13 @@ def _shard(context: click.Context, parameter: click.Parameter, text: str | None)
         raise click.BadParameter(str(error)) from None
 
 
-def tell_shard(shard: Shard, mine: int, of: int, what: str) -> None:
+def note_shard(shard: Shard, mine: int, of: int, what: str) -> None:
     """Says in a line which part this process does, where it was not the user who said it."""
     from sde_onnx.progress import QUIET
 
-    if shard.told_by and shard.count > 1 and not QUIET.get():
-        click.echo(f"Note: shard {shard} by {' and '.join(shard.told_by)}: {mine} of {of} {what}; --shard 0/1 does all",
-                   err=True)
+    if shard.variables and shard.count > 1 and not QUIET.get():
+        by = " and ".join(shard.variables)
+        click.echo(f"Note: shard {shard} by {by}: {mine} of {of} {what}; --shard 0/1 does all", err=True)
 
 
 def label_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -138,8 +138,9 @@ def plan_outputs(
     if uint8 and (kind != ".npz" or is_folder):
         raise click.UsageError("--uint8 goes with a .npz")
     if shard.count > 1 and (grid or gif or (kind and not is_folder)):
-        raise click.UsageError(f"shard {shard} is a part of the images, and all parts go into one folder: give that; "
-                               "--grid and --gif are for a run with --shard 0/1 when all are there")
+        by = f" ({', '.join(shard.variables)})" if shard.variables else ""
+        raise click.UsageError(f"shard {shard}{by} is a part of the images, and all parts go into one folder: give "
+                               "that; --grid and --gif are for a run with --shard 0/1 when all are there")
     if not kind or is_folder:
         plan.is_shard = shard.count > 1
         if force and plan.is_shard:

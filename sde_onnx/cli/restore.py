@@ -13,6 +13,7 @@ from sde_onnx.cli.options import (
     OutputPath,
     given,
     method_options,
+    note_shard,
     notes,
     numbers,
     request_options,
@@ -21,7 +22,6 @@ from sde_onnx.cli.options import (
     shard_option,
     solver_options,
     split_model,
-    tell_shard,
 )
 from sde_onnx.generate.shards import Shard
 from sde_onnx.guidance.methods import METHODS, SOLVER
@@ -142,7 +142,7 @@ def restore_command(
     }
     panels = picture_paths(output, names, force=True, inputs=[model, *pictures, *files_of(operator)])
     mine = slice(shard.index, None, shard.count)   # every so many pictures, and each of them whole
-    tell_shard(shard, len(names[mine]), len(names), "pictures")
+    note_shard(shard, len(names[mine]), len(names), "pictures")
     panels, names, images, clean = panels[mine], names[mine], images[mine], None if clean is None else clean[mine]
     outputs = [RestoredPicture(path, zoom=zoom, force=force) for path in panels]
     with notes():

@@ -11,16 +11,16 @@ import click
 from sde_onnx.cli.options import (
     OutputPath,
     given,
+    note_shard,
     notes,
     numbers,
     request_options,
     runtime_options,
     shard_option,
     solver_options,
-    tell_shard,
 )
 from sde_onnx.generate.seeds import format_seeds
-from sde_onnx.generate.shards import Shard
+from sde_onnx.generate.shards import WHOLE, Shard
 from sde_onnx.solvers.options import GUIDANCE
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def sample_command(
         raise click.UsageError("--guidance weighs a classifier: give --classifier, or --label for the bundled digits")
     guidance = GUIDANCE if guidance is None else guidance
     model = model or bundled_model()
+    if ray is not None and shard.variables:   # of the job that Ray itself runs in
+        shard = WHOLE
     outputs = plan_outputs(output, seeds, model=model, shards=shards, subdirs=subdirs, uint8=uint8, grid=grid, gif=gif,
                            zoom=zoom, shard=shard, force=force)
     if ray is not None:
@@ -122,10 +124,11 @@ def sample_command(
     outputs.check_room(score_model.metadata.image_shape)
     sampling = resolve(score_model.metadata, quality=quality, solver=solver, steps=steps, options=given(options))
     count = sampling.steps or 0
-    most = default_batch_size(score_model.metadata.image_shape)
-    batch_size = batch_size or outputs.batch_size or min(most, -(-len(seeds) // shard.count))
+    usual = default_batch_size(score_model.metadata.image_shape)
+    fair = usual if shard.count == 1 else -(-len(seeds) // shard.count)
+    batch_size = batch_size or outputs.batch_size or min(usual, fair)
     mine = shard.blocks(seeds, batch_size)
-    tell_shard(shard, len(mine), len(seeds), "images")
+    note_shard(shard, len(mine), len(seeds), "images")
     if not mine:
         click.echo(f"shard {shard} has none of {len(seeds)} images, in batches of {batch_size}")
         return
@@ -196,12 +199,12 @@ def _sample_on_ray(
           ImagesBar(len(seeds)) as bar):
         left = [batch for first in range(0, len(seeds), size) if not run.has(batch := seeds[first : first + size])]
         bar.skip(len(seeds) - sum(map(len, left)))
-        for count, its_nfe in sample_into(
+        for count, new, its_nfe in sample_into(
             run.folder.absolute(), left, cluster, form=form, model=str(model.absolute()), precision=precision,
             labels=labels, classifier=classifier and str(classifier.absolute()), guidance=guidance, **asked, **request,
         ) if left else ():
             bar.update(count)
-            made, nfe = made + count, max(nfe, its_nfe)
+            made, nfe = made + new, max(nfe, its_nfe)
         run.has(seeds)   # finds what the actors have written
     for path in outputs.write():
         click.echo(path)

@@ -116,13 +116,15 @@ class FolderRun:
             self._compare(found, settings)
             if depends_on_batch:
                 self._compare_value("seeds", found.get("seeds"), format_seeds(seeds))
-            if depends_on_batch or is_shard:
                 self._compare_value("batch_size", found.get("batch_size"), batch_size)
+            if is_shard and found.get("batch_size") != batch_size:
+                raise OutputError(f"the other shards of {self.folder} make {found.get('batch_size')} images at a time, "
+                                  f"this one {batch_size}: all need the same --batch-size, and to be as many")
             try:
                 asked |= set(parse_seeds(str(found.get("seeds")), most=None))
             except InputError as error:
                 raise OutputError(f"{path} is damaged ({error}): {INSTEAD}") from None
-            if self._claims.alone():
+            if self._claims.alone() and not is_shard:   # of other machines no lock may tell
                 for file in self._listed(UNFINISHED):
                     remove(file)
         elif foreign := self._listed(OURS):

@@ -89,13 +89,17 @@ class FolderSampler:
     def _sampler(self) -> Sampler:
         return Sampler(**self._arguments)
 
-    def write(self, seeds: Sequence[int]) -> tuple[int, int]:
-        """Writes the images of seeds: how many there are, and the most evaluations that one took."""
-        run, most = FolderRun(self._folder, force=False, **self._form), 0
-        for its_seeds, images, nfe in self._sampler.sampled(list(seeds)):
-            run.write(its_seeds, images)
-            most = max(most, nfe)
-        return len(seeds), most
+    def write(self, seeds: Sequence[int]) -> tuple[int, int, int]:
+        """Makes the images of seeds that are not there: how many there are, were made, and the most evaluations of one.
+
+        Another actor may have made them, and died before it could say so.
+        """
+        run, made, most = FolderRun(self._folder, force=False, **self._form), 0, 0
+        if not run.has(seeds):
+            for its_seeds, images, nfe in self._sampler.sampled(list(seeds)):
+                made += run.write(its_seeds, images)
+                most = max(most, nfe)
+        return len(seeds), made, most
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ class Cluster:
     Args:
         address: of a cluster, or ``"auto"``: the one that this machine belongs to, or a new one on this machine.
         threads: CPUs of an actor.
-        provider: of its sessions; one of a GPU takes one for each actor.
+        provider: of its sessions; one of a GPU takes one for each actor. ``"auto"`` is cuda where the cluster has GPUs,
+            and else cpu: the same for all.
     """
 
     address: str
@@ -114,7 +119,17 @@ class Cluster:
 
     @property
     def _needs(self) -> dict[str, float]:
-        return {"CPU": float(self.threads)} | ({"GPU": 1.0} if self.provider in OF_NVIDIA else {})
+        return {"CPU": float(self.threads)} | ({"GPU": 1.0} if self.chosen in (*OF_NVIDIA, "webgpu") else {})
+
+    @property
+    def chosen(self) -> str:
+        """The provider of all actors, once :meth:`room` has connected."""
+        import ray
+
+        if self.provider != "auto":
+            return self.provider
+        resources: dict[str, float] = ray.cluster_resources()   # type: ignore[no-untyped-call]
+        return "cuda" if resources.get("GPU") else "cpu"
 
     def room(self) -> int:
         """How many samplers the cluster has room for; connects to it, once a process.
@@ -130,15 +145,17 @@ class Cluster:
             how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             try:
                 ray.init(address=self.address, **how)
-            except ConnectionError as error:
+            except (ConnectionError, ValueError) as error:   # nobody is there, or it is no address
                 if self.address != "auto":
                     raise ProviderError(f"no Ray at {self.address}: {first_line(error)}") from None
                 ray.init(include_dashboard=False, **how)
-        has: dict[str, float] = ray.cluster_resources()   # type: ignore[no-untyped-call]
-        count = int(min(has.get(name, 0) // each for name, each in self._needs.items()))
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]   # type: ignore[no-untyped-call]
+        count = sum(int(min(has.get(name, 0) // each for name, each in self._needs.items())) for has in machines)
         if count == 0:
-            told = ", ".join(f"{each:g} {name} of {has.get(name, 0):g}" for name, each in self._needs.items())
-            raise ProviderError(f"the Ray cluster has no room for one sampler, which needs {told}")
+            needs = " and ".join(f"{each:g} {name}" for name, each in self._needs.items())
+            most = ", ".join(f"{max(has.get(name, 0) for has in machines):g} {name}" for name in self._needs)
+            raise ProviderError(f"no machine of the Ray cluster has room for one sampler, which needs {needs}: the "
+                                f"largest has {most}")
         return count
 
     def actors(self, count: int, *arguments: Any) -> list[Any]:
@@ -152,8 +169,8 @@ class Cluster:
 
 def sample_into(
     folder: Path, batches: Sequence[Sequence[int]], cluster: Cluster, *, form: Mapping[str, bool], **arguments: Any,
-) -> Iterator[tuple[int, int]]:
-    """Fills the folder of a run with the images of batches of seeds; gives what each wrote, as it is there.
+) -> Iterator[tuple[int, int, int]]:
+    """Fills the folder of a run with the images of batches of seeds; gives :meth:`FolderSampler.write` of each.
 
     Args:
         folder: of a run that has begun, in a file system that all machines share.
@@ -167,8 +184,8 @@ def sample_into(
         ProviderError: see :meth:`Cluster.room`; or the actors of one batch died again and again.
     """
     actors = cluster.actors(min(cluster.room(), len(batches)), str(folder), form,
-                            {"provider": cluster.provider, "threads": cluster.threads, **arguments})
-    from ray.exceptions import RayActorError, RayTaskError
+                            {"provider": cluster.chosen, "threads": cluster.threads, **arguments})
+    from ray.exceptions import RayError, RayTaskError
     from ray.util import ActorPool
 
     pool = ActorPool(actors)   # which end when nothing here holds them any more
@@ -179,5 +196,5 @@ def sample_into(
         if isinstance(error.cause, SdeOnnxError):
             raise error.cause from None
         raise
-    except RayActorError as error:
-        raise ProviderError(f"a sampler on Ray died {TRIES + 1} times at one batch: {first_line(error)}") from None
+    except RayError as error:
+        raise ProviderError(f"Ray gave up on a batch, {TRIES + 1} tries at the most: {first_line(error)}") from None

@@ -221,7 +221,10 @@ def label_of(seeds: Sequence[int], labels: Labels) -> NDArray[np.int64] | None:
     """The label of each seed, ``[N]``: of several labels number ``seed % len(labels)``, whatever stands beside it."""
     if labels is None:
         return None
-    several = np.atleast_1d(np.asarray(labels))
+    try:
+        several = np.atleast_1d(np.asarray(labels))
+    except ValueError:   # lists of several lengths
+        several = np.zeros(0)
     if several.ndim != 1 or several.size == 0 or several.dtype.kind not in "iu" or several.max() >= 2**63:
         raise InputError(f"labels is {one_line(labels)}, expected a whole number or a list of them")
     return np.array([several[seed % len(several)] for seed in seeds], np.int64)

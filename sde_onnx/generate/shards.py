@@ -1,7 +1,7 @@
 """A run split among processes, on one machine or many: each does its own part of one list, known by two numbers.
 
     RANK, WORLD_SIZE               what torchrun and PyTorch's launchers tell a process
-    SLURM_PROCID, SLURM_NTASKS     what srun tells a task
+    SLURM_PROCID, SLURM_NTASKS     what srun tells a task; a job's own script has them, too, and is no task
 
 Parts are cut from the list that all processes have, so nobody asks anybody what there is to do.
 """
@@ -29,7 +29,7 @@ class Shard:
 
     index: int
     count: int
-    told_by: tuple[str, ...] = ()   # environment variables
+    variables: tuple[str, ...] = ()   # of the environment, that say so
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count <= MOST_SHARDS:
@@ -65,11 +65,12 @@ def shard_of_environment(environment: Mapping[str, str] = os.environ) -> Shard:
     Raises:
         InputError: variables that are no two such numbers.
     """
-    for names in VARIABLES:
+    in_script = "SLURM_JOB_ID" in environment and not environment.get("SLURM_STEP_ID", "").isdigit()
+    for names in VARIABLES[: 1 if in_script else None]:
         if all(name in environment for name in names):
-            told = " of ".join(f"{name}={environment[name]}" for name in names)
+            text = " of ".join(f"{name}={environment[name]}" for name in names)
             try:
-                return Shard(int(environment[names[0]]), int(environment[names[1]]), told_by=names)
+                return Shard(int(environment[names[0]]), int(environment[names[1]]), variables=names)
             except (ValueError, InputError):
-                raise InputError(f"{told} is no shard: expected a number below the other") from None
+                raise InputError(f"{text} is no shard: expected a number below the other") from None
     return WHOLE

@@ -27,7 +27,7 @@ __all__ = ["DeviceLoop", "alone_on", "room_for"]
 
 LEAST_ROWS = 4096   # that a table has room for: a graph once captured reads it where it lies
 RUNS_TO_CAPTURE = 3
-AHEAD = 4   # noise arrays that lie ready: evaluations that draw none give the host time for those that do
+AHEAD = 4   # noise arrays that lie ready or are drawn, each on a thread
 STATE = ("x", "memory0", "memory1", "sigma", "row", "bad")   # a turn's outputs have these names with _next
 CAPTURING = ("cuda",)   # devices on which a turn is captured as a graph
 # While one thread captures, CUDA takes another's copy or allocation for a mistake, and the capture fails.

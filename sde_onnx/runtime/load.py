@@ -27,8 +27,8 @@ from sde_onnx.runtime.providers import (
     ORT_ERRORS,
     choose_provider,
     doubled_installation,
+    gpu_note,
     open_session,
-    told_of_gpus,
 )
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS, LABEL, OUTPUTS, ScoreModel
 from sde_onnx.runtime.sessions import Sessions, default_options
@@ -73,8 +73,8 @@ def load(
     if (both := doubled_installation()) is not None:
         warnings.warn(both, InstallationWarning, stacklevel=2)
     chosen, precision = _provider_for(path, metadata, provider, precision)
-    if provider == "auto" and (told := told_of_gpus(chosen)) is not None:
-        warnings.warn(told, ProviderWarning, stacklevel=2)
+    if provider == "auto" and (note := gpu_note(chosen)) is not None:
+        warnings.warn(note, ProviderWarning, stacklevel=2)
     if session_options is not None and chosen == "openvino":
         raise InputError("session_options go with every provider but openvino, which takes precision and threads")
     if session_options is not None and not callable(session_options):

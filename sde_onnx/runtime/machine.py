@@ -75,7 +75,7 @@ def image_memory(metadata: ModelMetadata) -> int:
     channels: list[int] = metadata.architecture.get("channels", [])
     levels = (count * (height >> level) * (width >> level) for level, count in enumerate(channels))
     widest: int = metadata.architecture.get("widest") or 2 * max(levels, default=height * width)
-    kept: int = metadata.architecture.get("kept", 0)
+    kept: int = metadata.architecture.get("kept") or 0
     return widest * BYTES_A_VALUE + kept * np.dtype(np.float32).itemsize
 
 

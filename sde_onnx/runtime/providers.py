@@ -33,7 +33,7 @@ from sde_onnx.runtime.machine import available_cores, processor
 from sde_onnx.runtime.plugins import PLUGINS, add_plugin, why_not
 
 __all__ = ["KNOWN_PRECISIONS", "OF_NVIDIA", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider",
-           "describe_providers", "doubled_installation", "open_session", "told_of_gpus", "usable_providers"]
+           "describe_providers", "doubled_installation", "gpu_note", "open_session", "usable_providers"]
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime-directml")   # packages of one module
 # Our names for ONNX Runtime's, the preferred first.
@@ -97,7 +97,8 @@ def choose_provider(name: str, precision: str = "fp32") -> str:
         for provider in able:
             if provider in AUTO and _failure(provider) is None and (provider != "webgpu" or _gpu_of_webgpu()):
                 return provider
-        reasons = "; ".join(f"{provider} cannot run here: {_failure(provider)}" for provider in able)
+        reasons = "; ".join(f"{provider} " + (f"cannot run here: {reason}" if (reason := _failure(provider)) else
+                                              "is taken where it is named") for provider in able)
         raise ProviderError(f"precision {precision} needs provider {' or '.join(able)}. {reasons}")
     if name not in able:
         raise InputError(f"provider {name} computes in {', '.join(PRECISIONS[name])}; {precision} needs provider "
@@ -124,7 +125,7 @@ def describe_providers() -> dict[str, str]:
     return told
 
 
-def told_of_gpus(chosen: str) -> str | None:
+def gpu_note(chosen: str) -> str | None:
     """What to say of this machine's GPU where ``"auto"`` chose a provider: why it is not used, or that WebGPU does.
 
     ``None`` where CUDA uses it, and where no GPU is known of.
@@ -136,6 +137,8 @@ def told_of_gpus(chosen: str) -> str | None:
         return (f"provider webgpu is used, on {_gpu_of_webgpu()}"
                 + f": cuda cannot run here ({_failure('cuda')})" * of_nvidia)
     whose, missing = ("an NVIDIA", "cuda") if of_nvidia else ("a", "webgpu")
+    if _failure(missing) is None:   # it runs, and not in the precision that was asked for, or in software
+        return None
     return f"{whose} GPU is here and not used, provider {chosen} is: {missing} cannot run here ({_failure(missing)})"
 
 

@@ -26,6 +26,7 @@ from sde_onnx.errors import ConfigError, InputError, one_line
 __all__ = ["NoiseLevel", "VeSchedule"]
 
 
+LARGEST_SIGMA = 1e18
 MOST_SCALES = 10**6   # beyond what any model was trained with
 
 
@@ -68,6 +69,9 @@ class VeSchedule:
                 f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} are not a noise range: "
                 "0 < sigma_min < sigma_max is needed"
             )
+        if self.sigma_min < 1 / LARGEST_SIGMA or self.sigma_max > LARGEST_SIGMA:
+            raise ConfigError(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} leave float32: it holds "
+                              f"the squares of {1 / LARGEST_SIGMA:g} to {LARGEST_SIGMA:g}")
         if type(self.num_scales) is not int or not 1 <= self.num_scales <= MOST_SCALES:
             raise ConfigError(f"num_scales is {one_line(self.num_scales)}, expected a whole number of 1 to "
                               f"{MOST_SCALES}")

@@ -39,7 +39,7 @@ def test_a_seed_takes_its_label_whatever_stands_beside_it():
     assert label_of([12], range(10)).tolist() == [2]
     assert label_of([2**64 - 1, 5], 3).tolist() == [3, 3]
     assert label_of([1], None) is None
-    for labels in ([], [[1]], 0.5, "3", 2**63, [1, 2**64]):
+    for labels in ([], [[1]], 0.5, "3", [1, [2, 3]], 2**63, [1, 2**64]):
         with pytest.raises(InputError, match="labels is .*, expected a whole number or a list of them"):
             label_of([1], labels)
 

@@ -18,7 +18,7 @@ import sde_onnx
 from sde_onnx.errors import InputError
 from sde_onnx.generate.shards import WHOLE, Shard, parse_shard, shard_of_environment
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS")
+LAUNCHED = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,9 @@ def test_launchers_tell_the_shard():
     assert str(shard_of_environment(torchrun)) == "1/2"
     assert str(shard_of_environment(slurm)) == "3/8"
     assert str(shard_of_environment(torchrun | slurm)) == "1/2"
+    script = slurm | {"SLURM_JOB_ID": "77"}   # which srun has not begun: it would be task 0 of all
+    assert shard_of_environment(script) == WHOLE
+    assert str(shard_of_environment(script | {"SLURM_STEP_ID": "0"})) == "3/8"
     with pytest.raises(InputError, match="RANK=2 of WORLD_SIZE=2 is no shard"):
         shard_of_environment({"RANK": "2", "WORLD_SIZE": "2"})
     with pytest.raises(InputError, match="RANK=x of WORLD_SIZE=2 is no shard"):
@@ -97,7 +100,8 @@ def test_a_launchers_shard_is_told_in_a_line(monkeypatch, tmp_path):
     assert told.stderr.startswith("Note: shard 1/2 by SLURM_PROCID and SLURM_NTASKS: 12 of 26 images; --shard 0/1 does "
                                   "all\n")
     assert "Note" not in done(*SAMPLE, "--shard", "0/1", "-o", tmp_path / "parts").stderr
-    refuses("shard 1/2 is a part of the images", "sample", "-o", tmp_path / "s.png", status=2)
+    refuses("shard 1/2 (SLURM_PROCID, SLURM_NTASKS) is a part of the images", "sample", "-o", tmp_path / "s.png",
+            status=2)
     monkeypatch.setenv("SLURM_PROCID", "9")
     refuses("SLURM_PROCID=9 of SLURM_NTASKS=2 is no shard", "sample", "-o", tmp_path / "s.png", status=2)
 
@@ -110,7 +114,8 @@ def test_what_does_not_go_with_shards(tmp_path):
             tmp_path / "parts", status=2)
     refuses("'2' is no shard, expected I/N", *SAMPLE, "--shard", "2", "-o", tmp_path / "parts", status=2)
     done(*SAMPLE, "--shard", "0/2", "-o", tmp_path / "parts")
-    refuses("its batch_size is 4, here it is 5", *SAMPLE, "--shard", "1/2", "--batch-size", 5, "-o", tmp_path / "parts")
+    refuses("make 4 images at a time, this one 5: all need the same --batch-size", *SAMPLE,
+            "--shard", "1/2", "--batch-size", 5, "-o", tmp_path / "parts")
 
 
 @pytest.fixture
@@ -142,6 +147,8 @@ def test_shards_of_a_likelihood_are_the_table_of_one_run(suffix, pictures, tmp_p
         told = done(*command, "--shard", f"{index}/3", "-o", parts).stdout
         assert f"of all 5 {measured} are measured, and the last shard to end writes {parts}" in told
         assert not parts.exists()
+    refuses("--force would drop what other shards have measured", *command, "--force", "--shard", "1/3", "-o", parts,
+            status=2)
     refuses("was begun with other settings", *command, "--probes", 3, "--shard", "1/3", "-o", parts)
     assert f"{parts}: 5 images" in done(*command, "--shard", "0/3", "-o", parts).stdout
     assert parts.read_text() == (tmp_path / f"one{suffix}").read_text()

@@ -155,3 +155,9 @@ def test_without_the_kernels_topology_each_cpu_counts(cores, monkeypatch):
 def test_other_systems_leave_the_choice_to_the_runtime(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert machine.available_cores() is None
+
+
+def test_metadata_that_leave_sizes_open_are_no_error(model_file, tmp_path):
+    metadata = sde_onnx.read_metadata(model_file)
+    open_sizes = dataclasses.replace(metadata, architecture={"widest": None, "kept": None, "channels": []})
+    assert machine.image_memory(open_sizes) > 0

@@ -115,9 +115,9 @@ def test_auto_takes_webgpu_where_a_gpu_is_listed_and_cuda_does_not_run(plugin, r
     monkeypatch.setattr(providers, "GPU_NODES", tmp_path)
     runs("webgpu", "openvino")
     assert providers.choose_provider("auto") == "webgpu"
-    assert providers.told_of_gpus("webgpu") == "provider webgpu is used, on NVIDIA GPU"
+    assert providers.gpu_note("webgpu") == "provider webgpu is used, on NVIDIA GPU"
     monkeypatch.setattr(providers, "NVIDIA_DRIVER", (tmp_path,))
-    assert providers.told_of_gpus("webgpu") == "provider webgpu is used, on NVIDIA GPU: cuda cannot run here (not here)"
+    assert providers.gpu_note("webgpu") == "provider webgpu is used, on NVIDIA GPU: cuda cannot run here (not here)"
     runs("webgpu", "cuda")
     assert providers.choose_provider("auto") == "cuda"
     runs("webgpu", "openvino")
@@ -132,7 +132,7 @@ def test_a_gpu_of_another_vendor_that_is_not_used_is_told(runs, monkeypatch, mod
     monkeypatch.setattr(providers, "GPU_NODES", tmp_path)
     monkeypatch.setattr(providers.sys, "platform", "linux")
     runs()
-    assert providers.told_of_gpus("cpu") is None
+    assert providers.gpu_note("cpu") is None
     (tmp_path / "renderD128").touch()
     with pytest.warns(ProviderWarning, match=r"^a GPU is here and not used, provider cpu is: webgpu cannot run here"):
         sde_onnx.load(model_file)

@@ -126,9 +126,9 @@ def test_a_gpu_that_is_not_used_is_told(model_file, monkeypatch, tmp_path):
         pytest.skip("CUDA runs here")
     driver = tmp_path / "driver"
     monkeypatch.setattr(providers, "NVIDIA_DRIVER", (tmp_path / "none", driver))
-    assert providers.told_of_gpus("cpu") is None
+    assert providers.gpu_note("cpu") is None
     driver.touch()
-    assert providers.told_of_gpus("cuda") is None
+    assert providers.gpu_note("cuda") is None
     with pytest.warns(ProviderWarning, match=r"^an NVIDIA GPU is here and not used, provider \w+ is: cuda cannot run"):
         sde_onnx.load(model_file)
     told = done("sample", model_file, "--steps", 2, "-o", tmp_path / "s.png").stderr
