@@ -46,5 +46,6 @@ def noise_section(result: dict[str, Any] | None) -> str:
         first = rows[times[0]]
         lines.append(f"| {case[0]}, {case[1]} | {first['draws']} of {first['evaluations']} | "
                      + " | ".join(f"{100 * rows[value]['idle']:.1f}%" for value in times) + " |")
-    return "\n".join([*lines, "", f"Share of a run in which the device waits, median of {turns}. Before: one array ahead, in "
-                      "chunks of a\nsixteenth ([`noise.json`](../benchmarks/results/noise.json))."])
+    told = (f"Share of a run in which the device waits, median of {turns} turns. Before: one array ahead, chunks of a "
+            "sixteenth")
+    return "\n".join([*lines, "", f"{told} ([`noise.json`](../benchmarks/results/noise.json))."])

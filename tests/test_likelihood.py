@@ -197,5 +197,5 @@ def test_a_file_without_gradient_is_refused(digits):
 def test_its_noise_is_none_that_a_sampled_image_was_made_of():
     """An image of the same seed would be measured with the very noise that it came of."""
     draws_of_a_run = MOST_STEPS * (1 + 100)   # and 100 corrections a step, the most that may be asked for
-    assert FIRST_DRAW > draws_of_a_run
+    assert draws_of_a_run < FIRST_DRAW
     assert FIRST_DRAW + MOST_DRAWS * (1 + MOST_DRAWS) < 2**32   # the counter's word
