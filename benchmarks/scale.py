@@ -88,7 +88,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path, help="the result as JSON")
     arguments = parser.parse_args()
-    about = environment(f"python benchmarks/scale.py --networks {' '.join(arguments.networks)} --turns {arguments.turns}")
+    networks = " ".join(arguments.networks)
+    about = environment(f"python benchmarks/scale.py --networks {networks} --turns {arguments.turns}")
     rows = []
     for network in arguments.networks:
         steps, images, sizes = WORK[network]
