@@ -15,6 +15,8 @@ from itertools import product
 from fuzz.harness import Failure, run_cases
 from fuzz.kinds import KINDS, SLOW, prepare
 
+SAID_EVERY = 5000   # cases
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,6 +32,8 @@ def main() -> None:
     start = time.monotonic()
     for kind, _, failure in run_cases(KINDS, cases, prepare):
         counts[kind] += 1
+        if (done := sum(counts.values())) % SAID_EVERY == 0:
+            print(f"{done} cases in {time.monotonic() - start:.0f} s, {len(distinct)} distinct failures", flush=True)
         if failure is not None:
             short = re.sub(r"[\d'\"]+", "#", failure.problem.partition(": ")[2])[:90]
             found = distinct.setdefault((kind, short), [])
