@@ -214,7 +214,7 @@ PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
     ("half", half_errors_section, ["half.json"]),
     ("noise", noise_section, ["noise.json"]),
 ], SCALE_PAGE: [
-    ("scale", scale_section, ["scale.json"]),
+    ("scale", scale_section, ["scale.json", "scale_256.json"]),
 ], GRADIENT_PAGE: [
     ("gradients", gradient_section, ["gradients.json"]),
 ], LIKELIHOOD_PAGE: [
