@@ -139,8 +139,9 @@ def plan_outputs(
         raise click.UsageError("--uint8 goes with a .npz")
     if shard.count > 1 and (grid or gif or (kind and not is_folder)):
         by = f" ({', '.join(shard.variables)})" if shard.variables else ""
-        raise click.UsageError(f"shard {shard}{by} is a part of the images, and all parts go into one folder: give "
-                               "that; --grid and --gif are for a run with --shard 0/1 when all are there")
+        how = "--grid and --gif show all: run with --shard 0/1 when all shards have ended" if grid or gif else (
+            f"all parts go into one folder, and {output} is none: -o FOLDER, or --shard 0/1 for all images")
+        raise click.UsageError(f"shard {shard}{by} is a part of the images; {how}")
     if not kind or is_folder:
         plan.is_shard = shard.count > 1
         if force and plan.is_shard:

@@ -58,8 +58,8 @@ BATCHES_AN_ACTOR = 4   # on Ray, at least: so that none waits long for the last
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, help="Enlarge the pixels of grids and animations.")
 @shard_option
 @click.option("--ray", is_flag=False, flag_value="auto", metavar="[ADDRESS]",
-              help="Into a folder, by as many actors of --threads CPUs as a Ray cluster has room for; without ADDRESS "
-                   "the one of this machine, or a new one here.")
+              help="Into a folder, by as many actors of --threads CPUs as a Ray cluster has room for. ADDRESS auto is "
+                   "the cluster of this machine, or a new one here; MODEL stands before --ray.")
 @solver_options
 @runtime_options
 @click.option("--force", is_flag=True, help="Replace existing files.")

@@ -100,15 +100,15 @@ def test_a_launchers_shard_is_told_in_a_line(monkeypatch, tmp_path):
     assert told.stderr.startswith("Note: shard 1/2 by SLURM_PROCID and SLURM_NTASKS: 12 of 26 images; --shard 0/1 does "
                                   "all\n")
     assert "Note" not in done(*SAMPLE, "--shard", "0/1", "-o", tmp_path / "parts").stderr
-    refuses("shard 1/2 (SLURM_PROCID, SLURM_NTASKS) is a part of the images", "sample", "-o", tmp_path / "s.png",
-            status=2)
+    refuses("shard 1/2 (SLURM_PROCID, SLURM_NTASKS) is a part of the images; all parts go into one folder", "sample",
+            "-o", tmp_path / "s.png", status=2)
     monkeypatch.setenv("SLURM_PROCID", "9")
     refuses("SLURM_PROCID=9 of SLURM_NTASKS=2 is no shard", "sample", "-o", tmp_path / "s.png", status=2)
 
 
 def test_what_does_not_go_with_shards(tmp_path):
     for option in (["--grid"], ["--gif", tmp_path / "a.gif"]):
-        refuses("--grid and --gif are for a run with --shard 0/1", *SAMPLE, "--shard", "0/2", *option, "-o",
+        refuses("--grid and --gif show all: run with --shard 0/1", *SAMPLE, "--shard", "0/2", *option, "-o",
                 tmp_path / "parts", status=2)
     refuses("--force would replace what other shards have made", *SAMPLE, "--shard", "0/2", "--force", "-o",
             tmp_path / "parts", status=2)
