@@ -77,7 +77,9 @@ def waiting(milliseconds: list[float], turns: int) -> list[dict[str, Any]]:
             plan = plans[name]
             device_loop.AHEAD, noise.CHUNK = WAYS[way]
             loop = DeviceLoop(SimulatedDevice(each / 1e3), "cpu", shape, room_for(len(plan.evaluations)))
-            steps = loop.run(plan, PortableNoise(range(shape[0]), shape[1:], threads=CORES))
+            source = PortableNoise(range(shape[0]), shape[1:], threads=CORES)
+            # A bound method draws one array after another, all threads at each, as the loop did before.
+            steps = loop.run(plan, source if way == "now" else source.__call__)
             next(steps)   # after it, the noise that lies ready has been drawn
             begin = time.perf_counter()
             evaluations = max(step.nfe for step in steps) - 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_count, checked_number
+from sde_onnx.checks import checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.runtime.score_model import ScoreModel
@@ -21,7 +21,7 @@ __all__ = ["Benchmark", "benchmark"]
 
 Float32Array = NDArray[np.float32]
 LEAST_STEPS = 5
-MOST_SECONDS, MOST_IMAGES = 86_400, 1 << 16
+MOST_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,12 @@ def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: floa
 
     Args:
         model: a loaded model file.
-        batch_size: images at a time, 1 to 65,536; as for sampling if not given, or if they do not fit into memory.
+        batch_size: images at a time, >= 1; as for sampling if not given, or if they do not fit into memory.
         seconds: how long to measure, > 0 and at most a day; five steps at the least.
 
     Raises:
         InputError: an argument out of its range.
     """
-    if batch_size is not None:
-        checked_count("batch_size", batch_size, least=1, most=MOST_IMAGES)
     metadata = model.metadata
     size = choose_batch_size(model, sys.maxsize, batch_size)
     if not 0 < checked_number("seconds", seconds) <= MOST_SECONDS:

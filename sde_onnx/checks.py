@@ -15,6 +15,7 @@ __all__ = ["MOST_STEPS", "MOST_THREADS", "checked_batch_size", "checked_choice",
            "checked_number", "checked_path", "checked_sequence", "checked_threads", "is_number"]
 
 MOST_STEPS = 20_000    # the paper's own samplers take 2,000; a plan holds an object for each
+MOST_IMAGES = 1 << 16  # at a time
 MOST_THREADS = max(64, os.cpu_count() or 1)
 
 
@@ -85,7 +86,7 @@ def checked_sequence(name: str, value: Any, expected: str) -> None:
 
 def checked_batch_size(value: Any) -> int | None:
     """Images at a time, >= 1, or ``None``."""
-    return None if value is None else checked_count("batch_size", value, least=1)
+    return None if value is None else checked_count("batch_size", value, least=1, most=MOST_IMAGES)
 
 
 def checked_threads(value: Any) -> int | None:

@@ -46,20 +46,20 @@ class Measurements:
         self._about = {"settings": json.loads(json.dumps(settings)), "names": list(names)}
         self.mine = range(len(names))[shard.span(len(names))]
         self.is_whole = shard.count == 1
-        self.rows: list[Row] = [] if force else self._read(shard) or []
+        self.rows: list[Row] = [] if force else self._read(shard)
 
     def _unfinished(self, shard: Shard) -> Path:
         part = "" if shard.count == 1 else f".{shard.index}-of-{shard.count}"
         return self._output.with_name(f".{self._output.name}{part}.unfinished.json")
 
-    def _read(self, shard: Shard) -> list[Row] | None:
-        """The rows that a shard has measured; ``None`` if it has not begun."""
+    def _read(self, shard: Shard) -> list[Row]:
+        """The rows that a shard has measured."""
         path = self._unfinished(shard)
         try:
             found = read_json(path, OutputError)
         except OutputError:
             if not path.exists():   # not begun, or put together with the others' a moment ago
-                return None
+                return []
             raise
         about, rows = {name: found.get(name) for name in self._about}, found.get("rows")
         most = len(range(len(self._names))[shard.span(len(self._names))])
@@ -91,7 +91,7 @@ class Measurements:
             if self.rows and not self._unfinished(self._shard).exists():   # another one has put all together
                 return [f"{self._output}: {len(self._names)} images"]
             shards = [Shard(index, self._shard.count) for index in range(self._shard.count)]
-            parts = [self._read(shard) or [] for shard in shards]
+            parts = [self._read(shard) for shard in shards]
             measured = sum(map(len, parts))
             if measured < len(self._names):
                 return [f"shard {self._shard}: {len(self.rows)} images; of all {len(self._names)} {measured} are "

@@ -23,23 +23,9 @@ from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
-__all__ = [
-    "PROVIDER",
-    "OutputPath",
-    "flow_options",
-    "given",
-    "label_option",
-    "method_options",
-    "note_shard",
-    "notes",
-    "numbers",
-    "picture_options",
-    "request_options",
-    "runtime_options",
-    "shard_option",
-    "solver_options",
-    "split_model",
-]
+__all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_option", "method_options", "note_shard", "notes",
+           "numbers", "picture_options", "request_options", "runtime_options", "shard_option", "solver_options",
+           "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "openvino", "cpu"])
 # Of these a user of the command line is told.

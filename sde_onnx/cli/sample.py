@@ -148,15 +148,19 @@ def sample_command(
                 outputs.see(step, count)
             made += outputs.finish(batch.seeds, step)
             nfe = max(nfe, step.nfe)
-    seconds = time.monotonic() - start
+    _report(outputs, mine, made, f"{sampling}, nfe {nfe}, {score_model.provider} {score_model.precision}, "
+                                 f"{time.monotonic() - start:.1f} s")
+
+
+def _report(outputs: SampleOutput, mine: list[int], made: int, how: str) -> None:
+    """Writes what is written at the end, and says what there is."""
     for path in outputs.write():
         click.echo(path)
     if made < len(mine):
         click.echo(f"{len(mine) - made} of {len(mine)} images were there already")
     if made:
         of = "" if made < len(mine) else f", seeds {format_seeds(mine)}"
-        click.echo(f"{made} images{of}, {sampling}, nfe {nfe}, "
-                   f"{score_model.provider} {score_model.precision}, {seconds:.1f} s")
+        click.echo(f"{made} images{of}, {how}")
 
 
 def _settings(
@@ -206,9 +210,4 @@ def _sample_on_ray(
             bar.update(count)
             made, nfe = made + new, max(nfe, its_nfe)
         run.has(seeds)   # finds what the actors have written
-    for path in outputs.write():
-        click.echo(path)
-    if made < len(seeds):
-        click.echo(f"{len(seeds) - made} of {len(seeds)} images were there already")
-    if made:
-        click.echo(f"{made} images, {sampling}, nfe {nfe}, on Ray, {time.monotonic() - start:.1f} s")
+    _report(outputs, seeds, made, f"{sampling}, nfe {nfe}, on Ray, {time.monotonic() - start:.1f} s")

@@ -75,24 +75,25 @@ def why_not(name: str) -> str | None:
     return plugin.hindrance()
 
 
-def add_plugin(name: str, options: ort.SessionOptions, own: Mapping[str, str], *, is_built_in: bool) -> None:
-    """Makes a session run under a plugin.
+def add_plugin(name: str, options: ort.SessionOptions, own: Mapping[str, str], *, is_built_in: bool
+               ) -> list[tuple[str, dict[str, str]]] | None:
+    """Makes a session run under a plugin; returns the providers that it is to name.
 
     Args:
         name: a key of PLUGINS.
         options: the session's options, changed in place.
         own: the provider's.
-        is_built_in: whether this onnxruntime was built with the provider: it gets the options alone, and the session is
-            to name it.
+        is_built_in: whether this onnxruntime was built with the provider, which is then named and not added.
 
     Raises:
         RuntimeError: the package cannot be loaded, or finds no device.
     """
     if not is_built_in:
         options.add_provider_for_devices([device_of(name)], dict(own))
-        return
+        return None
     for key, value in own.items():   # where a plugin's options end up as well
         options.add_session_config_entry(f"ep.{PLUGINS[name].ep_name.lower()}.{key}", value)
+    return [(PLUGINS[name].ep_name, {})]
 
 
 def device_of(name: str) -> ort.OrtEpDevice:

@@ -202,10 +202,8 @@ def open_session(
         settings = [(PROVIDERS["tensorrt"], tensorrt_options(precision, cached=cached)),
                     (PROVIDERS["cuda"], cuda_options(precision))]
     elif provider in PLUGINS:
-        is_built_in = _is_built_in(provider)
-        add_plugin(provider, options, PLUGINS[provider].options(precision=precision, threads=threads, cached=cached,
-                                                                on_cpu=on_cpu), is_built_in=is_built_in)
-        settings = settings if is_built_in else None
+        own = PLUGINS[provider].options(precision=precision, threads=threads, cached=cached, on_cpu=on_cpu)
+        settings = add_plugin(provider, options, own, is_built_in=_is_built_in(provider))
     try:
         session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
     except UnicodeDecodeError:   # of ONNX Runtime's own message, which quotes a damaged file

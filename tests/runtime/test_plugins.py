@@ -6,16 +6,14 @@ tests/runtime/test_webgpu.py runs one.
 import dataclasses
 import functools
 import sys
-import warnings
 from types import SimpleNamespace
 
 import onnxruntime as ort
 import pytest
-from commands import done
 
 import sde_onnx
 from sde_onnx.cli.options import PROVIDER
-from sde_onnx.errors import ProviderError, ProviderWarning
+from sde_onnx.errors import ProviderError
 from sde_onnx.runtime import plugins, providers
 from sde_onnx.runtime.plugins import PLUGINS
 
@@ -69,7 +67,7 @@ def test_a_plugin_is_registered_once_and_gets_its_gpu_and_its_options(plugin):
 def test_a_provider_that_is_built_in_gets_the_options_alone(plugin):
     options = ort.SessionOptions()
     own = PLUGINS["webgpu"].options(precision="fp32", threads=None, cached=True, on_cpu=())
-    plugins.add_plugin("webgpu", options, own, is_built_in=True)
+    assert plugins.add_plugin("webgpu", options, own, is_built_in=True) == [("WebGpuExecutionProvider", {})]
     assert options.get_session_config_entry("ep.webgpuexecutionprovider.powerPreference") == "high-performance"
     assert not plugin.registered
 
@@ -124,20 +122,3 @@ def test_auto_takes_webgpu_where_a_gpu_is_listed_and_cuda_does_not_run(plugin, r
     plugin.devices = [listed("webgpu", is_virtual="1")]   # it runs, in software
     assert providers.choose_provider("auto") == "openvino"
     assert providers.choose_provider("webgpu") == "webgpu"
-
-
-def test_a_gpu_of_another_vendor_that_is_not_used_is_told(runs, monkeypatch, model_file, tmp_path):
-    """To whom did not choose; where there is none, nothing is said."""
-    monkeypatch.setattr(providers, "NVIDIA_DRIVER", (tmp_path / "none",))
-    monkeypatch.setattr(providers, "GPU_NODES", tmp_path)
-    monkeypatch.setattr(providers.sys, "platform", "linux")
-    runs()
-    assert providers.gpu_note("cpu") is None
-    (tmp_path / "renderD128").touch()
-    with pytest.warns(ProviderWarning, match=r"^a GPU is here and not used, provider cpu is: webgpu cannot run here"):
-        sde_onnx.load(model_file)
-    told = done("sample", model_file, "--steps", 2, "-o", tmp_path / "s.png").stderr
-    assert "Note: a GPU is here and not used, provider cpu is" in told
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ProviderWarning)
-        sde_onnx.load(model_file, "cpu")

@@ -1,3 +1,4 @@
+import re
 import warnings
 from importlib import metadata
 from types import SimpleNamespace
@@ -120,19 +121,22 @@ def test_every_provider_says_why_it_can_or_cannot_run(model_file):
     refuses("leave out MODEL and --json", "info", model_file, "--providers", status=2)
 
 
-def test_a_gpu_that_is_not_used_is_told(model_file, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("mark", "said"), [
+    ("driver", "an NVIDIA GPU is here and not used, provider cpu is: cuda cannot run here (not here)"),
+    ("renderD128", "a GPU is here and not used, provider cpu is: webgpu cannot run here (not here)"),
+])
+def test_a_gpu_that_is_not_used_is_told(mark, said, model_file, monkeypatch, tmp_path):
     """To whom did not choose; and not where there is none, or it is used."""
-    if "cuda" in providers.usable_providers():
-        pytest.skip("CUDA runs here")
-    driver = tmp_path / "driver"
-    monkeypatch.setattr(providers, "NVIDIA_DRIVER", (tmp_path / "none", driver))
+    monkeypatch.setattr(providers, "_failure", lambda name: None if name == "cpu" else "not here")
+    monkeypatch.setattr(providers, "NVIDIA_DRIVER", (tmp_path / "none", tmp_path / "driver"))
+    monkeypatch.setattr(providers, "GPU_NODES", tmp_path)
+    monkeypatch.setattr(providers.sys, "platform", "linux")
     assert providers.gpu_note("cpu") is None
-    driver.touch()
+    (tmp_path / mark).touch()
     assert providers.gpu_note("cuda") is None
-    with pytest.warns(ProviderWarning, match=r"^an NVIDIA GPU is here and not used, provider \w+ is: cuda cannot run"):
+    with pytest.warns(ProviderWarning, match=f"^{re.escape(said)}$"):
         sde_onnx.load(model_file)
-    told = done("sample", model_file, "--steps", 2, "-o", tmp_path / "s.png").stderr
-    assert "Note: an NVIDIA GPU is here and not used" in told
+    assert f"Note: {said}\n" in done("sample", model_file, "--steps", 2, "-o", tmp_path / "s.png").stderr
     with warnings.catch_warnings():
         warnings.simplefilter("error", ProviderWarning)
         sde_onnx.load(model_file, "cpu")
