@@ -97,7 +97,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):   # where no file could be, none is left, and the reason has been told
+            temporary.unlink()
 
 
 def regular(path: str | os.PathLike[str]) -> Path:

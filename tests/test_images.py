@@ -56,6 +56,12 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_in_the_place_of_its_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="below cannot be written"), replacing(tmp_path / "file" / "below"):
+        pass
+
+
 def test_outputs_are_checked_before_the_work(tmp_path):
     path = tmp_path / "new" / "result"
     check_writable(path, force=False)

@@ -47,12 +47,11 @@ def write_repository(
 def check_repository(
     folder: str | os.PathLike[str], *, name: str, force: bool = False, inputs: Iterable[Path] = ()
 ) -> tuple[Path, Path]:
-    """The paths of a model's config and graph in a repository, refused if one exists or is an input."""
+    """The paths of a model's config and graph in a repository, refused where :func:`check_writable` refuses one."""
     model = Path(folder) / name
     paths = model / "config.pbtxt", model / "1" / "model.onnx"
     for path in paths:
-        if path.exists():
-            check_writable(path, force=force, inputs=inputs)
+        check_writable(path, force=force, inputs=inputs)
     return paths
 
 

@@ -498,3 +498,7 @@ def test_a_triton_repository_fits_tritons_schema(operator, tmp_path):
             assert DataType.Name(mine.data_type) == types[graph.type]
     path.unlink()
     refuses("config.pbtxt exists already", *arguments)
+    (tmp_path / "file").write_text("x")
+    arguments[arguments.index("--triton") + 1] = str(tmp_path / "file" / "below")
+    refuses("config.pbtxt cannot be written", *arguments)
+    assert not path.exists()   # refused before the work
