@@ -296,6 +296,8 @@ def command_lines(seed: int, folder: Path) -> Case:
     beside = [f"{output}.png" for output in outputs if "--grid" in arguments]   # of a folder
     if "--triton" in arguments:   # whose folder has the sampler's name
         beside += [Path(output).stem for output in (*makes, *outputs)]
+    if "." in outputs:   # the pictures of a folder
+        beside += ["000000.png", "000001.png", "p-000000.png", "run.json"]
     return Case((name, *arguments), makes=(*makes, *outputs, *beside), keeps="--force" not in arguments)
 
 
