@@ -27,7 +27,14 @@ __all__ = [
 
 
 class SdeOnnxError(Exception):
-    """Anything that sde-onnx refuses or cannot do."""
+    """Anything that sde-onnx refuses or cannot do.
+
+    Its message is one line whatever the names in it, which files may give: characters that do not print are escaped.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class InputError(SdeOnnxError, ValueError):

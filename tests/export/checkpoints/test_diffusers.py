@@ -121,6 +121,15 @@ def test_missing_and_unknown_weights_are_listed(folder):
         from_diffusers(str(folder))
 
 
+def test_a_name_that_would_move_the_cursor_is_escaped(folder):
+    weights = load_file(folder / WEIGHTS)
+    weights["a\vb\x1b[2J\nc"] = weights["conv_in.weight"].clone()
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(CheckpointError) as error:
+        from_diffusers(str(folder))
+    assert str(error.value).endswith(r"1 not known: a\x0bb\x1b[2J\nc")
+
+
 def test_a_wrong_shape_is_named_with_both_shapes(folder):
     weights = load_file(folder / WEIGHTS)
     weights["conv_in.weight"] = weights["conv_in.weight"][:, :, :1].contiguous()
