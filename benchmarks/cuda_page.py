@@ -29,8 +29,8 @@ def half_errors_section(result: dict[str, Any] | None) -> str:
         "half the rate of float16."])
 
 
-def noise_section(result: dict[str, Any] | None) -> str:
-    """From what benchmarks/noise.py has written, if it has."""
+def noise_section(result: dict[str, Any] | None, slower: dict[str, Any] | None) -> str:
+    """From what benchmarks/noise.py has written, if it has; here, and where two cores draw less."""
     if result is None:
         return ""
     drawing = "; ".join(f"{row['way']} {row['a_second']:.0f} a second with threads: {row['threads']}"
@@ -48,4 +48,11 @@ def noise_section(result: dict[str, Any] | None) -> str:
                      + " | ".join(f"{100 * rows[value]['idle']:.1f}%" for value in times) + " |")
     told = (f"Share of a run in which the device waits, median of {turns} turns. Before: one array ahead, chunks of a "
             "sixteenth")
-    return "\n".join([*lines, "", f"{told} ([`noise.json`](../benchmarks/results/noise.json))."])
+    lines += ["", f"{told} ([`noise.json`](../benchmarks/results/noise.json))."]
+    if slower is not None:
+        drawn = max(row["a_second"] for row in slower["drawing"] if row["arrays"] == "3x1024x1024")
+        idle = next(row["idle"] for row in slower["waiting"]
+                    if (row["way"], row["milliseconds"]) == ("now", times[0]))   # of the solver that stands first
+        lines += [f"Two slower cores, which drew {drawn:.0f} arrays a second, left it waiting for {100 * idle:.1f}%",
+                  f"at {times[0]:g} ms ([`noise_slower.json`](../benchmarks/results/noise_slower.json))."]
+    return "\n".join(lines)

@@ -212,7 +212,7 @@ PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
     ("gpu", gpu_section, ["cuda.json", "fp16.json"]),
 ], CUDA_PAGE: [
     ("half", half_errors_section, ["half.json"]),
-    ("noise", noise_section, ["noise.json"]),
+    ("noise", noise_section, ["noise.json", "noise_slower.json"]),
 ], SCALE_PAGE: [
     ("scale", scale_section, ["scale.json", "scale_256.json"]),
 ], GRADIENT_PAGE: [
