@@ -27,10 +27,10 @@ def subtract(write: GradientWriter, call: Call) -> Contributions:
 
 
 def multiply(write: GradientWriter, call: Call) -> Contributions:
-    """``y = a b``: g b and g a; of a square 2 g a."""
+    """``y = a b``: g b and g a."""
     a, b = call.inputs
     if a == b:
-        return [write.add("Mul", write.times(call.g, 2, a), a)]
+        return [write.add("Mul", call.g, a)] * 2
     return [write.reduced(write.add("Mul", call.g, other), call, place) for place, other in enumerate((b, a))]
 
 

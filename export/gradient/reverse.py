@@ -14,6 +14,7 @@ Source: Griewank and Walther 2008, "Evaluating Derivatives", chapter 3.
 from __future__ import annotations
 
 import collections
+from itertools import zip_longest
 
 import onnx
 import onnx.inliner
@@ -114,11 +115,11 @@ def _contributions(
         found = rule(writer, call)
     except GradientError as error:
         raise GradientError(f"{_told(node)}, which feeds output {of!r}: {error}") from None
-    parts = [(name, part) for name, part in zip(node.input, found, strict=False) if part is not None]
-    if lacking := between.intersection(node.input).difference(name for name, _ in parts):
-        told = f"its input {lacking.pop()!r}; it feeds output {of!r}"
-        raise GradientError(f"{_told(node)} has no gradient rule for {told}")
-    return [(name, part) for name, part in parts if name in between]
+    parts = [(name, part) for name, part in zip_longest(node.input, found) if name in between]
+    for name, part in parts:
+        if part is None:
+            raise GradientError(f"{_told(node)} has no gradient rule for its input {name!r}; it feeds output {of!r}")
+    return [(name, part) for name, part in parts if part is not None]
 
 
 def _told(node: onnx.NodeProto) -> str:

@@ -168,6 +168,8 @@ REFUSED = {
     "places that are an input": (
         """g (float[4] x, int64[1] start) => (float[2] y) <int64[1] start = {0}, int64[1] end = {2}>
         { y = Slice(x, start, end) }""", "y", "x", {}, "'start' is no constant of the graph"),
+    "an input that is read where it has no rule": (
+        "g (float[4] x) => (float[4] y) { y = Pow(x, x) }", "y", "x", {}, "has no gradient rule for its input 'x'"),
     "a foreign operator": ("g (float[4] x) => (float[4] y) { y = com.microsoft.QuickGelu(x) }", "y", "x", {},
                            "operator com.microsoft::QuickGelu"),
 }
