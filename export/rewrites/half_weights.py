@@ -1,7 +1,8 @@
 """Weights stored in float16, in a graph that computes in float32: half the size of a file, for a download or a page.
 
-Each weight of two dimensions or more becomes float16 values and a ``Cast``, which a runtime computes once, when it
-opens the file. Biases, scales and the frequencies of the noise level's features, which are small, stay as they are.
+Each weight of a convolution, a matrix product or a table becomes float16 values and a ``Cast``, which a runtime
+computes once, when it opens the file. Biases, scales and the frequencies of the noise level's features, which are
+small, stay as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from sde_onnx.export.rewrites.for_cuda import LARGEST_HALF
 __all__ = ["store_in_half"]
 
 FEWEST = 256   # values of a weight that is worth a node
+# Operators, and where among their inputs weights may stand.
+WEIGHTS_OF = {"Conv": (1,), "ConvTranspose": (1,), "MatMul": (0, 1), "Gemm": (0, 1), "Gather": (0,)}
 
 
 def store_in_half(model: onnx.ModelProto) -> None:
@@ -25,9 +28,10 @@ def store_in_half(model: onnx.ModelProto) -> None:
         ConfigError: a weight that float16 does not hold.
     """
     graph = model.graph
+    weights = {node.input[place] for node in graph.node for place in WEIGHTS_OF.get(node.op_type, ())}
     casts = []
     for initializer in graph.initializer:
-        if initializer.data_type != TensorProto.FLOAT or len(initializer.dims) < 2:
+        if initializer.data_type != TensorProto.FLOAT or initializer.name not in weights:
             continue
         value, name = numpy_helper.to_array(initializer), initializer.name
         if value.size < FEWEST:

@@ -42,9 +42,19 @@ def test_it_embeds_and_has_a_gradient(half, tmp_path):
 
 def test_a_weight_that_float16_does_not_hold_is_refused():
     weight = onnx.numpy_helper.from_array(np.full((16, 16), 1e5, np.float32), "weight")
-    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [weight]))
+    node = onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [weight]))
     with pytest.raises(ConfigError, match=r"weight holds 1e\+05, float16 ends at 65504: store the weights in fp32"):
         store_in_half(model)
+
+
+def test_frequencies_stay_as_they_are():
+    """Phases of 10^3 rad would be off by turns; of 256 channels they are as large as a weight."""
+    frequencies = onnx.numpy_helper.from_array(np.ones((1, 256), np.float32), "frequencies")
+    node = onnx.helper.make_node("Mul", ["x", "frequencies"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [frequencies]))
+    store_in_half(model)
+    assert [item.data_type for item in model.graph.initializer] == [TensorProto.FLOAT]
 
 
 def test_graphs_for_cuda_store_weights_in_their_precision(digits_checkpoint, tmp_path):
