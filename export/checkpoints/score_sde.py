@@ -95,7 +95,8 @@ def network_config(tree: Mapping[str, Any]) -> NCSNppConfig:
     model, data = tree["model"], tree["data"]
     expected = {"sde": (tree["training"]["sde"], ("vesde",)), "name": (model["name"], ("ncsnpp", "ddpm")),
                 "nonlinearity": (model["nonlinearity"], ("swish",)), "conditional": (model["conditional"], (True,)),
-                "fir_kernel": (tuple(model.get("fir_kernel", (1, 3, 3, 1))), ((1, 3, 3, 1),))}
+                "fir_kernel": (tuple(model.get("fir_kernel", (1, 3, 3, 1))), ((1, 3, 3, 1),)),
+                "centered": (data["centered"], (False,))}   # data in [-1, 1], in whose units sigma would be
     for option, (value, supported) in expected.items():
         if value not in supported:
             raise CheckpointError(
@@ -122,7 +123,6 @@ def network_config(tree: Mapping[str, Any]) -> NCSNppConfig:
         progressive_input=options.get("progressive_input", "none"),
         progressive_combine=options.get("progressive_combine", "sum"),
         skip_scale=math.sqrt(0.5) if options.get("skip_rescale", False) else 1.0,
-        center_input=not data["centered"],
         scale_by_sigma=model["scale_by_sigma"],
         norm_groups=32 if is_ddpm else None,
     )

@@ -72,6 +72,8 @@ class ConvertedNetwork(ScoreNetwork):
             raise ConfigError(f"predicts is {predicts!r}, expected one of: {', '.join(get_args(Predicts))}")
         if not data_range[0] < data_range[1]:
             raise ConfigError(f"data_range is {data_range}, expected (lowest, highest)")
+        if type(labels) is not int or labels < 0:
+            raise ConfigError(f"labels is {labels!r}, expected a whole number of classes, 0 for none")
         self.module = module
         self.image_shape = shape
         self.predicts, self.labels, self.gives_images = predicts, labels, predicts == "denoised"

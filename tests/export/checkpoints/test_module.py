@@ -52,6 +52,29 @@ def test_whatever_it_predicts_the_file_gives_the_score(predicts, tmp_path, rng):
     assert relative_error(model(x, sigma), expected) < 1e-4
 
 
+class ExactScoreOfClasses(ExactNoise):
+    """Of class k the data are N(k, STD^2)."""
+
+    def forward(self, x, sigma, label):
+        mean = label[:, None, None, None].to(x.dtype)
+        return (mean - self.conv(x)) / (STD**2 + sigma[:, None, None, None] ** 2)
+
+
+def test_a_module_with_labels(tmp_path, rng):
+    export(ExactScoreOfClasses().eval(), tmp_path / "m.onnx", schedule=SCHEDULE, image_shape=SHAPE, labels=3,
+           data_range=(0, 1))
+    model = sde_onnx.load(tmp_path / "m.onnx", "cpu")
+    assert (model.metadata.labels, model.metadata.label_optional) == (3, False)
+    x, sigma = noisy_images(rng, (0.3, 1.0, 20.0), SHAPE)
+    label = np.array([2, 0, 1])
+    expected = (label[:, None, None, None] - x) / (STD**2 + sigma[:, None, None, None] ** 2)
+    assert relative_error(model(x, sigma, label), expected) < 1e-4
+    images = sde_onnx.sample(model, [5, 6], steps=20, labels=[0, 1])   # seed 5 takes the second
+    assert images[1].mean() < 0.2 and images[0].mean() > 0.8   # of N(0, STD^2) and N(1, STD^2), clipped
+    with pytest.raises(InputError, match="needs a label for each image, 0 to 2"):
+        sde_onnx.sample(model, [0])
+
+
 def test_gaussian_data_come_out_with_their_mean_and_deviation(tmp_path):
     """One channel, 24x40, noise predicted, data in [-1, 1]."""
     export(ExactNoise().eval(), tmp_path / "m.onnx", schedule=SCHEDULE, image_shape=SHAPE, predicts="noise")
@@ -106,6 +129,7 @@ def test_a_module_that_no_file_can_stand_for_is_refused_in_one_line(how, message
     ({"image_shape": (24, 40)}, r"image_shape is \(24, 40\), expected \(channels, height, width\)"),
     ({"schedule": None}, "schedule is NoneType, expected a VeSchedule"),
     ({"predicts": "velocity"}, "predicts is 'velocity', expected one of: score, noise, denoised"),
+    ({"labels": -1}, "labels is -1, expected a whole number of classes"),
     ({"data_range": (1, -1)}, r"data_range is \(1, -1\), expected"),
 ])
 def test_bad_arguments_are_refused(about, message, tmp_path):

@@ -219,6 +219,7 @@ def altered(folder, tmp_path, section, option, value):
     ("model", "resblock_type", [], r"resblock is \[\], expected one of: biggan, ddpm"),
     ("model", "num_res_blocks", 10000, "num_res_blocks is 10000, expected a whole number of 1 to 64"),
     ("model", "nf", 2**20, "are not all whole numbers of 1 to 16384"),
+    ("data", "centered", True, "option centered = True is not supported, expected False"),
     ("data", "image_size", 65536, "image_size is 65536, expected a whole number of 1 to 2048"),
 ])
 def test_a_config_that_does_not_fit_is_refused(section, option, value, message, small, tmp_path):
