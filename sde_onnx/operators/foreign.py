@@ -32,7 +32,7 @@ class Adapted:
     def pinv(self, y: Array, damping: Any = 0.0) -> Array:
         """See :meth:`sde_onnx.operators.operator.Operator.pinv`. What the operator cannot do itself is iterated."""
         if self.inverse is not None and self.damped:
-            return self.inverse(y, damping)
+            return self.inverse(y, damping=damping)
         if self.inverse is not None and not np.any(damping):
             return self.inverse(y)
         return least_squares(self, y, damping)
@@ -71,8 +71,8 @@ def adapted(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
 
 def _in_the_same_type(function: Callable[..., Any]) -> Callable[..., Array]:
     """A function whose result has its argument's type: a matrix of float64 must not change the model's input."""
-    def called(x: Array, *damping: Any) -> Array:
-        return np.asarray(function(x, *damping)).astype(x.dtype, copy=False)
+    def called(x: Array, **damping: Any) -> Array:
+        return np.asarray(function(x, **damping)).astype(x.dtype, copy=False)
 
     return called
 

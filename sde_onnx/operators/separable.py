@@ -96,7 +96,7 @@ class Separable:
 
 
 def gray() -> Separable:
-    """The mean of red, green and blue: ``[N, 3, H, W] -> [N, 1, H, W]``. Source: Song et al. 2021, appendix I.2."""
+    """The mean of red, green and blue: ``[N, 3, H, W] -> [N, 1, H, W]``. Source: Song et al. 2021, appendix I.3."""
     return Separable(channels=Axis("channels", (Link(_means, 3),)))
 
 

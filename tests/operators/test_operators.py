@@ -203,7 +203,8 @@ def test_a_users_own(rng):
 
 def test_a_users_own_inverse_is_told_the_damping_that_it_names(rng):
     class Own(Halves):
-        def pinv(self, y, damping=0.0):
+        def pinv(self, y, rtol=None, damping=0.0):
+            assert rtol is None   # the damping is told by its name
             return self.adjoint(y) / (4 + damping) + 7   # so that it shows whose it is
 
     class Plain(Halves):
