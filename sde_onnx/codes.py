@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_count, checked_model, checked_number
-from sde_onnx.errors import InputError
+from sde_onnx.checks import checked_count, checked_model, checked_number, is_number
+from sde_onnx.errors import InputError, one_line
 from sde_onnx.generate.sample import batches_of, check_latents, choose_batch_size, last_images
 from sde_onnx.image_files import Images, check_images, in_data_units
 from sde_onnx.progress import ImagesBar
@@ -126,7 +126,7 @@ def interpolate(
     """The images on the arc between two latents, both ends included.
 
     Args:
-        first, second: an image, ``[C, H, W]`` as :func:`encode` takes them, or a seed, whose latent is sigma_max times
+        first, second: an array ``[C, H, W]`` as :func:`encode` takes them, or a seed, whose latent is sigma_max times
             its first noise array.
         frames: images, 2 to 10,000.
         label: of all of them, of a model that has labels.
@@ -138,9 +138,12 @@ def interpolate(
     """
     checked_model(model)
     checked_count("frames", frames, least=2, most=MOST_FRAMES, hint=": both ends are among them")
+    for end in (first, second):
+        if not is_number(end, whole=True) and not isinstance(end, np.ndarray):
+            raise InputError(f"an end is {one_line(end)}, expected an image as a numpy array, or a seed")
     ends = []
     for end in (first, second):
-        if isinstance(end, int | np.integer):
+        if not isinstance(end, np.ndarray):
             z = PortableNoise([int(end)], model.metadata.image_shape)()
             ends.append(z[0] * np.float32(model.metadata.schedule.sigma_max))
         else:

@@ -227,5 +227,5 @@ def _click_type(option: Option) -> click.ParamType[Any]:
         return click.Choice(option.choices)
     assert isinstance(option, Number)
     if option.whole:
-        return click.IntRange(min=int(option.least))
-    return click.FloatRange(min=option.least, min_open=option.open)
+        return click.IntRange(min=int(option.least), max=None if option.most is None else int(option.most))
+    return click.FloatRange(min=option.least, max=option.most, min_open=option.open)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sde_onnx.checks import MOST_STEPS, checked_choice, checked_count
@@ -134,7 +133,8 @@ class Sampling:
     @property
     def depends_on_batch(self) -> bool:
         """Whether an image depends on those that are sampled beside it."""
-        return SOLVERS[self.solver].mixes_images or self.options.get("langevin_norm") == "batch"
+        norms = () if self.plan is None else (item.langevin.norm for item in self.plan.evaluations if item.langevin)
+        return SOLVERS[self.solver].mixes_images or "batch" in norms
 
     @property
     def wrappers(self) -> tuple[str, ...]:
@@ -225,9 +225,7 @@ def resolve(
         require()
     chosen = _complete_options(solver, model.solver_options, {**preset, **options})
     sampling = Sampling(solver, _step_count(solver, model.schedule, steps, chosen), chosen, model.schedule)
-    # Which is kept; it refuses options that together mean nothing.
-    if sampling.plan is not None and any(level == following for level, following in pairwise(sampling.plan.levels)):
-        raise InputError(f"{sampling}: two of its noise levels are the same number")
+    sampling.plan   # noqa: B018  # which is kept, and refuses options that together mean nothing
     return sampling
 
 

@@ -14,7 +14,9 @@ over stays. Noise that is put in and taken out again (eta, churn) takes the left
 measured: see :mod:`sde_onnx.guidance.measured_noise`.
 
 Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", algorithm 2
-and appendix B; with noise, appendix C ("SDE-DPM-Solver++").
+and appendix B; with noise, appendix C ("SDE-DPM-Solver++"). Of two denoised images the algorithm weights the slope by
+(1 - e^-a) / 2; here the line through them is integrated exactly, which differs from the third order on. diffusers has
+it as ``solver_type="heun"``.
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ OPTIONS: dict[str, Option] = {
                             "Norms of each image, or averaged over the batch as the reference does.",
                             choices=("image", "batch")),
     "schedule": Choice("--schedule", "How the noise levels are spaced.", choices=("karras", "geometric")),
-    "rho": Number("--rho", "Of the karras schedule: the larger, the more steps at small sigma.", least=1.0),
+    # Beyond the most the spacing is geometric, but for what the powers round.
+    "rho": Number("--rho", "Of the karras schedule: the larger, the more steps at small sigma.", least=1.0,
+                  most=1000.0),
     "eta": Number("--eta", "How much noise; 0 is none, 1 the reverse diffusion's."),
     "measure_noise": Switch("--measure-noise",
                             "Tell the network the noise that x has, measured, where it is well above sigma."),

@@ -78,6 +78,5 @@ def way(
         raise InputError(f"restart_max is {restart_max:g}, expected more than the last noise level, {sigmas[-2]:g}")
     low = min(below, key=lambda sigma: max(sigma, restart_min) / min(sigma, restart_min))
     again = VeSchedule(low, top).spaced(restart_steps + 1, schedule, rho)[:-1]
-    again[0], again[-1] = top, low   # which the powers have rounded
     after = sigmas.index(low) + 1
     return [*pairwise(sigmas[:after]), *count * list(pairwise(again)), *pairwise(sigmas[after - 1 :])]

@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sde_onnx.checks import MOST_STEPS, checked_count, is_number
 from sde_onnx.errors import ConfigError, InputError, one_line
+from sde_onnx.solvers.options import OPTIONS
 
 __all__ = ["NoiseLevel", "VeSchedule"]
 
@@ -100,7 +101,22 @@ class VeSchedule:
         return map(NoiseLevel, sigma_cond, grid[::-1], following, repeat(np.float32(1 / steps)))
 
     def spaced(self, steps: int, schedule: str, rho: float) -> list[float]:
-        """Noise levels by their schedule's name: those of :meth:`karras`, or ``"geometric"``, even in log sigma."""
+        """Noise levels by the name of their spacing.
+
+        Args:
+            steps: >= 2.
+            schedule: ``"karras"``, or ``"geometric"``, even in log sigma.
+            rho: of :meth:`karras`.
+
+        Returns:
+            ``steps + 1`` numbers, the last 0.
+
+        Raises:
+            InputError: an argument out of its range.
+
+        Source: Karras et al. 2022, equation 5; Song et al. 2021, appendix C.
+        """
+        OPTIONS["schedule"].checked("schedule", schedule)
         return self.karras(steps, rho=rho if schedule == "karras" else math.inf)
 
     def karras(self, steps: int, *, rho: float = 7.0) -> list[float]:
@@ -108,7 +124,7 @@ class VeSchedule:
 
         Args:
             steps: >= 2.
-            rho: >= 1; the larger, the more steps at small sigma. Infinity is the geometric schedule.
+            rho: 1 to 1000; the larger, the more steps at small sigma. Infinity is the geometric schedule.
 
         Raises:
             InputError: an argument out of its range.
@@ -116,10 +132,12 @@ class VeSchedule:
         Source: Karras et al. 2022, equation 5.
         """
         checked_count("steps", steps, least=2, most=MOST_STEPS)
-        if not rho >= 1:
-            raise InputError(f"rho is {rho}, expected at least 1")
         if rho == math.inf:
             sigmas = np.geomspace(self.sigma_max, self.sigma_min, steps)
         else:
+            rho = OPTIONS["rho"].checked("rho", rho)
             sigmas = np.linspace(self.sigma_max ** (1 / rho), self.sigma_min ** (1 / rho), steps) ** rho
-        return [*sigmas.tolist(), 0.0]
+        levels = [self.sigma_max, *sigmas[1:-1].tolist(), self.sigma_min, 0.0]   # the powers round the ends
+        if any(level <= following for level, following in pairwise(levels)):
+            raise InputError(f"{steps} noise levels of {self.sigma_max} to {self.sigma_min}: two are the same number")
+        return levels

@@ -52,6 +52,9 @@ def test_nothing_asked_for_is_the_default_quality(metadata):
 def test_a_request_says_what_it_needs(metadata):
     assert resolve(metadata, solver="pc", options={"langevin_norm": "batch"}).depends_on_batch
     assert resolve(metadata, solver="rk45").depends_on_batch
+    for corrector in ("none", "ald"):   # which have no norms
+        options = {"langevin_norm": "batch", "corrector": corrector}
+        assert not resolve(metadata, solver="pc", options=options).depends_on_batch
     assert not any(resolve(metadata, solver=solver).depends_on_batch for solver in SOLVERS if solver != "rk45")
     assert resolve(metadata, solver="heun", options={"measure_noise": True}).wrappers == ("measured-noise",)
     assert not any(resolve(metadata, solver=solver).wrappers for solver in SOLVERS)
@@ -84,7 +87,7 @@ def test_a_request_is_a_value(solver, metadata):
     ({"options": {"eta": -1}}, "eta is -1, expected a number of at least 0"),
     ({"options": {"eta": float("nan")}}, "eta is nan, expected a number"),
     ({"options": {"eta": "1"}}, "eta is '1', expected a number"),
-    ({"options": {"rho": 0.5}}, "rho is 0.5, expected a number of at least 1"),
+    ({"options": {"rho": 0.5}}, "rho is 0.5, expected a number of 1 to 1000"),
     ({"options": {"schedule": "linear"}}, "schedule is 'linear', expected one of: karras, geometric"),
     ({"solver": "stochastic-heun", "options": {"churn": float("inf")}}, "churn is inf, expected a number"),
     ({"solver": "heun", "options": {"measure_noise": 1}}, "measure_noise is 1, expected true or false"),

@@ -115,9 +115,24 @@ def test_in_the_middle_of_a_step_the_image_is_the_denoised_one(rng):
         np.testing.assert_array_equal(guess, step)
 
 
+@pytest.mark.parametrize("sigma_max", [10.0, 348.0, 1378.0])
+def test_the_ends_are_the_models_own_numbers(sigma_max):
+    """Powers and roots round them, and what begins at sigma_max would not."""
+    ve = VeSchedule(0.01, sigma_max)
+    for schedule in ("karras", "geometric"):
+        sigmas = ve.spaced(10, schedule, 7.0)
+        assert (sigmas[0], sigmas[-2]) == (sigma_max, 0.01)
+    churned = heun.plan(ve, 10, churn=40, churn_min=0.01, churn_max=sigma_max)
+    raised = [level / sigma for level, sigma in zip(churned.levels, ve.karras(10)[:-1], strict=True)]
+    assert raised == [pytest.approx(2**0.5)] * 10
+
+
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: SCHEDULE.spaced(1, "geometric", 7.0), "steps is 1, expected a whole number of 2"),
-    (lambda: SCHEDULE.karras(5, rho=0.5), "rho is 0.5"),
+    (lambda: SCHEDULE.karras(5, rho=0.5), "rho is 0.5, expected a number of 1 to 1000"),
+    (lambda: SCHEDULE.karras(5, rho=1e14), "rho is 100000000000000.0, expected a number of 1 to 1000"),
+    (lambda: SCHEDULE.spaced(5, "Karras", 7.0), "schedule is 'Karras', expected one of: karras, geometric"),
+    (lambda: VeSchedule(1.0, 1.0 + 1e-15).karras(100), "100 noise levels of .*: two are the same number"),
 ])
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(InputError, match=message):

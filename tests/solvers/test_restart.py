@@ -53,6 +53,19 @@ def test_as_many_restarts_as_a_third_of_the_steps_allows(steps, count):
     assert sigmas.count(pytest.approx(0.15)) == count
 
 
+def test_a_restart_may_be_one_step():
+    plan = resolve(Model, solver="restart", options={"restart_steps": 1}).plan
+    sigmas = [float(evaluation.sigma) for evaluation in plan.evaluations]
+    assert (len(sigmas), sigmas.count(0.15)) == (25, 8)
+
+
+def test_wherever_it_begins_it_has_a_plan():
+    """Below restart_max the restarts begin where the way does: of several starts all are the same number."""
+    for sigma in np.arange(0.0101, 0.2, 1e-4):
+        model = type("Below", (Model,), {"schedule": VeSchedule(0.01, float(sigma))})
+        assert resolve(model, solver="restart").evaluations == 25
+
+
 @pytest.mark.parametrize("schedule", [VeSchedule(0.2, 20.0), VeSchedule(0.01, 0.1)], ids=["above", "below"])
 def test_a_model_of_other_noise_levels_restarts_as_far_as_they_go(schedule):
     plan = restart.multistep_plan(schedule, 25, **SPACING, restarts=None, restart_steps=4, restart_min=0.03,
