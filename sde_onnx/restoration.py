@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -176,6 +177,11 @@ def resolve_restoration(
     if METHODS[name].is_loop and sampling.plan is None:
         raise InputError(f"method {name} needs the solver's noise levels, which {sampling.solver} chooses as it goes: "
                          "take another")
+    plan = sampling.plan
+    if METHODS[name].levels_only and plan is not None and not (
+            len(plan.start) == 1 and math.isclose(plan.start[0], plan.levels[0], rel_tol=1e-6)):
+        raise InputError(f"method {name} goes from noise level to noise level, the first is the model's sigma_max: "
+                         f"that is not how {sampling} begins")
     if METHODS[name].needs_gradient and sampling.wrappers:
         raise InputError(f"measure_noise does not go with method {name}, whose products are at the solver's sigma")
     return Restoration(name, own, sampling)

@@ -132,6 +132,8 @@ class Flat(Halves):
     ({"operator": Fails()}, "the operator's pinv fails on [2, 3, 8, 16]: ZeroDivisionError: no way"),
     ({"operator": Flat()}, "the operator's pinv gives (2, 3, 8, 16) of measurements [2, 3, 8, 16]"),
     ({"method": "daps", "eta": 1.0}, "method daps takes nothing but the noise levels of sde-dpmpp-2m: leave out eta"),
+    ({"method": "daps", "solver": "pc", "steps": 1}, "the first is the model's sigma_max: that is not how pc"),
+    ({"method": "daps", "solver": "stochastic-heun"}, "that is not how stochastic-heun"),
     ({"noise": -0.1}, "noise is -0.1"),
     ({"noise": float("nan")}, "noise is nan"),
     ({"noise": None}, "noise is None"),

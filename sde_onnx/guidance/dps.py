@@ -1,9 +1,10 @@
-"""Diffusion posterior sampling: after every step, x goes along the gradient of the distance from the measurement.
+"""Diffusion posterior sampling: at the end of every step, x goes along the gradient of the distance from y.
 
     x <- x - zeta grad_x |y - A D(x)| = x + zeta J_D^T A^T (y - A D) / |y - A D|,   J_D^T v = v + sigma^2 J_s^T v
 
-The gradient is taken where the step began. Langevin corrections stay as they are. All steps together have to bring x
-to the measurement, so zeta goes with their number: the paper takes 1,000.
+The gradient is taken at the step's last evaluation: with one a step that is where the step began; a correction, or
+the guess of Heun's method, is left as it is. All steps together have to bring x to the measurement, so zeta goes with
+their number: the paper takes 1,000.
 
 As a change of the denoised image, which every solver could run, the same has no good zeta: a step to noise level 0
 takes that image as it is, and so the whole of zeta.
@@ -37,15 +38,15 @@ def dps(
         noise: the solver's own arrays.
         measurement: what is known of each image of a batch.
         sampling: of a solver with a plan.
-        vjp: the score's vector-Jacobian product, one an evaluation.
-        zeta: how far x goes after an evaluation, data units, > 0: the norm of the change where J_D is 1.
+        vjp: the score's vector-Jacobian product, one a step.
+        zeta: how far x goes in a step, data units, > 0: the norm of the change where J_D is 1.
 
     Errors: :func:`sde_onnx.solvers.plan.run_evaluations`.
     """
     plan = sampling.plan
     assert plan is not None   # resolve_restoration refuses a solver without one
     evaluations = (
-        evaluation if evaluation.langevin is not None else
+        evaluation if evaluation.ends is None else
         replace(evaluation, update=partial(drawn, update=evaluation.update, measurement=measurement, vjp=vjp, zeta=zeta,
                                            sigma=evaluation.sigma))
         for evaluation in plan.evaluations

@@ -34,7 +34,7 @@ METHOD_OPTIONS: dict[str, Option] = {
     "iterations": Number("--iterations", "GMRES iterations a network evaluation, a vector-Jacobian product each.",
                          whole=True, least=1),
     "damping": Number("--damping", "How much of a noisy measurement is left to the network: lambda.", open=True),
-    "zeta": Number("--zeta", "How far x goes towards the measurement after an evaluation, data units.", open=True),
+    "zeta": Number("--zeta", "How far x goes towards the measurement in a step, data units.", open=True),
     "ode_steps": Number("--ode-steps", "Network evaluations for an estimate at each noise level.", whole=True, least=1),
     "spread": Number("--spread", "Spread of the draw around the estimate, in sigma.", open=True),
 }

@@ -5,7 +5,7 @@
 sigma is the noise level that x has after the update. The update itself does not know of y, so what is sampled beside
 the measured part agrees with it only roughly.
 
-Source: Song et al. 2021, appendix I.2, for masks and for gray values. In the authors' code x_mean holds noise, the
+Source: Song et al. 2021, appendix I.2 for masks and I.3 for gray values. In the authors' code x_mean holds noise, the
 measured part gets the noise of the level before, and none at the start; here it is as the paper has it.
 """
 
@@ -39,8 +39,8 @@ def replacement(score: Score, noise: NoiseSource, measurement: Measurement, *, s
     assert plan is not None   # resolve_restoration refuses a solver without one
     known = measurement.operator.pinv(measurement.y)
     arrays = chain([noise() + known / plan.start[0]], (noise() for _ in repeat(None)))
-    told = [evaluation.sigma for evaluation in plan.evaluations]
-    yield from run(replacing(plan, [*told[1:], 0.0], measurement, noise), score, partial(next, arrays))
+    sigmas = [evaluation.sigma for evaluation in plan.evaluations]
+    yield from run(replacing(plan, [*sigmas[1:], 0.0], measurement, noise), score, partial(next, arrays))
 
 
 def replacing(plan: Plan, levels: Sequence[Number], measurement: Measurement, noise: NoiseSource) -> Plan:
@@ -73,7 +73,7 @@ def replaced(
         noise: gives z, standard normal.
         sigma: the noise level of x after the update.
 
-    Source: Song et al. 2021, appendix I.2.
+    Source: Song et al. 2021, appendices I.2 and I.3.
     """
     x, x_mean, memory = update(x, score, z, memory)
     operator = measurement.operator

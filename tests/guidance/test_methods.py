@@ -177,6 +177,21 @@ def test_dps_goes_down_the_gradient_of_the_distance(rng):
     np.testing.assert_array_equal(x_mean, x)
 
 
+@pytest.mark.parametrize(("solver", "options"), [("pc", {}), ("pc", {"corrector": "ald", "n_corrector": 2}),
+                                                 ("heun", {}), ("sde-dpmpp-2m", {})], ids=str)
+def test_dps_moves_x_once_a_step(solver, options, pair, rng):
+    """Not for a correction, and not for the guess of a step."""
+    asked = []
+
+    def vjp(x, sigma, v):
+        asked.append(float(sigma[0]))
+        return pair.vjp(x, sigma, v)
+
+    sampling = resolve(pair, solver=solver, steps=6, options=options)
+    steps = list(dps(pair, NumpyNoise(rng, (5, 1, 1, 2)), of_pair(5), sampling=sampling, vjp=vjp, zeta=0.1))
+    assert len(steps) == len(asked) == 6
+
+
 def test_the_draw_of_daps_has_the_exact_mean_and_covariance(rng):
     data, operator, _ = small_field()
     count, deviation, noise = 20_000, 0.5, 0.2
