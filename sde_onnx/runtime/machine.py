@@ -17,6 +17,7 @@ CPUS = Path("/sys/devices/system/cpu")
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
 # Bytes that an evaluation needs for each value of the widest layer. Measured under the CPU provider, as the growth of
 # the resident set with the batch: 33 to 90 for digits and networks of 32x32 to 128x128, the first by
 # tests/runtime/test_machine.py. Of files that name channels alone, by whose levels layers are half as wide: twice that.
@@ -51,18 +52,32 @@ def _siblings(cpu: int) -> str:
     return path.read_text().strip() if path.exists() else str(cpu)
 
 
+def _control_groups(controller: str) -> list[Path]:
+    """The folders of this process's control group and of those that it lies in: each has limits of its own.
+
+    Args:
+        controller: whose folders version 1 has; version 2 has one folder for all.
+    """
+    groups: dict[str, str] = {}
+    for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)   # "0::/system.slice/job.scope", "4:cpu,cpuacct:/job"
+        groups |= dict.fromkeys(controllers.split(","), path.strip("/"))
+    found = []
+    for base, own in ((CGROUPS, groups.get("", "")), (CGROUPS / controller, groups.get(controller, ""))):
+        found += [base / own, *(base / parent for parent in Path(own).parents)] if own else [base]
+    return found
+
+
 def _quota() -> float:
     """CPUs that the control group may use on average; infinity without a limit."""
-    both = CGROUPS / "cpu.max"   # version 2: "max 100000" or "150000 100000"
-    if both.exists():
-        quota, period = both.read_text().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
-    old = CGROUPS / "cpu"        # version 1: -1 is no limit
-    files = old / "cpu.cfs_quota_us", old / "cpu.cfs_period_us"
-    if all(path.exists() for path in files):
-        quota_us, period_us = (int(path.read_text()) for path in files)
-        return quota_us / period_us if quota_us > 0 else math.inf
-    return math.inf
+    quota = math.inf
+    for group in _control_groups("cpu"):
+        both = group / "cpu.max"   # version 2: "max 100000" or "150000 100000"
+        files = group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"   # version 1: -1 is no limit
+        text = both.read_text().split() if both.exists() else [path.read_text() for path in files if path.exists()]
+        if len(text) == 2 and text[0] != "max" and int(text[0]) > 0:
+            quota = min(quota, int(text[0]) / int(text[1]))
+    return quota
 
 
 def image_memory(metadata: ModelMetadata) -> int:
@@ -85,9 +100,14 @@ def available_memory() -> int | None:
         return None
     lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    for limit_name, used_name in (("memory.max", "memory.current"),                       # version 2
-                                  ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):   # version 1
-        limit, used = CGROUPS / limit_name, CGROUPS / used_name
-        if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-            free = min(free, max(0, int(text) - int(used.read_text())))
+    for group in _control_groups("memory"):
+        for limit_name, used_name, cached in (
+            ("memory.max", "memory.current", "inactive_file"),                                    # version 2
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),            # version 1
+        ):
+            limit, used, about = group / limit_name, group / used_name, group / "memory.stat"
+            if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+                counts = dict(line.split() for line in about.read_text().splitlines()) if about.exists() else {}
+                kept = int(counts.get(cached, 0))   # of files that were read: the kernel gives it up when it must
+                free = min(free, max(0, int(text) - int(used.read_text()) + kept))
     return free

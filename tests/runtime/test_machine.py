@@ -97,10 +97,19 @@ def test_the_widest_layer_counts(model):
     ({"memory.max": "3000", "memory.current": "1000"}, 2000),
     ({"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "1000"}, 4000),
     ({"memory.max": "1000", "memory.current": "3000"}, 0),
+    ({"memory.max": "3000", "memory.current": "2900", "memory.stat": "anon 100\ninactive_file 2500"}, 2600),
+    ({"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "4000",
+      "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 3000"}, 4000),
+    ({"job/memory.max": "max", "job/memory.current": "7", "memory.max": "3000", "memory.current": "1000"}, 2000),
+    ({"job/step/memory.max": "900", "job/step/memory.current": "100", "memory.max": "3000", "memory.current": "1000"},
+     800),
+    ({"memory/uid/memory.limit_in_bytes": "5000", "memory/uid/memory.usage_in_bytes": "1000"}, 4000),
 ])
 def test_a_containers_limit_is_respected(files, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("4:memory:/uid/job\n0::/job/step\n")
     assert machine.available_memory() is None
     (tmp_path / "meminfo").write_text("MemTotal:  9999 kB\nMemAvailable:    8192 kB\n")
     for name, text in files.items():
@@ -115,6 +124,8 @@ def cores(monkeypatch, tmp_path):
     """A machine of four hyper-threads on two cores, all of them allowed, without a quota."""
     monkeypatch.setattr(machine, "CPUS", tmp_path / "cpu")
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("1:cpu,cpuacct:/user/job\n0::/user/job\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
     for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
         folder = tmp_path / "cpu" / f"cpu{cpu}" / "topology"
@@ -145,6 +156,14 @@ def test_a_quota_of_the_old_control_groups_is_respected(quota, expected, cores):
     (cores / "cgroup" / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
     (cores / "cgroup" / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     assert machine.available_cores() == expected
+
+
+@pytest.mark.parametrize("group", ["", "user", "user/job"])
+def test_the_least_quota_of_the_groups_around_counts(group, cores):
+    (cores / "cgroup" / "user" / "job").mkdir(parents=True)
+    (cores / "cgroup" / "user" / "job" / "cpu.max").write_text("max 100000\n")
+    (cores / "cgroup" / group / "cpu.max").write_text("100000 100000\n")
+    assert machine.available_cores() == 1
 
 
 def test_without_the_kernels_topology_each_cpu_counts(cores, monkeypatch):
