@@ -43,7 +43,11 @@ class Classifier:
         self._session = session
 
     def __call__(self, x: Array, sigma: Array) -> Array:
-        """The logits, ``[N, classes]`` float32, of noisy images ``[N, C, H, W]`` with noise std ``sigma`` ``[N]``."""
+        """The logits, ``[N, classes]`` float32, of noisy images ``[N, C, H, W]`` with noise std ``sigma`` ``[N]``.
+
+        Raises:
+            ProviderError: arrays of other shapes or types, or ONNX Runtime failed.
+        """
         return self._run(x, sigma, np.zeros((len(x), self.classes), np.float32))[0]
 
     def gradient(self, x: Array, sigma: Array, label: NDArray[np.int64]) -> Array:
@@ -53,6 +57,9 @@ class Classifier:
             x: noisy images in data units, ``[N, C, H, W]`` float32.
             sigma: noise std, ``[N]`` float32, > 0.
             label: a class for each image, ``[N]``.
+
+        Raises:
+            ProviderError: arrays of other shapes or types, or ONNX Runtime failed.
         """
         logits = self(x, sigma)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -91,13 +98,15 @@ def load_classifier(
         InputError, ProviderError: see :func:`sde_onnx.load`.
     """
     path, threads = checked_path("path", path), checked_threads(threads)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelFileError(f"{path} is missing, expected a classifier's .onnx file")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     chosen = choose_provider(provider)
     try:
         session = open_session(os.fspath(path), chosen, options, threads=threads)
+    except ProviderError:
+        raise
     except ORT_ERRORS as error:
         raise ModelFileError(f"{path} is not an ONNX file that can be loaded "
                              f"({first_line(error)})") from None

@@ -5,8 +5,8 @@
     webgpu         onnxruntime-ep-webgpu            GPUs, by Vulkan, Metal or Direct3D 12        a software Vulkan
     tensorrt-rtx   onnxruntime-ep-nv-tensorrt-rtx   NVIDIA's RTX GPUs from Ampere on             nothing
 
-A new one is a row of PLUGINS. Source: ONNX Runtime's documentation, "Plugin Execution Provider Libraries", and the
-packages' own pages for names and options.
+A new one is a row of PLUGINS, and a name among those of ``--provider`` (``cli/options.py``). Source: ONNX Runtime's
+documentation, "Plugin Execution Provider Libraries", and the packages' own pages for names and options.
 """
 
 from __future__ import annotations

@@ -117,9 +117,9 @@ def describe_providers() -> dict[str, str]:
     """Of each provider, the preferred first: its devices and precisions, or why it cannot run here."""
     told = {}
     for name in PROVIDERS:
+        reason = _failure(name)   # which registers a plugin, and only then its devices are listed
         devices = [_described(entry.device) for entry in ort.get_ep_devices() if entry.ep_name == PROVIDERS[name]]
         where = processor() if name == "cpu" else ", ".join(dict.fromkeys(devices))
-        reason = _failure(name)
         told[name] = (f"runs in {' or '.join(PRECISIONS[name])}" + f" on {where}" * bool(where) if reason is None else
                       f"cannot run here: {reason}")
     return told

@@ -12,12 +12,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line
+from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line, one_line
 from sde_onnx.runtime.device_loop import DeviceLoop, alone_on
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.providers import ORT_ERRORS
 
-__all__ = ["COTANGENT", "GRADIENT", "INPUTS", "LABEL", "NO_GRADIENT", "ON_A_GPU", "OUTPUTS", "ScoreModel", "is_tensor"]
+__all__ = ["COTANGENT", "GRADIENT", "INPUTS", "LABEL", "NO_GRADIENT", "ON_A_GPU", "OUTPUTS", "ScoreModel", "as_labels",
+           "is_tensor"]
 
 Array = Any   # of numpy, or a torch tensor
 ON_A_GPU = ("cuda", "tensorrt")   # providers whose memory is not this machine's
@@ -133,8 +134,8 @@ class ScoreModel:
             if not self.metadata.label_optional:
                 raise InputError(f"{self.path.name} needs a label for each image, 0 to {count - 1}")
             label = NO_LABEL
-        labels = np.asarray(label)
-        if labels.dtype.kind not in "iu" or labels.shape not in ((), (images,)):
+        labels = as_labels(label)
+        if labels.shape not in ((), (images,)):
             raise InputError(f"label is {_describe(labels)}, expected whole numbers [{images}], one for each image")
         least = NO_LABEL if self.metadata.label_optional else 0
         if labels.size and not least <= labels.min() <= labels.max() < count:
@@ -183,11 +184,24 @@ class ScoreModel:
         try:
             with alone_on(self.provider):
                 yield
+        except ProviderError:   # of a session that was to be opened; it is a RuntimeError too
+            raise
         except ORT_ERRORS as error:
             raise ProviderError(
                 f"{self.provider} failed on {images} images, fewer at a time may need less memory: "
                 f"{first_line(error)}"
             ) from error
+
+
+def as_labels(labels: object) -> NDArray[Any]:
+    """Labels as an array of whole numbers; ``InputError`` of anything else."""
+    try:
+        array = np.asarray(labels)
+    except ValueError:   # lists of several lengths
+        array = np.zeros(0)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"labels is {one_line(labels)}, expected a whole number or a list of them")
+    return array
 
 
 def is_tensor(value: object) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -26,6 +25,7 @@ __all__ = ["Sessions", "default_options"]
 
 BATCH = "N"   # name of the free dimension
 LEAST_FOR_LOOPS = (1, 31)   # before, a captured Concat of unequal widths reads where its inputs lay at the capture
+MOST_KEPT = 2   # sessions, and loops of a thread
 Opened = TypeVar("Opened")
 
 
@@ -38,6 +38,27 @@ def default_options() -> ort.SessionOptions:
     options.enable_mem_pattern = False
     options.log_severity_level = 3   # its warnings are about the graph, which nobody here can change
     return options
+
+
+class _Recent(Generic[Opened]):
+    """The last two that were opened: of full batches, and of the rest of the images.
+
+    Not ``functools.lru_cache`` of a method: that and its object hold each other, and a model that nobody holds any more
+    would keep its memory until Python looks for such cycles.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], Opened] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, ...], opened: Callable[..., Opened]) -> Opened:
+        """That of a key, opened now if it is not among them; one thread opens at a time."""
+        with self._lock:
+            found = self._kept.pop(key) if key in self._kept else opened(*key)
+            self._kept[key] = found
+            if len(self._kept) > MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            return found
 
 
 class Sessions:
@@ -63,8 +84,12 @@ class Sessions:
         self._threads = threads
         self._options = options
         self._searches = list(SEARCHES if provider == "cuda" else SEARCHES[:1])   # those that have not failed
+        self._sessions: _Recent[ort.InferenceSession] = _Recent()
         self._loops = threading.local()   # a captured graph belongs to the thread that made it, and buffers to one run
-        self.session = functools.lru_cache(maxsize=2)(self._session)   # full batches, and the rest of the images
+
+    def session(self, batch: int) -> ort.InferenceSession:
+        """That for so many images."""
+        return self._sessions.get((batch,), self._session)
 
     def loop(self, batch: int, capacity: int) -> DeviceLoop:
         """The calling thread's loop for so many images and rows: see :class:`DeviceLoop`.
@@ -76,9 +101,9 @@ class Sessions:
             if self._provider == "cuda" and _version(ort.__version__) < LEAST_FOR_LOOPS:
                 raise ProviderError(f"the loop under cuda needs onnxruntime-gpu {'.'.join(map(str, LEAST_FOR_LOOPS))} "
                                     f"or later, this is {ort.__version__}: pip install --upgrade onnxruntime-gpu")
-            self._loops.open = functools.lru_cache(maxsize=2)(self._loop)
-        loop: DeviceLoop = self._loops.open(batch, capacity)
-        return loop
+            self._loops.open = _Recent[DeviceLoop]()
+        open_loops: _Recent[DeviceLoop] = self._loops.open
+        return open_loops.get((batch, capacity), self._loop)
 
     def _session(self, batch: int) -> ort.InferenceSession:
         def tried(search: str) -> ort.InferenceSession:
@@ -110,6 +135,8 @@ class Sessions:
                 search = self._searches[0]
                 try:
                     return tried(search)
+                except ProviderError:   # no plan would help
+                    raise
                 except ORT_ERRORS as error:
                     if len(self._searches) == 1 or "memory" in str(error).lower():
                         raise

@@ -17,7 +17,7 @@ from sde_onnx.export.rewrites.emulation import emulated
 from sde_onnx.images import to_uint8
 from sde_onnx.runtime import device_loop
 from sde_onnx.runtime import load as loading
-from sde_onnx.runtime.device_loop import DeviceLoop
+from sde_onnx.runtime.device_loop import DeviceLoop, room_for
 from sde_onnx.runtime.metadata import ROWS_KEY
 from sde_onnx.solvers.noise import PortableNoise
 from sde_onnx.solvers.plan import COLUMNS, rows
@@ -96,6 +96,11 @@ def test_every_step_is_that_of_the_hosts_loop(solver, steps, options, host, loop
             expected = getattr(theirs, name)
             assert np.linalg.norm(getattr(ours, name) - expected) <= 5e-5 * np.linalg.norm(expected)
     assert np.abs(to_uint8(ours.x_mean).astype(int) - to_uint8(theirs.x_mean)).max() <= 1
+
+
+def test_a_table_has_few_sizes():
+    """A captured graph serves again where the table has the size that it was captured with."""
+    assert [room_for(count) for count in (1, 4095, 4096, 5000, 8191, 8192)] == [4096, 4096, 8192, 8192, 8192, 16384]
 
 
 def test_a_runs_noise_is_drawn_once_each_and_ahead(host, loop):

@@ -1,12 +1,15 @@
 """Sessions of a file under CUDA, where a fake takes ONNX Runtime's place: how they are opened, what is said."""
 
+import gc
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import onnxruntime as ort
 import pytest
 
+import sde_onnx
 from sde_onnx.errors import ProviderError, ProviderWarning
 from sde_onnx.runtime import sessions as module
 from sde_onnx.runtime.sessions import Sessions, default_options
@@ -90,6 +93,49 @@ def test_what_no_other_plan_would_mend_is_told_as_it_is(error, made):
     with pytest.raises(type(error), match=str(error)):
         sessions.session(2)
     assert asked == ["EXHAUSTIVE"]
+
+
+def test_a_provider_that_was_left_out_is_told_as_it_is(made, monkeypatch):
+    """It is a RuntimeError as well, and no plan of cuDNN's would mend it."""
+    sessions, _ = made(lambda search, inputs: None)
+    left_out = ProviderError("ONNX Runtime left CUDAExecutionProvider out")
+    monkeypatch.setattr(module, "open_session", lambda *_, **__: (_ for _ in ()).throw(left_out))
+    with pytest.raises(ProviderError) as error:
+        sessions.session(2)
+    assert error.value is left_out
+
+
+def test_a_model_that_nobody_holds_gives_its_memory_back(model_file):
+    """At once, and not when Python next looks for cycles."""
+    gc.disable()
+    try:
+        model = sde_onnx.load(model_file, "cpu")
+        session = weakref.ref(model._open_for(1))
+        assert model._open_for(1) is session()
+        del model
+        assert session() is None
+    finally:
+        gc.enable()
+
+
+def test_a_loop_is_captured(made, monkeypatch):
+    sessions, _ = made(lambda search, inputs: None, target="cuda")
+    monkeypatch.setattr(ort, "__version__", "1.31.1")
+    opened = []
+    monkeypatch.setattr(module, "open_session", lambda *_, **how: opened.append(how["capture"]))
+    monkeypatch.setattr(module, "DeviceLoop", lambda session, device, shape, capacity: (device, shape, capacity))
+    assert sessions.loop(2, 64) is sessions.loop(2, 64)
+    assert sessions.loop(2, 64) == ("cuda", (2, 3, 16, 16), 64)
+    assert opened == [True]
+
+
+def test_the_last_two_sessions_are_kept(made):
+    sessions, asked = made(lambda search, inputs: None)
+    for batch in (1, 2, 1, 3, 1):   # 2 is the one that was used longest ago
+        sessions.session(batch)
+    assert len(asked) == 3
+    sessions.session(2)
+    assert len(asked) == 4
 
 
 def test_the_loop_under_cuda_needs_a_runtime_that_captures_rightly(made, monkeypatch):
