@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from sde_onnx.solvers.plan import Step
 if TYPE_CHECKING:
     from sde_onnx.generate.sample import Batch
 
-__all__ = ["RestoredPicture", "SampleOutput", "picture_paths", "plan_outputs"]
+__all__ = ["RestoredPicture", "SampleOutput", "check_names", "picture_paths", "plan_outputs"]
 
 GIF_FRAMES = 40
 
@@ -54,17 +54,24 @@ class SampleOutput:
         if self.npz:
             check_room(self.npz, len(self.seeds) * math.prod(image_shape) * (1 if self.uint8 else 4))
 
-    def begun(
-        self, settings: Mapping[str, Any], *, batch_size: int, depends_on_batch: bool
-    ) -> AbstractContextManager[None]:
-        """Makes a folder one of these settings, new or resumed: see :meth:`FolderRun.begun`."""
+    @contextmanager
+    def begun(self, settings: Mapping[str, Any], *, batch_size: int, depends_on_batch: bool) -> Iterator[None]:
+        """Makes a folder one of these settings, new or resumed: see :meth:`FolderRun.begun`.
+
+        Raises:
+            OutputError: as there; or images are there, and an animation needs the steps of all.
+        """
         if self.run is None:
-            return nullcontext()
-        return self.run.begun(settings, seeds=self.seeds, batch_size=batch_size, depends_on_batch=depends_on_batch,
-                              is_shard=self.is_shard)
+            yield
+            return
+        with self.run.begun(settings, seeds=self.seeds, batch_size=batch_size, depends_on_batch=depends_on_batch,
+                            is_shard=self.is_shard):
+            if self.gif:
+                self._check_animation(any(self.run.has([seed]) for seed in self.seeds))
+            yield
 
     def turns(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-        """Each batch, and whether its images are there already: see :meth:`FolderRun.turns`.
+        """Each batch, and whether its images are there already, by another process: see :meth:`FolderRun.turns`.
 
         Raises:
             OutputError: they are, and an animation needs the steps of all.
@@ -73,10 +80,12 @@ class SampleOutput:
             yield from ((batch, False) for batch in batches)
             return
         for batch, is_there in self.run.turns(batches, in_order=self.gif is not None):
-            if is_there and self.gif:
-                raise OutputError(f"{self.run.folder} has images already, and an animation needs the steps of all of "
-                                  "them")
+            self._check_animation(is_there)
             yield batch, is_there
+
+    def _check_animation(self, is_there: bool) -> None:
+        if is_there and self.gif and self.run:
+            raise OutputError(f"{self.run.folder} has images already, and an animation needs the steps of all of them")
 
     def see(self, step: Step, steps: int) -> None:
         """Keeps the step if the animation shows it: some 40 of the ``steps``, or all if their number is not known."""
@@ -232,6 +241,16 @@ def _pixels(image: NDArray[np.uint8 | np.float32]) -> NDArray[np.uint8]:
     return pixels
 
 
+def check_names(names: Sequence[str]) -> None:
+    """``InputError`` where names of pictures are no names for files, or two are the same."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen or Path(name).name != name:
+            raise InputError(f"two pictures are named {name}: rename one" if name in seen
+                             else f"{name!r} is no name for a file")
+        seen.add(name)
+
+
 def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Sequence[Path]) -> list[Path]:
     """A PNG in a folder for each name, none of which may be an input.
 
@@ -245,11 +264,7 @@ def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Se
         InputError: a name twice, or one that leads out of the folder.
         OutputError: a file exists already, is an input, or cannot be written.
     """
-    seen: set[str] = set()
+    check_names(names)
     for name in names:
-        if name in seen or Path(name).name != name:
-            raise InputError(f"two pictures are named {name}: rename one" if name in seen
-                             else f"{name!r} is no name for a file")
-        seen.add(name)
         check_writable(folder / f"{name}.png", force=force, inputs=inputs)
     return [folder / f"{name}.png" for name in names]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from sde_onnx.errors import OutputError
 
 try:
     import fcntl
@@ -36,12 +38,13 @@ class Claims:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Lets others know, for as long as the block runs, that somebody is at work here."""
+        """Lets others know, for as long as the block runs, that somebody is at work here.
+
+        Raises:
+            OutputError: the file that is locked is another user's, and not for this one.
+        """
         if fcntl is not None:
-            try:
-                self._join()
-            except OSError:   # no locks here: as on Windows
-                self._path.unlink(missing_ok=True)
+            self._join()
         try:
             yield
         finally:
@@ -53,15 +56,25 @@ class Claims:
 
     def _join(self) -> None:
         while True:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise OutputError(f"{self._path} cannot be opened ({error.strerror}): is another user at work there?"
+                                  ) from None
+            with suppress(OSError):   # whose file it is lets other users lock it
+                os.fchmod(file, 0o666)
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH, 1, AT_WORK)
-                if self._path.exists() and os.fstat(file).st_ino == self._path.stat().st_ino:
+            except OSError:   # no locks here: as on Windows
+                os.close(file)
+                with suppress(OSError):
+                    self._path.unlink()
+                return
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(file), self._path.stat()):
                     self._file = file
                     return
-            finally:
-                if self._file is None:   # no locks, or the last to leave had just removed the file
-                    os.close(file)
+            os.close(file)   # the last to leave had just removed it
 
     def others(self) -> bool:
         """Whether it is known that somebody else is at work here."""

@@ -9,6 +9,7 @@ then both must be what they were. Several processes may write into one folder at
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ class FolderRun:
         Batches that are cut as before are bit for bit what they would have been.
         """
         path = self.folder / RECORD
-        if self.force or not path.exists():
+        if self.force or not os.path.exists(path):
             return None
         size = read_json(path, OutputError).get("batch_size")
         return size if type(size) is int and size > 0 else None
@@ -111,7 +112,8 @@ class FolderRun:
                 remove(file)
             self.force = False   # they are replaced
         path, asked = self.folder / RECORD, set(seeds)
-        if path.exists():
+        images = [file for file in self._listed(OURS) if file.name != RECORD]
+        if path.exists() and (images or is_shard or self._claims.others()):   # else it ended before its first image
             found = read_json(path, OutputError)
             self._compare(found, settings)
             if depends_on_batch:
@@ -127,8 +129,8 @@ class FolderRun:
             if self._claims.alone() and not is_shard:   # of other machines no lock may tell
                 for file in self._listed(UNFINISHED):
                     remove(file)
-        elif foreign := self._listed(OURS):
-            raise OutputError(f"{self.folder} holds {foreign[0].name} of a run that left no {RECORD}: {INSTEAD}")
+        elif images:
+            raise OutputError(f"{self.folder} holds {images[0].name} of a run that left no {RECORD}: {INSTEAD}")
         listed = format_seeds(seeds if depends_on_batch else sorted(asked))
         record = {"format": FORMAT, "settings": settings, "batch_size": batch_size, "seeds": listed}
         with replacing(path) as temporary:

@@ -89,15 +89,20 @@ class FolderSampler:
     def _sampler(self) -> Sampler:
         return Sampler(**self._arguments)
 
+    @functools.cached_property
+    def _run(self) -> FolderRun:
+        """Of which each file is read once."""
+        return FolderRun(self._folder, force=False, **self._form)
+
     def write(self, seeds: Sequence[int]) -> tuple[int, int, int]:
         """Makes the images of seeds that are not there: how many there are, were made, and the most evaluations of one.
 
         Another actor may have made them, and died before it could say so.
         """
-        run, made, most = FolderRun(self._folder, force=False, **self._form), 0, 0
-        if not run.has(seeds):
+        made = most = 0
+        if not self._run.has(seeds):
             for its_seeds, images, nfe in self._sampler.sampled(list(seeds)):
-                made += run.write(its_seeds, images)
+                made += self._run.write(its_seeds, images)
                 most = max(most, nfe)
         return len(seeds), made, most
 

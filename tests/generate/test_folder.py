@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sde_onnx.cli import main
+from sde_onnx.errors import OutputError
+from sde_onnx.generate.claims import Claims
 
 
 def run(model_file, folder, *arguments):
@@ -122,6 +124,41 @@ def test_an_animation_cannot_be_resumed(model_file, tmp_path):
     assert "an animation needs the steps of all of them" in result.output
 
 
+def test_that_an_animation_cannot_be_resumed_is_said_before_the_work(model_file, tmp_path):
+    run(model_file, tmp_path / "out", "--seeds", "4-5")
+    result = run(model_file, tmp_path / "out", "--seeds", "0-5", "--batch-size", 2, "--gif", tmp_path / "a.gif")
+    assert result.exit_code == 1
+    assert len(finished(tmp_path / "out")) == 2
+
+
+def test_a_run_that_ended_before_its_first_image_holds_nothing(model_file, tmp_path):
+    run(model_file, tmp_path / "out", "--seeds", "0")
+    (tmp_path / "out" / "000000.png").unlink()
+    assert run(model_file, tmp_path / "out", "--seeds", "0", "--rho", "5").exit_code == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["rho"] == 5
+
+
+def test_a_folder_in_a_pictures_place_is_told(model_file, tmp_path):
+    (tmp_path / "out" / "000001.png").mkdir(parents=True)
+    run(model_file, tmp_path / "other", "--seeds", "0")
+    (tmp_path / "other" / "run.json").rename(tmp_path / "out" / "run.json")
+    result = run(model_file, tmp_path / "out", "--seeds", "0-1")
+    assert (result.exit_code, result.output) == (1, f"Error: {tmp_path / 'out' / '000001.png'} is no file: remove it\n")
+
+
+def test_the_lock_is_everybodys(model_file, tmp_path, monkeypatch):
+    """Another user who may write into the folder takes part; one who may not open the file removes nobody's lock."""
+    lock = tmp_path / ".run.lock"
+    with Claims(lock).at_work():
+        assert lock.stat().st_mode & 0o777 == 0o666
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+            with pytest.raises(OutputError, match=r"cannot be opened \(Permission denied\)"), Claims(lock).at_work():
+                pass
+        assert lock.exists()
+    assert not lock.exists()
+
+
 @pytest.mark.parametrize("dependent", [("--solver", "pc", "--langevin-norm", "batch"),
                                        ("--solver", "rk45", "--rtol", 0.1, "--atol", 0.1)], ids=["norm", "rk45"])
 def test_where_images_depend_on_their_batch_other_batches_are_another_run(dependent, model_file, tmp_path):
@@ -157,6 +194,7 @@ def test_the_folder_of_an_older_version_is_refused(model_file, tmp_path):
     (tmp_path / "out").mkdir()
     old = {"sde_onnx": "0.1.0", "model": "0" * 64, "solver": "pc", "steps": 2, "options": {}, "batch_size": 4}
     (tmp_path / "out" / "run.json").write_text(json.dumps(old))
+    (tmp_path / "out" / "000000.png").write_bytes(b"precious")
     result = run(model_file, tmp_path / "out", "--seeds", "0")
     assert result.exit_code == 1
     assert "a run of run.json format 1, this sde-onnx resumes format 2: choose another folder" in result.output
