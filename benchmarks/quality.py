@@ -63,7 +63,7 @@ def _curves(solver: str, steps: tuple[int, ...], **options: tuple[Any, ...]) -> 
 
 
 CURVES = [
-    *_curves("restart", (50,), eta=(2.0,), restarts=(4,)),
+    *_curves("restart", (50,), eta=(2.0,)),
     *_curves("restart", (25,), eta=(1.0, 2.0, 0.0)),
     *_curves("sde-dpmpp-2m", (25,), eta=(0.5, 1.0, 2.0, 3.0)),
     *_curves("sde-dpmpp-2m", (8, 12, 16), eta=(0.25, 0.5, 1.0, 2.0)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_number
+from sde_onnx.checks import checked_model, checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.runtime.score_model import ScoreModel
@@ -58,11 +58,12 @@ def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: floa
     Args:
         model: a loaded model file.
         batch_size: images at a time, >= 1; as for sampling if not given, or if they do not fit into memory.
-        seconds: how long to measure, > 0 and at most a day; five steps at the least.
+        seconds: how long to measure, > 0 and at most a day; as many steps as the model asks for, or five at the least.
 
     Raises:
         InputError: an argument out of its range.
     """
+    checked_model(model)
     metadata = model.metadata
     size = choose_batch_size(model, sys.maxsize, batch_size)
     if not 0 < checked_number("seconds", seconds) <= MOST_SECONDS:
@@ -71,16 +72,18 @@ def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: floa
 
     def timed(x: Float32Array, sigma: Float32Array) -> Float32Array:
         start = time.perf_counter()
-        score: Float32Array = model(x, sigma)
+        score: Float32Array = model(x, sigma, label)
         evaluations.append(time.perf_counter() - start)
         return score
 
+    label = 0 if metadata.labels and not metadata.label_optional else None
     reference = resolve(metadata, quality="reference")
-    run = reference.run(timed, PortableNoise(range(size), metadata.image_shape))
+    steps, nfe = reference.steps or 0, reference.evaluations or 0   # of this solver both are known
+    timed_request = resolve(metadata, solver=reference.solver, steps=max(steps, 1 + LEAST_STEPS))
+    run = timed_request.run(timed, PortableNoise(range(size), metadata.image_shape))
     next(run)
     first, evaluations[:] = evaluations[0], []
     loop: list[float] = []
-    steps, nfe = reference.steps or 0, reference.evaluations or 0   # of this solver both are known
     nfe_a_step = nfe // steps
     begin = start = time.perf_counter()
     for _ in run:

@@ -23,7 +23,8 @@ class Slow:
         self.provider = model.provider
         self.seconds = seconds
 
-    def __call__(self, x, sigma):
+    def __call__(self, x, sigma, label):
+        assert label is None
         time.sleep(self.seconds)
         return np.zeros_like(x) + 1
 
@@ -35,6 +36,27 @@ def test_evaluations_and_the_rest_are_told_apart(model):
     assert 0 < result.loop_share < 0.2
     assert (result.steps, result.nfe) == (2000, 4000)
     assert result.images_per_second == pytest.approx(3 / (4000 * 0.05), rel=0.3)
+
+
+def test_a_model_of_one_step_is_timed_by_more(model):
+    slow = Slow(model, 0.001)
+    schedule = dataclasses.replace(model.metadata.schedule, num_scales=1)
+    slow.metadata = dataclasses.replace(model.metadata, schedule=schedule)
+    result = benchmark(slow, batch_size=1, seconds=0.01)
+    assert (result.steps, result.nfe) == (1, 2)
+    assert len(result.loop) >= 5
+
+
+def test_a_label_that_is_needed_is_given(model):
+    class Labelled(Slow):
+        def __call__(self, x, sigma, label):
+            asked.append(label)
+            return np.ones_like(x)
+
+    asked, slow = [], Labelled(model, 0)
+    slow.metadata = dataclasses.replace(model.metadata, labels=3)
+    benchmark(slow, batch_size=2, seconds=0.01)
+    assert set(asked) == {0}
 
 
 def test_what_the_loop_adds_is_part_of_an_images_time(model):

@@ -75,7 +75,7 @@ SOLVERS = {
 QUALITIES: dict[str, tuple[str, int | None, Mapping[str, Any]]] = {
     "fast": ("sde-dpmpp-2m", 12, {"eta": 1.0}),
     "balanced": ("restart", None, {}),   # what the solver takes by itself
-    "fine": ("restart", 50, {"eta": 2.0, "restarts": 4}),
+    "fine": ("restart", 50, {"eta": 2.0}),
     "reference": ("pc", None, {}),
 }
 DEFAULT_QUALITY = "balanced"

@@ -28,7 +28,6 @@ __all__ = ["NoiseLevel", "VeSchedule"]
 
 
 LARGEST_SIGMA = 1e18
-MOST_SCALES = 10**6   # beyond what any model was trained with
 
 
 class NoiseLevel(NamedTuple):
@@ -73,9 +72,9 @@ class VeSchedule:
         if self.sigma_min < 1 / LARGEST_SIGMA or self.sigma_max > LARGEST_SIGMA:
             raise ConfigError(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max} leave float32: it holds "
                               f"the squares of {1 / LARGEST_SIGMA:g} to {LARGEST_SIGMA:g}")
-        if type(self.num_scales) is not int or not 1 <= self.num_scales <= MOST_SCALES:
+        if type(self.num_scales) is not int or not 1 <= self.num_scales <= MOST_STEPS:
             raise ConfigError(f"num_scales is {one_line(self.num_scales)}, expected a whole number of 1 to "
-                              f"{MOST_SCALES}")
+                              f"{MOST_STEPS}")
         if not 0 < self.sampling_eps < 1:
             raise ConfigError(f"sampling_eps is {self.sampling_eps}, expected a time between 0 and 1")
 

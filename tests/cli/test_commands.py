@@ -117,7 +117,7 @@ BALANCED = "restart, 25 steps"
     (("--quality", "reference"), "pc snr 0.16 n_corrector 1, 2000 steps"), ((), BALANCED),
     (("--steps", 7), "restart, 7 steps"),
     (("--rho", 4), "restart rho 4.0, 25 steps"), (("--solver", "restart"), BALANCED),
-    (("--quality", "fine"), "restart eta 2.0 restarts 4, 50 steps"),
+    (("--quality", "fine"), "restart eta 2.0, 50 steps"),
     (("--solver", "sde-dpmpp-2m"), "sde-dpmpp-2m, 25 steps"),
     (("--solver", "heun"), "heun, 18 steps"), (("--solver", "adaptive-sde"), "adaptive-sde, adaptive steps"),
 ])
