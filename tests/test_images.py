@@ -39,7 +39,13 @@ def test_a_grid_holds_each_picture_in_its_place(rng):
 def test_gif_has_all_frames(rng, tmp_path):
     frames = [rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(5)]
     save_gif(tmp_path / "a.gif", frames)
-    assert Image.open(tmp_path / "a.gif").n_frames == 5
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 5
+        durations = []
+        for index in range(5):
+            film.seek(index)
+            durations.append(film.info["duration"])
+    assert durations == [80, 80, 80, 80, 1500]
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):

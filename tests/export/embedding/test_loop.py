@@ -403,8 +403,8 @@ def refuses(message, *arguments):
 
 def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
     path = tmp_path / "s.onnx"
-    refuses("rk45 cannot be embedded", "embed", "-o", path, "--solver", "rk45")
-    refuses("cannot be embedded", "embed", "-o", path, "--solver", "heun", "--measure-noise")
+    refuses("Error: rk45 cannot be embedded; what can is pc, ancestral", "embed", "-o", path, "--solver", "rk45")
+    refuses("heun with these options cannot be embedded", "embed", "-o", path, "--solver", "heun", "--measure-noise")
     refuses("cannot be embedded", "embed", "-o", path, "--solver", "pc", "--langevin-norm", "batch")
     refuses("steps is 2, expected a whole number of 3 to 20000 for solver sde-dpmpp-3m", "embed", "-o", path,
             "--solver", "sde-dpmpp-3m", "--steps", 2)

@@ -1,0 +1,26 @@
+"""Errors in one line, whatever other libraries and files put into them."""
+
+import pytest
+
+from sde_onnx.errors import InputError, OutputError, first_line, one_line
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (ValueError("one\ntwo"), "one"), (ValueError(" \n"), "ValueError"), (KeyError("key"), "'key'"),
+    (FileNotFoundError(2, "No such file or directory", "f"), "No such file or directory"), (OSError("odd"), "odd"),
+    (ValueError("x" * 300), "x" * 200),
+], ids=repr)
+def test_anothers_error_is_its_first_line(error, said):
+    assert first_line(error) == said
+
+
+def test_a_value_is_not_all_of_a_long_one():
+    assert one_line("a\n b") == repr("a\n b")
+    assert one_line(list(range(100))) == repr(list(range(100)))[:77] + "..."
+    assert len(one_line("x" * 78)) == 80
+    assert one_line(10**5000) == "a very large int"
+
+
+@pytest.mark.parametrize("kind", [InputError, OutputError])
+def test_a_message_is_one_line_whatever_is_in_it(kind):
+    assert str(kind("a\nb\x1b[2J\udcff é")) == r"a\nb\x1b[2J\udcff é"
