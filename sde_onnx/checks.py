@@ -19,10 +19,10 @@ MOST_IMAGES = 1 << 16  # at a time
 MOST_THREADS = max(64, os.cpu_count() or 1)
 
 
-def checked_model(model: Any) -> None:
+def checked_model(model: Any, name: str = "model") -> None:
     """``InputError`` where a loaded model is expected and something else was given: mostly its file."""
     if not hasattr(model, "metadata"):
-        raise InputError(f"model is {one_line(model)}, expected what sde_onnx.load returns of a file")
+        raise InputError(f"{name} is {one_line(model)}, expected what sde_onnx.load returns of a file")
 
 
 def is_number(value: Any, *, whole: bool = False) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,9 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
         raise InputError("no pictures: give files or folders")
     files: list[Path] = []
     for path in [checked_path("a path", path) for path in paths]:
-        if not path.exists():
+        if not os.path.exists(path):   # False, and no error, where no file could have the name
             raise InputError(f"{path} is missing, expected a picture, a .npz or a folder of them")
-        inside = _pictures_of(path) if path.is_dir() else [path]
+        inside = _pictures_of(path) if os.path.isdir(path) else [path]
         if not inside:
             raise InputError(f"{path} holds no pictures")
         files += inside
@@ -123,9 +124,13 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _pictures_of(folder: Path) -> list[Path]:
-    kinds = {*Image.registered_extensions(), ".npz"}
-    return sorted(path for path in folder.iterdir()
-                  if path.suffix.lower() in kinds and not path.name.startswith("."))
+    extensions = Image.registered_extensions()   # also of what is only written, such as PDF
+    kinds = {*(extension for extension, kind in extensions.items() if kind in Image.OPEN), ".mpo", ".npz"}
+    try:
+        return sorted(path for path in folder.iterdir()
+                      if path.suffix.lower() in kinds and not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
 
 
 def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:

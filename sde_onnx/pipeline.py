@@ -19,6 +19,7 @@ from tqdm import tqdm
 from sde_onnx.checks import checked_count, checked_path
 from sde_onnx.errors import InputError, OutputError
 from sde_onnx.extras import require_diffusers, require_export
+from sde_onnx.files import replacing
 from sde_onnx.generate.sample import steps_of
 from sde_onnx.images import to_pil, to_uint8
 from sde_onnx.runtime.load import load
@@ -188,7 +189,7 @@ class ScoreSdeVePipeline:
 
         Args:
             batch_size: N, >= 1, all sampled together.
-            num_inference_steps: noise levels, >= 1.
+            num_inference_steps: from one noise level to the next, >= 1.
             generator: ``None`` (fresh entropy); a ``torch.Generator`` or a list of one for each image (diffusers'
                 noise, in its order); a ``numpy.random.Generator``; an int (portable noise, seeds from there on) or a
                 list of one for each image.
@@ -237,7 +238,8 @@ class ScoreSdeVePipeline:
             kind, _, index = str(place).partition(":")
             if kind not in ("cpu", "cuda") or index not in ("", "0"):
                 raise InputError(f"device is {str(place)!r}, expected 'cpu' or 'cuda'")
-            self.model = self.model.under(kind)
+            if str(self.device) != kind:   # what runs there already stays: OpenVINO is a CPU's too
+                self.model = self.model.under(kind)
         return self
 
     @property
@@ -277,10 +279,12 @@ class ScoreSdeVePipeline:
                 pipeline_class: Any = diffusers.ScoreSdeVePipeline   # diffusers has no types
                 pipeline_class(unet=unet, scheduler=scheduler).save_pretrained(folder)
             elif self._source is not None:
-                shutil.copytree(self._source, folder, dirs_exist_ok=True)
+                shutil.copytree(self._source, folder, dirs_exist_ok=True, copy_function=_copied)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.model.path, folder / MODEL_NAME)
+                _copied(self.model.path, folder / MODEL_NAME)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
@@ -297,6 +301,14 @@ class ScoreSdeVePipeline:
     def set_progress_bar_config(self, **options: Any) -> None:
         """Sets tqdm's options, such as ``disable=True``, for the calls to come."""
         self._bar_options = options
+
+
+def _copied(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copies a file, whole or not at all; one onto itself is left as it is."""
+    if Path(target).exists() and Path(target).samefile(source):
+        return
+    with replacing(Path(target)) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _unet_config(metadata: ModelMetadata) -> dict[str, Any]:

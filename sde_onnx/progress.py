@@ -29,8 +29,8 @@ class ImagesBar(tqdm):   # type: ignore[misc]  # tqdm has no types
     """
 
     def __init__(self, total: int, *, show: bool = True) -> None:
-        shows = show and not QUIET.get()
-        if sys.stderr.isatty():
+        shows = show and not QUIET.get() and sys.stderr is not None   # which a program without a console has not
+        if shows and sys.stderr.isatty():
             how: dict[str, Any] = {"bar_format": BAR}
         else:
             how = {"bar_format": LINE, "file": _Lines(), "mininterval": SECONDS, "maxinterval": SECONDS, "miniters": 0,

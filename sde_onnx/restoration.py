@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.checks import checked_model, checked_number
-from sde_onnx.errors import InputError
+from sde_onnx.errors import InputError, one_line
 from sde_onnx.generate.sample import Batch, Labels, batches_of, choose_batch_size, label_of, last_images
 from sde_onnx.guidance.measurement import Measurement, Product
 from sde_onnx.guidance.methods import METHODS, SOLVER, default_method, options_of
@@ -109,11 +109,15 @@ def restore(
         NonFiniteError: NaN or infinity appeared.
     """
     checked_model(model)
+    if gradient is not None:
+        checked_model(gradient, "gradient")
     asked: dict[str, Any] = {"method": method, "solver": solver, "quality": quality, "steps": steps,
                              "options": options}
     if restoration is None:
         has_gradient = gradient is not None or model.metadata.gradient
         restoration = resolve_restoration(model.metadata, has_gradient=has_gradient, **asked)
+    elif not isinstance(restoration, Restoration):
+        raise InputError(f"restoration is {one_line(restoration)}, expected what resolve_restoration returns")
     elif named := [name for name, value in asked.items() if value not in (None, {})]:
         raise InputError(f"restoration says how already: leave out {', '.join(named)}")
     linear = operator_for(operator, model.metadata.image_shape)

@@ -67,6 +67,14 @@ def test_a_folder_of_samples_is_read_without_what_is_unfinished(rgb, tmp_path):
     assert read_images([tmp_path], SHAPE)[0] == ["000001"]
 
 
+def test_what_is_no_picture_in_a_folder_is_left_out(rgb, tmp_path):
+    """Pillow writes PDF and does not read it."""
+    save_png(tmp_path / "b.png", rgb)
+    for name in ("paper.pdf", "notes.txt"):
+        (tmp_path / name).write_text("words")
+    assert read_images([tmp_path], SHAPE)[0] == ["b"]
+
+
 def test_resizing_crops_the_middle(rgb, tmp_path):
     wide = np.zeros((12, 40, 3), np.uint8)
     wide[:, 12:28] = rgb.repeat(2, 0).repeat(2, 1)   # the middle, of the model's aspect
@@ -95,6 +103,7 @@ def test_alpha_is_put_on_white(rgb, tmp_path):
 
 def test_what_is_no_picture_of_the_model_is_refused(rng, rgb, tmp_path):
     refused("is missing", tmp_path / "none.png")
+    refused("is missing", tmp_path / ("n" * 300 + ".png"))
     (tmp_path / "empty").mkdir()
     refused("holds no pictures", tmp_path / "empty")
     (tmp_path / "text.png").write_text("no picture")

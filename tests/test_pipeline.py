@@ -109,7 +109,8 @@ def test_the_output_is_what_callers_of_diffusers_expect(pipe, reference):
 
 def test_a_pipeline_can_be_moved(model_file):
     pipe = sde_onnx.ScoreSdeVePipeline.from_pretrained(model_file)
-    assert pipe.to(torch.device("cpu")).model.provider == "cpu"
+    before = pipe.model
+    assert pipe.to(torch.device("cpu")).model is before   # where it runs already it stays, under its provider
     assert pipe.to(torch.float32).to("cpu", torch.float32).to(dtype=torch.float32) is pipe
     with pytest.raises(InputError, match="device is 'mps', expected"):
         pipe.to("mps")
@@ -257,6 +258,7 @@ def test_a_model_file_is_saved_and_found_again(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     again = sde_onnx.ScoreSdeVePipeline.from_pretrained(tmp_path / "saved", provider="cpu")
     again.set_progress_bar_config(disable=True)
+    again.save_pretrained(tmp_path / "saved")   # onto itself
     np.testing.assert_array_equal(again(1, 2, 7, "np").images, pipe(1, 2, 7, "np").images)
 
 

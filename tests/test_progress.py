@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from commands import done
 
+import sde_onnx
 from sde_onnx import progress
 
 
@@ -44,6 +45,12 @@ def test_images_that_were_there_say_nothing_of_the_pace(often, capsys, monkeypat
 
 def test_a_run_that_is_over_soon_says_nothing(tmp_path):
     assert done("sample", "--provider", "cpu", "--steps", 2, "-o", tmp_path / "s.png").stderr == ""
+
+
+def test_a_program_without_a_console_samples(model, monkeypatch):
+    """Python gives it no standard error at all."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert len(sde_onnx.sample(model, [0], 2, progress=True)) == 1
 
 
 def test_a_terminal_shows_a_bar(monkeypatch, capsys):

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 
 import sde_onnx
 from sde_onnx import operators
+from sde_onnx.benchmark import benchmark
 from sde_onnx.errors import InputError
+from sde_onnx.runtime.score_model import as_labels
 
 SHAPE = (3, 16, 16)
 
@@ -24,6 +27,13 @@ SHAPE = (3, 16, 16)
     (lambda model: sde_onnx.resolve(model), "expected a model's metadata: of a loaded one `.metadata`"),
     (lambda model: sde_onnx.resolve(None), "model is None, expected a model's metadata"),
     (lambda model: sde_onnx.resolve(model.metadata, options={"rho": 1e300}), "rho is 1e+300, expected a number"),
+    (lambda model: benchmark("m.onnx"), "model is 'm.onnx', expected what sde_onnx.load returns"),
+    (lambda model: sde_onnx.restore(model, np.zeros((1, 16, 16), np.float32), "gray", [0], gradient="g.onnx"),
+     "gradient is 'g.onnx', expected what sde_onnx.load returns"),
+    (lambda model: sde_onnx.restore(model, np.zeros((1, 16, 16), np.float32), "gray", [0], restoration="posterior"),
+     "restoration is 'posterior', expected what resolve_restoration returns"),
+    (lambda model: model.labels_for([[1], [1, 2]], 2), "has no labels"),
+    (lambda model: as_labels([[1], [1, 2]]), "labels is [[1], [1, 2]], expected a whole number or a list"),
     (lambda model: sde_onnx.interpolate(model, [1, 2], 3, 3), "an end is [1, 2], expected an image as a numpy array"),
     (lambda model: sde_onnx.interpolate(model, 1, 3.5, 3), "an end is 3.5, expected"),
     (lambda model: sde_onnx.interpolate(model, True, 3, 3), "an end is True, expected"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sde_onnx.cli.options import OutputPath, flow_options, label_option, notes, runtime_options, split_model
+from sde_onnx.cli.options import OutputPath, flow_options, label_option, note, notes, runtime_options, split_model
 from sde_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def decode_command(
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
     if settings.get("model") != sha256(score_model.path):
-        click.echo(f"Note: {files[0]} was not encoded with {score_model.path}", err=True)
+        note(f"{files[0]} was not encoded with {score_model.path}")
     with notes():
         images = decode(score_model, latents, labels=settings.get("labels") if labels is None else labels, rtol=rtol,
                         atol=atol, steps=steps, denoise=denoise, batch_size=batch_size, progress=True)

@@ -10,11 +10,12 @@ import click
 from sde_onnx.cli.options import (
     OutputPath,
     given,
+    label_list,
     notes,
-    numbers,
     picture_options,
     request_options,
     runtime_options,
+    seed_list,
     solver_options,
 )
 
@@ -25,8 +26,9 @@ __all__ = ["edit_command"]
 @picture_options
 @click.option("--sigma", type=click.FloatRange(min=0, min_open=True), required=True,
               help="Noise to start from: the more, the freer. Data are in [0, 1].")
-@click.option("--seeds", callback=numbers, default="0", metavar="LIST", help="An edit of every picture for each: 0-3.")
-@click.option("--label", "labels", callback=numbers, metavar="LIST",
+@click.option("--seeds", callback=seed_list, default="0", metavar="LIST",
+              help="An edit of every picture for each: 0-3.")
+@click.option("--label", "labels", callback=label_list, metavar="LIST",
               help="Of a model with labels: 3, or 0-9, which seeds take in turn.")
 @request_options
 @click.option("--batch-size", type=click.IntRange(min=1), show_default="by the images' size",

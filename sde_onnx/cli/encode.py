@@ -44,6 +44,7 @@ def encode_command(
 
     import numpy as np
 
+    from sde_onnx.cli.outputs import check_names
     from sde_onnx.codes import encode
     from sde_onnx.files import check_writable, replacing, sha256
     from sde_onnx.image_files import picture_files, read_images
@@ -58,6 +59,7 @@ def encode_command(
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
+    check_names(names)   # which `decode` gives to files
     with notes():
         latents = encode(score_model, images, labels=labels, rtol=rtol, atol=atol, steps=steps, batch_size=batch_size,
                          progress=True)

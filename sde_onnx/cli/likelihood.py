@@ -94,6 +94,8 @@ def likelihood_command(
     with notes():
         score_model = _with_gradient(model, provider, precision, threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
+    if isinstance(labels, list) and len(labels) != len(names):
+        raise click.UsageError(f"{len(labels)} labels for {len(names)} pictures: give one, or one for each")
     if steps is None and rtol is None and atol is None:
         steps = LIKELIHOOD_STEPS
     elif steps is None:   # so that a default that is typed makes the same run

@@ -23,11 +23,12 @@ from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_option", "method_options", "note_shard", "notes",
-           "numbers", "picture_options", "request_options", "runtime_options", "shard_option", "solver_options",
-           "split_model"]
+__all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_list", "label_option", "method_options", "note",
+           "note_shard", "notes", "picture_options", "request_options", "runtime_options", "seed_list", "shard_option",
+           "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "openvino", "cpu"])
+MOST_LABELS = 1_000_000   # of one range
 # Of these a user of the command line is told.
 NOTES = (BatchSizeWarning, InstallationWarning, ProviderWarning, SlowPrecisionWarning)
 
@@ -35,15 +36,21 @@ NOTES = (BatchSizeWarning, InstallationWarning, ProviderWarning, SlowPrecisionWa
 @contextmanager
 def notes() -> Iterator[None]:
     """Says at its end what was warned of in it, a line each; nothing with ``--quiet``."""
-    from sde_onnx.progress import QUIET
-
     with warnings.catch_warnings(record=True) as caught:
         for category in NOTES:
             warnings.simplefilter("always", category)
         yield
     for warning in caught:
-        if issubclass(warning.category, NOTES) and not QUIET.get():
-            click.echo(f"Note: {warning.message}", err=True)
+        if issubclass(warning.category, NOTES):
+            note(str(warning.message))
+
+
+def note(text: str) -> None:
+    """Says something on standard error, a line; nothing with ``--quiet``."""
+    from sde_onnx.progress import QUIET
+
+    if not QUIET.get():
+        click.echo(f"Note: {text}", err=True)
 
 
 class OutputPath(click.Path):
@@ -55,12 +62,21 @@ class OutputPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-def numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
-    """A callback of options whose values are lists of seeds or labels, which are written alike."""
+def seed_list(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
+    """A callback of options whose values are lists of seeds."""
     try:
         return None if text is None else parse_seeds(text)
     except InputError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def label_list(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
+    """A callback of options whose values are labels that seeds take in turn: as seeds, but one may come again."""
+    try:
+        parts = [] if text is None else [parse_seeds(part, most=MOST_LABELS) for part in text.split(",")]
+        return [label for part in parts for label in part] or None
+    except InputError as error:
+        raise click.BadParameter(str(error).replace("seeds", "labels")) from None
 
 
 def split_model(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]
@@ -103,11 +119,9 @@ def _shard(context: click.Context, parameter: click.Parameter, text: str | None)
 
 def note_shard(shard: Shard, mine: int, of: int, what: str) -> None:
     """Says in a line which part this process does, where it was not the user who said it."""
-    from sde_onnx.progress import QUIET
-
-    if shard.variables and shard.count > 1 and not QUIET.get():
+    if shard.variables and shard.count > 1:
         by = " and ".join(shard.variables)
-        click.echo(f"Note: shard {shard} by {by}: {mine} of {of} {what}; --shard 0/1 does all", err=True)
+        note(f"shard {shard} by {by}: {mine} of {of} {what}; --shard 0/1 does all")
 
 
 def label_option(command: Callable[..., Any]) -> Callable[..., Any]:

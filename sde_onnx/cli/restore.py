@@ -12,13 +12,14 @@ import click
 from sde_onnx.cli.options import (
     OutputPath,
     given,
+    label_list,
     method_options,
     note_shard,
     notes,
-    numbers,
     request_options,
     resize_option,
     runtime_options,
+    seed_list,
     shard_option,
     solver_options,
     split_model,
@@ -46,9 +47,9 @@ __all__ = ["restore_command"]
               help="How to restore.")
 @click.option("--gradient", type=click.Path(path_type=Path), show_default="the bundled one, or MODEL if it is one",
               help="The gradient file of MODEL.")
-@click.option("--seeds", callback=numbers, default="0-7", metavar="LIST",
+@click.option("--seeds", callback=seed_list, default="0-7", metavar="LIST",
               help="A restoration for each: 7, 0-63, 0-3,8.")
-@click.option("--label", "labels", callback=numbers, metavar="LIST",
+@click.option("--label", "labels", callback=label_list, metavar="LIST",
               help="Of a model with labels: 3, or 0-9, which seeds take in turn.")
 @resize_option
 @method_options
@@ -96,7 +97,6 @@ def restore_command(
              sde-onnx restore celebahq.onnx clean/ --degrade --operator blur:3,down:4 --noise 0.05
     """
     import time
-    from functools import partial
 
     import numpy as np
 
@@ -116,12 +116,7 @@ def restore_command(
     model, pictures = given_model or bundled_model(), picture_files(paths)
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
-        gradient = gradient or _gradient_of(score_model, given_model, method)
-        gradient_model = None if gradient is None else load(gradient, provider, precision=precision, threads=threads)
     image_shape = score_model.metadata.image_shape
-    restoration = resolve_restoration(
-        score_model.metadata, has_gradient=score_model.metadata.gradient or gradient is not None, method=method,
-        solver=solver, quality=quality, steps=steps, options=given(options))
     linear = operator_for(operator, image_shape)
     if degrade:
         names, images = read_images(pictures, image_shape, resize=resize)
@@ -134,6 +129,12 @@ def restore_command(
     if degrade:
         by_name = [int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in names]   # whatever is beside it
         images = degraded(in_data_units(images), linear, by_name, noise=noise)
+    with notes():   # which may take minutes to make
+        gradient = gradient or _gradient_of(score_model, given_model, method)
+        gradient_model = None if gradient is None else load(gradient, provider, precision=precision, threads=threads)
+    restoration = resolve_restoration(
+        score_model.metadata, has_gradient=score_model.metadata.gradient or gradient is not None, method=method,
+        solver=solver, quality=quality, steps=steps, options=given(options))
     batch_size = batch_size or default_batch_size(image_shape)
     settings = {
         "model": sha256(model), "gradient": gradient and sha256(gradient), "precision": score_model.precision,

@@ -11,11 +11,12 @@ import click
 from sde_onnx.cli.options import (
     OutputPath,
     given,
+    label_list,
     note_shard,
     notes,
-    numbers,
     request_options,
     runtime_options,
+    seed_list,
     shard_option,
     solver_options,
 )
@@ -34,9 +35,9 @@ BATCHES_AN_ACTOR = 4   # on Ray, at least: so that none waits long for the last
 
 @click.command("sample")
 @click.argument("model", metavar="[MODEL]", required=False, type=click.Path(path_type=Path))
-@click.option("--seeds", callback=numbers, default="0-15", metavar="LIST",
+@click.option("--seeds", callback=seed_list, default="0-15", metavar="LIST",
               help="An image for each: 7, 0-63, 0-3,8.")
-@click.option("--label", "labels", callback=numbers, metavar="LIST",
+@click.option("--label", "labels", callback=label_list, metavar="LIST",
               help="Of a model with labels or of a classifier: 3, or 0-9, which seeds take in turn (seed 13 the 4th "
                    "of ten).")
 @click.option("--classifier", type=click.Path(dir_okay=False, path_type=Path),

@@ -19,7 +19,7 @@ from sde_onnx.progress import ImagesBar
 from sde_onnx.runtime.classifier import Classifier
 from sde_onnx.runtime.device_loop import DeviceLoop, room_for
 from sde_onnx.runtime.machine import available_cores, available_memory, image_memory
-from sde_onnx.runtime.score_model import ON_A_GPU, ScoreModel
+from sde_onnx.runtime.score_model import ON_A_GPU, ScoreModel, as_labels
 from sde_onnx.solvers.catalogue import Sampling, resolve
 from sde_onnx.solvers.noise import LatentFirst, PortableNoise, check_seeds
 from sde_onnx.solvers.options import GUIDANCE
@@ -68,7 +68,7 @@ def sample(
         model: a loaded model file.
         seeds: 0 to 2^64 - 1 each. An image depends on its own seed alone, unless ``langevin_norm`` is ``"batch"`` or
             the solver ``"rk45"``, whose steps suit the whole batch.
-        steps: noise levels; the solver's own number, or for ``"pc"`` the model's, if not given.
+        steps: from one noise level to the next; the solver's own number, or for ``"pc"`` the model's, if not given.
         solver: a key of :data:`sde_onnx.solvers.catalogue.SOLVERS`; ``"pc"`` is the paper's.
         quality: in place of both, a key of :data:`sde_onnx.solvers.catalogue.QUALITIES`; ``"balanced"`` if none of the
             three is given.
@@ -221,11 +221,8 @@ def label_of(seeds: Sequence[int], labels: Labels) -> NDArray[np.int64] | None:
     """The label of each seed, ``[N]``: of several labels number ``seed % len(labels)``, whatever stands beside it."""
     if labels is None:
         return None
-    try:
-        several = np.atleast_1d(np.asarray(labels))
-    except ValueError:   # lists of several lengths
-        several = np.zeros(0)
-    if several.ndim != 1 or several.size == 0 or several.dtype.kind not in "iu" or several.max() >= 2**63:
+    several = np.atleast_1d(as_labels(labels))
+    if several.ndim != 1 or several.size == 0 or several.max() >= 2**63:
         raise InputError(f"labels is {one_line(labels)}, expected a whole number or a list of them")
     return np.array([several[seed % len(several)] for seed in seeds], np.int64)
 

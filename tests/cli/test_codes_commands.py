@@ -108,6 +108,7 @@ def test_bad_input_is_refused_in_one_line(pictures, codes, tmp_path):
         refuses("2 latents", "decode", tmp_path / "odd.npz", "-o", out)
     refuses("missing", "interpolate", "--from", tmp_path / "none.png", "--to", 1, "-o", tmp_path / "s.png")
     refuses("two pictures are named 0-000000", "edit", pictures / "0.png", pictures / "0.png", "--sigma", 1, "-o", out)
+    refuses("two pictures are named 0", "encode", pictures / "0.png", pictures / "0.png", "-o", out / "c.npz")
     refuses("sigma is 99, expected more than 0.01 and at most 20", "edit", pictures, "--sigma", 99, "-o", out)
     refuses("has no labels", "encode", pictures, "--label", "1,2", "-o", out / "c.npz")
     refuses("is no list of labels", "encode", pictures, "--label", "x", "-o", out / "c.npz", status=2)

@@ -103,6 +103,8 @@ def test_what_likelihood_refuses(folder, tmp_path):
     refuses("does not end in .png, .svg, .pdf", "likelihood", folder, "-o", tmp_path / "l.csv", "--plot",
             tmp_path / "l.txt", status=2)
     refuses("exclude each other", "likelihood", folder, "--steps", 3, "--rtol", 0.1, "-o", tmp_path / "l.csv")
+    refuses("3 labels for 1 pictures: give one, or one for each", "likelihood", folder / "000000.png", "--label",
+            "3,4,5", "-o", tmp_path / "l.csv", status=2)
     picture = folder / "000000.png"
     refuses("is also another file of this command", "likelihood", folder, "-o", tmp_path / "l.csv", "--plot", picture,
             "--force")

@@ -70,6 +70,9 @@ def test_the_command_and_its_folders(path, labelled, tmp_path):
     assert "its labels is '0-9', here it is '3'" in other.output
     without = run("sample", path, "--seeds", "0-3", "--steps", 4, "--provider", "cpu", "-o", out)
     assert "its labels is '0-9', here it is None" in without.output
+    again = tmp_path / "again"
+    run("sample", path, "--seeds", "0-2", "--label", "3,3,5", "--steps", 4, "--provider", "cpu", "-o", again)
+    assert json.loads((again / "run.json").read_text())["settings"]["labels"] == "3,3,5"
     saved = run("sample", path, "--seeds", "1-2", "--label", "0-9", "--steps", 4, "--provider", "cpu", "-o",
                 tmp_path / "s.npz")
     assert saved.exit_code == 0, saved.output
