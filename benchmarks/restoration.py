@@ -31,10 +31,12 @@ from skimage.metrics import structural_similarity
 
 import sde_onnx
 from sde_onnx.files import sha256
+from sde_onnx.guidance.measuring import degrade, hidden_by
 from sde_onnx.guidance.methods import METHODS
 from sde_onnx.image_files import in_data_units, read_images
 from sde_onnx.images import psnr
-from sde_onnx.restoration import Restoration, degrade, hidden_by, operator_for, resolve_restoration, restore_batches
+from sde_onnx.operators.given import operator_for
+from sde_onnx.restoration import Restoration, resolve_restoration, restore_batches
 from sde_onnx.runtime.score_model import ScoreModel
 
 from environment import environment

@@ -16,27 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_model, checked_number
+from sde_onnx.checks import checked_model
 from sde_onnx.errors import InputError, one_line
 from sde_onnx.generate.sample import Batch, Labels, batches_of, choose_batch_size, label_of, last_images
 from sde_onnx.guidance.measurement import Measurement, Product
+from sde_onnx.guidance.measuring import measurement_of
 from sde_onnx.guidance.methods import METHODS, SOLVER, default_method, options_of
-from sde_onnx.image_files import Images, in_data_units
-from sde_onnx.operators import Operator, parse_operator
-from sde_onnx.operators.foreign import adapted
+from sde_onnx.image_files import Images
+from sde_onnx.operators import Operator
+from sde_onnx.operators.given import operator_for
 from sde_onnx.runtime.score_model import ScoreModel
 from sde_onnx.solvers.catalogue import SPACINGS, ModelDefaults, Sampling, function_named, resolve
-from sde_onnx.solvers.noise import check_seeds, portable_normals
+from sde_onnx.solvers.noise import check_seeds
 from sde_onnx.solvers.plan import Step
-from sde_onnx.solvers.protocols import Array, NoiseSource, Score
+from sde_onnx.solvers.protocols import NoiseSource, Score
 
-__all__ = ["ROUNDING", "Restoration", "degrade", "hidden_by", "operator_for", "resolve_restoration", "restore",
-           "restore_batches"]
+__all__ = ["Restoration", "resolve_restoration", "restore", "restore_batches"]
 
 Float32Array = NDArray[np.float32]
-ROUNDING = 1 / 255 / 12**0.5   # the standard deviation of what 8 bits round away
-FIRST_DRAW = 1 << 30           # of the portable noise: far from those that a sampled image of the same seed is made of
-ADJOINT_TOLERANCE = 1e-4       # of <A x, y> and <x, A^T y>, relative to |A x| |y|: float32, and transforms in it
 
 
 @dataclass(frozen=True)
@@ -133,14 +130,14 @@ def restore_batches(
     """Returns the batches of :func:`restore`, each an iterator over its steps, for whoever wants to see them.
 
     Args:
-        operator: of :func:`operator_for`.
+        operator: of :func:`sde_onnx.operators.given.operator_for`.
         restoration: of :func:`resolve_restoration`.
 
     Other arguments and errors are those of :func:`restore`; they are checked before the first batch.
     """
     check_seeds(seeds)
     restoration.sampling.check_model(model.metadata)
-    known = _measurement(measurement, operator, noise, model.metadata.image_shape, len(seeds))
+    known = measurement_of(measurement, operator, noise, model.metadata.image_shape, len(seeds))
     products = None
     if METHODS[restoration.method].needs_gradient:
         gradient = model if gradient is None else gradient
@@ -189,104 +186,6 @@ def resolve_restoration(
     if METHODS[name].needs_gradient and sampling.wrappers:
         raise InputError(f"measure_noise does not go with method {name}, whose products are at the solver's sigma")
     return Restoration(name, own, sampling)
-
-
-def operator_for(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
-    """The operator that a caller means. It was applied once: it fits the model's images and its own adjoint.
-
-    Args:
-        operator: see :func:`restore`.
-        image_shape: the model's ``(C, H, W)``.
-
-    Raises:
-        InputError: it is none, does not fit, or fails the adjoint test; names both numbers.
-    """
-    linear = parse_operator(operator) if isinstance(operator, str) else adapted(operator, image_shape)
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((2, *image_shape), np.float32)
-    measured = _called("A", linear.A, x)
-    if not isinstance(measured, np.ndarray) or len(measured) != 2 or measured.ndim < 2:
-        raise InputError(f"the operator gives {getattr(measured, 'shape', type(measured).__name__)} of images "
-                         f"{list(x.shape)}, expected a measurement for each")
-    y = generator.standard_normal(measured.shape).astype(np.float32)
-    back = _called("adjoint", linear.adjoint, y)
-    if getattr(back, "shape", None) != x.shape:
-        raise InputError(f"the operator's adjoint gives {getattr(back, 'shape', type(back).__name__)} of measurements "
-                         f"{list(y.shape)}, expected {list(x.shape)}")
-    forth, also = float(np.vdot(measured, y)), float(np.vdot(x, back))
-    if not abs(forth - also) <= ADJOINT_TOLERANCE * float(np.linalg.norm(measured) * np.linalg.norm(y)):
-        raise InputError(f"adjoint(y) is not the adjoint of A: <A x, y> is {forth:.6g} and <x, adjoint(y)> is "
-                         f"{also:.6g}")
-    shortest = _called("pinv", linear.pinv, y)
-    if getattr(shortest, "shape", None) != x.shape:
-        raise InputError(f"the operator's pinv gives {getattr(shortest, 'shape', type(shortest).__name__)} of "
-                         f"measurements {list(y.shape)}, expected {list(x.shape)}")
-    return linear
-
-
-def _called(name: str, function: Callable[[Array], Array], argument: Array) -> Array:
-    """What a function of an operator returns; its own errors, whatever they are, name it."""
-    try:
-        return function(argument)
-    except InputError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"the operator's {name} fails on {list(argument.shape)}: {type(error).__name__}: {said}"
-                         ) from error
-
-
-def degrade(images: Float32Array, operator: Operator, seeds: Sequence[int], *, noise: float = 0.0) -> Float32Array:
-    """Measurements of clean images, ``A x + noise n``. The seed's n has nothing in common with the seed's sample.
-
-    Args:
-        images: ``[N, C, H, W]`` float32 in data units.
-        operator: of :func:`operator_for`.
-        seeds: one for each image.
-        noise: sigma_y, >= 0.
-
-    Raises:
-        InputError: not a seed for each image, or a noise below 0.
-    """
-    _check_noise(noise)
-    if len(seeds) != len(images):
-        raise InputError(f"{len(seeds)} seeds for {len(images)} images: give one for each image")
-    clean = operator.A(images)
-    n = portable_normals(check_seeds(seeds), FIRST_DRAW, int(np.prod(clean.shape[1:]))).reshape(clean.shape)
-    return np.where(hidden_by(operator, images.shape[1:]), clean, clean + np.float32(noise) * n).astype(np.float32)
-
-
-def _measurement(
-    measurement: Images, operator: Operator, noise: float, image_shape: tuple[int, int, int], images: int
-) -> Measurement:
-    """The measurement of each image, checked."""
-    _check_noise(noise)
-    hidden = hidden_by(operator, image_shape)
-    shape = hidden.shape
-    if not isinstance(measurement, np.ndarray) or measurement.dtype not in (np.uint8, np.float32):
-        kind = getattr(measurement, "dtype", type(measurement).__name__)
-        raise InputError(f"the measurement is {kind}, expected a numpy array, uint8 or float32")
-    if measurement.shape not in (shape, (images, *shape)):
-        raise InputError(f"the measurement has shape {list(measurement.shape)}, the operator gives {list(shape)} of "
-                         f"images {list(image_shape)}")
-    y: Array = in_data_units(measurement)
-    if measurement.dtype == np.uint8:
-        noise = float(np.hypot(noise, ROUNDING))
-    y = np.where(hidden, np.float32(0), y)
-    if not np.isfinite(y).all():
-        raise InputError("the measurement holds NaN or infinity")
-    return Measurement(np.broadcast_to(y, (images, *shape)), operator, float(noise))
-
-
-def hidden_by(operator: Operator, image_shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where a measurement is 0 whatever the image is, as where a mask hides it: in the shape of one measurement."""
-    generic = np.random.default_rng(0).uniform(1, 2, (1, *image_shape)).astype(np.float32)
-    hidden: NDArray[np.bool_] = operator.A(generic)[0] == 0
-    return hidden
-
-
-def _check_noise(noise: float) -> None:
-    checked_number("noise", noise, "a standard deviation of 0 or more, in data units", least=0)
 
 
 def _products(

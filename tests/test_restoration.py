@@ -6,9 +6,11 @@ import pytest
 import sde_onnx
 from sde_onnx import operators
 from sde_onnx.errors import InputError
+from sde_onnx.guidance.measuring import ROUNDING, degrade
 from sde_onnx.guidance.methods import METHODS
 from sde_onnx.images import psnr
-from sde_onnx.restoration import ROUNDING, degrade, operator_for, resolve_restoration
+from sde_onnx.operators.given import operator_for
+from sde_onnx.restoration import resolve_restoration
 
 SHAPE = (3, 16, 16)
 BOX = "box:5,5,6,6"

@@ -104,12 +104,14 @@ def restore_command(
     from sde_onnx.files import sha256
     from sde_onnx.generate.sample import default_batch_size
     from sde_onnx.generate.seeds import format_seeds
+    from sde_onnx.guidance.measuring import degrade as degraded
+    from sde_onnx.guidance.measuring import hidden_by
     from sde_onnx.image_files import in_data_units, picture_files, read_images
     from sde_onnx.models import bundled_model
+    from sde_onnx.operators.given import operator_for
     from sde_onnx.operators.text import files_of
     from sde_onnx.progress import ImagesBar
-    from sde_onnx.restoration import degrade as degraded
-    from sde_onnx.restoration import hidden_by, operator_for, resolve_restoration, restore_batches
+    from sde_onnx.restoration import resolve_restoration, restore_batches
     from sde_onnx.runtime.load import load
 
     given_model, paths = model_and_pictures
