@@ -4,11 +4,12 @@ import re
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from commands import done
 
 import sde_onnx
-from sde_onnx import progress
+from sde_onnx import codes, likelihood, progress
 
 
 @pytest.fixture
@@ -51,6 +52,27 @@ def test_a_program_without_a_console_samples(model, monkeypatch):
     """Python gives it no standard error at all."""
     monkeypatch.setattr(sys, "stderr", None)
     assert len(sde_onnx.sample(model, [0], 2, progress=True)) == 1
+
+
+@pytest.mark.parametrize(("module", "count", "work"), [
+    (likelihood, 6, lambda model, x: sde_onnx.log_likelihood(model, x, steps=4, dequantizations=2, batch_size=2,
+                                                             progress=True)),
+    (codes, 3, lambda model, x: sde_onnx.encode(model, x, steps=4, batch_size=2, progress=True)),
+], ids=["likelihood", "encode"])
+def test_the_bar_is_full_when_all_is_done(module, count, work, monkeypatch, rng):
+    """By parts of images, of each batch again."""
+    seen = []
+
+    class Bar(progress.ImagesBar):
+        def update(self, n=1):
+            seen.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(module, "ImagesBar", Bar)
+    model = sde_onnx.load(sde_onnx.bundled_gradient(), "cpu")
+    work(model, rng.integers(0, 256, (3, 3, 16, 16), np.uint8))
+    assert len(seen) > count and min(seen) >= 0
+    assert sum(seen) == pytest.approx(count)
 
 
 def test_a_terminal_shows_a_bar(monkeypatch, capsys):
