@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sde_onnx.checks import checked_count, checked_model, checked_number, is_number
 from sde_onnx.errors import InputError, one_line
-from sde_onnx.generate.sample import batches_of, check_latents, choose_batch_size, last_images
+from sde_onnx.generate.sample import LabelsInTurn, batches_of, check_latents, choose_batch_size, last_images
 from sde_onnx.image_files import Images, check_images, in_data_units
 from sde_onnx.progress import ImagesBar
 from sde_onnx.runtime.metadata import ModelMetadata
@@ -33,10 +33,10 @@ from sde_onnx.solvers.options import FLOW_TOLERANCE
 from sde_onnx.solvers.plan import denoised
 from sde_onnx.solvers.protocols import Array, Score
 
-__all__ = ["Labels", "decode", "edit", "encode", "interpolate", "spherical"]
+__all__ = ["LabelOfEach", "decode", "edit", "encode", "interpolate", "spherical"]
 
 Float32Array = NDArray[np.float32]
-Labels = int | Sequence[int] | NDArray[np.int64] | None
+LabelOfEach = int | Sequence[int] | NDArray[np.int64] | None   # one for all images, or one for each
 MOST_FRAMES = 10_000
 PARALLEL = 1e-6   # sine of an angle below which an arc is its chord, in float32
 
@@ -45,7 +45,7 @@ def encode(
     model: ScoreModel,
     images: Images,
     *,
-    labels: Labels = None,
+    labels: LabelOfEach = None,
     rtol: float = FLOW_TOLERANCE,
     atol: float = FLOW_TOLERANCE,
     steps: int | None = None,
@@ -82,7 +82,7 @@ def decode(
     model: ScoreModel,
     latents: Float32Array,
     *,
-    labels: Labels = None,
+    labels: LabelOfEach = None,
     rtol: float = FLOW_TOLERANCE,
     atol: float = FLOW_TOLERANCE,
     steps: int | None = None,
@@ -178,7 +178,7 @@ def edit(
     sigma: float,
     solver: str | None = None,
     quality: str | None = None,
-    labels: int | Sequence[int] | None = None,
+    labels: LabelsInTurn = None,
     batch_size: int | None = None,
     progress: bool = False,
     **options: Any,
@@ -214,7 +214,7 @@ def edit(
 
 
 def _along_the_flow(
-    model: ScoreModel, x: Float32Array, start: float, end: float, *, labels: Labels, rtol: float, atol: float,
+    model: ScoreModel, x: Float32Array, start: float, end: float, *, labels: LabelOfEach, rtol: float, atol: float,
     steps: int | None, batch_size: int | None, progress: bool, denoise: bool = False,
 ) -> Float32Array:
     """x at sigma ``end``, from x at ``start``; denoised there, if asked for."""

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx.checks import checked_choice, checked_count, checked_model
-from sde_onnx.codes import Labels
+from sde_onnx.codes import LabelOfEach
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.image_files import Images, check_images
@@ -76,7 +76,7 @@ def log_likelihood(
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    labels: Labels = None,
+    labels: LabelOfEach = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Likelihood:
@@ -125,7 +125,7 @@ def log_likelihood_batches(
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    labels: Labels = None,
+    labels: LabelOfEach = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Iterator[Likelihood]:

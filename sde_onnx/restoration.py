@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sde_onnx.checks import checked_model
 from sde_onnx.errors import InputError, one_line
-from sde_onnx.generate.sample import Batch, Labels, batches_of, choose_batch_size, label_of, last_images
+from sde_onnx.generate.sample import Batch, LabelsInTurn, batches_of, choose_batch_size, label_of, last_images
 from sde_onnx.guidance.measurement import Measurement, Product
 from sde_onnx.guidance.measuring import measurement_of
 from sde_onnx.guidance.methods import METHODS, SOLVER, default_method, options_of
@@ -72,7 +72,7 @@ def restore(
     solver: str | None = None,
     quality: str | None = None,
     restoration: Restoration | None = None,
-    labels: Labels = None,
+    labels: LabelsInTurn = None,
     batch_size: int | None = None,
     progress: bool = False,
     **options: Any,
@@ -125,7 +125,7 @@ def restore(
 
 def restore_batches(
     model: ScoreModel, measurement: Images, operator: Operator, seeds: Sequence[int], restoration: Restoration, *,
-    noise: float = 0.0, gradient: ScoreModel | None = None, labels: Labels = None, batch_size: int | None = None,
+    noise: float = 0.0, gradient: ScoreModel | None = None, labels: LabelsInTurn = None, batch_size: int | None = None,
 ) -> Iterator[Batch]:
     """Returns the batches of :func:`restore`, each an iterator over its steps, for whoever wants to see them.
 
@@ -189,7 +189,7 @@ def resolve_restoration(
 
 
 def _products(
-    model: ScoreModel, gradient: ScoreModel, seeds: Sequence[int], labels: Labels
+    model: ScoreModel, gradient: ScoreModel, seeds: Sequence[int], labels: LabelsInTurn
 ) -> Callable[[slice], Product]:
     """Of which images a batch holds: the vector-Jacobian product of their scores."""
     if not gradient.metadata.gradient:

@@ -26,12 +26,12 @@ from sde_onnx.solvers.options import GUIDANCE
 from sde_onnx.solvers.plan import Plan, Step
 from sde_onnx.solvers.protocols import NoiseSource, Score
 
-__all__ = ["WRAPPERS", "Batch", "Labels", "Loop", "batches_of", "check_latents", "choose_batch_size",
+__all__ = ["WRAPPERS", "Batch", "LabelsInTurn", "Loop", "batches_of", "check_latents", "choose_batch_size",
            "default_batch_size", "label_of", "last_images", "sample", "sample_batches", "steps_of"]
 
 # Values of x in a batch: enough to fill the cores of a CPU, few enough that activations (some hundred times x) fit.
 VALUES_A_BATCH = 1 << 19
-Labels = int | Sequence[int] | None
+LabelsInTurn = int | Sequence[int] | None   # one for all seeds, or several: see label_of
 # Runs in place of a request's own loop: of which images a batch holds, its score and its noise.
 Loop = Callable[[slice, Score, NoiseSource], Iterator[Step]]
 # What a request can put around the score, by the names of Sampling.wrappers.
@@ -54,7 +54,7 @@ def sample(
     solver: str | None = None,
     quality: str | None = None,
     sampling: Sampling | None = None,
-    labels: Labels = None,
+    labels: LabelsInTurn = None,
     latents: NDArray[np.float32] | None = None,
     classifier: Classifier | None = None,
     guidance: float = GUIDANCE,
@@ -106,7 +106,7 @@ def sample_batches(
     solver: str | None = None,
     quality: str | None = None,
     sampling: Sampling | None = None,
-    labels: Labels = None,
+    labels: LabelsInTurn = None,
     latents: NDArray[np.float32] | None = None,
     classifier: Classifier | None = None,
     guidance: float = GUIDANCE,
@@ -123,7 +123,7 @@ def sample_batches(
 
 
 def batches_of(
-    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, labels: Labels, batch_size: int | None,
+    model: ScoreModel, seeds: Sequence[int], sampling: Sampling, *, labels: LabelsInTurn, batch_size: int | None,
     latents: NDArray[np.float32] | None = None, classifier: Classifier | None = None, guidance: float = GUIDANCE,
     loop: Loop | None = None,
 ) -> Iterator[Batch]:
@@ -217,7 +217,7 @@ def _request(model: ScoreModel, sampling: Sampling | None, **asked: Any) -> Samp
     return sampling
 
 
-def label_of(seeds: Sequence[int], labels: Labels) -> NDArray[np.int64] | None:
+def label_of(seeds: Sequence[int], labels: LabelsInTurn) -> NDArray[np.int64] | None:
     """The label of each seed, ``[N]``: of several labels number ``seed % len(labels)``, whatever stands beside it."""
     if labels is None:
         return None

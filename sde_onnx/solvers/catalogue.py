@@ -139,7 +139,7 @@ class Sampling:
     @property
     def wrappers(self) -> tuple[str, ...]:
         """What stands around the score, by the names of :data:`sde_onnx.generate.sample.WRAPPERS`."""
-        return ("measured-noise",) if self.options.get("measure_noise") else ()
+        return tuple(wrapper for name, value in self.options.items() if value and (wrapper := _wrapper(name)))
 
     def check_model(self, model: ModelDefaults) -> None:
         """Refuses a model of other noise levels than the request was resolved for; ``InputError``."""
@@ -176,8 +176,13 @@ class Sampling:
     @property
     def _arguments(self) -> dict[str, Any]:
         """Keyword arguments of the solver's function."""
-        chosen = {name: value for name, value in self.options.items() if name != "measure_noise"}   # that is a wrapper
+        chosen = {name: value for name, value in self.options.items() if not _wrapper(name)}
         return chosen | dict(SOLVERS[self.solver].fixed)
+
+
+def _wrapper(option: str) -> str | None:
+    """What an option puts around the score, if it is one that does."""
+    return getattr(OPTIONS[option], "wraps", None)
 
 
 def function_named(room: str, name: str) -> Callable[..., Any]:

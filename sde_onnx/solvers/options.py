@@ -85,6 +85,8 @@ class Choice(Option):
 class Switch(Option):
     """Yes or no."""
 
+    wraps: str | None = None   # what it puts around the score, of generate.sample.WRAPPERS; the solver does not hear of it
+
     def checked(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
             raise InputError(f"{name} is {one_line(value)}, expected true or false")
@@ -111,7 +113,8 @@ OPTIONS: dict[str, Option] = {
                   most=1000.0),
     "eta": Number("--eta", "How much noise; 0 is none, 1 the reverse diffusion's."),
     "measure_noise": Switch("--measure-noise",
-                            "Tell the network the noise that x has, measured, where it is well above sigma."),
+                            "Tell the network the noise that x has, measured, where it is well above sigma.",
+                            wraps="measured-noise"),
     "rtol": Number("--rtol", "Relative tolerance of a step.", open=True),
     "atol": Number("--atol", "Absolute tolerance of a step.", open=True),
     "restarts": Number("--restarts", "How often the last steps are repeated, noise put in before. All are steps.",
