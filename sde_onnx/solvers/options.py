@@ -85,7 +85,7 @@ class Choice(Option):
 class Switch(Option):
     """Yes or no."""
 
-    wraps: str | None = None   # what it puts around the score, of generate.sample.WRAPPERS; the solver does not hear of it
+    wraps: str | None = None   # what it puts around the score, of generate.sample.WRAPPERS: not the solver's matter
 
     def checked(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
