@@ -51,7 +51,7 @@ def test_a_listed_provider_that_fails_is_not_offered(monkeypatch):
     providers._failure.cache_clear()
     try:
         assert providers.usable_providers() == ["cpu"]
-        with pytest.raises(ProviderError, match="its libraries or its device are missing"):
+        with pytest.raises(ProviderError, match="its libraries or its device are missing; for an NVIDIA GPU"):
             providers.choose_provider("cuda")
     finally:
         providers._failure.cache_clear()
