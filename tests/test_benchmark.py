@@ -38,6 +38,13 @@ def test_evaluations_and_the_rest_are_told_apart(model):
     assert result.images_per_second == pytest.approx(3 / (4000 * 0.05), rel=0.3)
 
 
+def test_the_longest_time_may_be_asked_for(model, monkeypatch):
+    monkeypatch.setattr("sde_onnx.benchmark.MOST_SECONDS", 0.01)
+    assert len(benchmark(Slow(model, 0), batch_size=1, seconds=0.01).loop) >= 5
+    with pytest.raises(InputError, match=r"seconds is 0.011, expected more than 0 and at most 0.01"):
+        benchmark(model, seconds=0.011)
+
+
 def test_a_model_of_one_step_is_timed_by_more(model):
     slow = Slow(model, 0.001)
     schedule = dataclasses.replace(model.metadata.schedule, num_scales=1)

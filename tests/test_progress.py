@@ -1,5 +1,6 @@
 """Progress in the log of a job, on a terminal, and none."""
 
+import inspect
 import re
 import sys
 from types import SimpleNamespace
@@ -73,6 +74,14 @@ def test_the_bar_is_full_when_all_is_done(module, count, work, monkeypatch, rng)
     work(model, rng.integers(0, 256, (3, 3, 16, 16), np.uint8))
     assert len(seen) > count and min(seen) >= 0
     assert sum(seen) == pytest.approx(count)
+
+
+@pytest.mark.parametrize("function", [
+    sde_onnx.sample, sde_onnx.restore, sde_onnx.encode, sde_onnx.decode, sde_onnx.interpolate, sde_onnx.edit,
+    sde_onnx.log_likelihood,
+], ids=lambda function: function.__name__)
+def test_functions_show_nothing_unasked(function):
+    assert inspect.signature(function).parameters["progress"].default is False
 
 
 def test_a_terminal_shows_a_bar(monkeypatch, capsys):

@@ -108,6 +108,22 @@ def test_a_solver_and_its_options_reach_the_sampler(model_file, model, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
 
 
+@pytest.mark.parametrize(("arguments", "missing"), [
+    (["export", "checkpoint"], "--output"), (["embed"], "--output"), (["gradient", "m.onnx"], "--output"),
+    (["decode", "c.npz"], "--output"), (["edit", "p.png", "-o", "o"], "--sigma"),
+    (["interpolate", "--to", "1", "-o", "s.png"], "--from"), (["interpolate", "--from", "1", "-o", "s.png"], "--to"),
+    (["restore", "p.png", "-o", "o"], "--operator"),
+], ids=" ".join)
+def test_what_a_command_needs_is_named(arguments, missing):
+    output = refuses("Missing option", *arguments, status=2).output
+    assert f"Missing option '{missing}'" in output.replace("'-o' / ", "")
+
+
+@pytest.mark.parametrize("command", [["embed"], ["export", "checkpoint"], ["gradient", "m.onnx"]], ids=" ".join)
+def test_a_file_is_no_folder(command, tmp_path):
+    refuses("is a directory", *command, "-o", tmp_path, status=2)
+
+
 BALANCED = "restart, 25 steps"
 
 

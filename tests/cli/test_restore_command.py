@@ -105,3 +105,27 @@ def test_bad_input_is_one_line(arguments, said, clean, tmp_path, monkeypatch):
 def test_help_names_the_methods():
     assert "null-space|posterior|dps|daps|replacement" in commands.run("restore", "--help").output.replace("\n", "")
     refuses("Missing option '--operator'", "x.png", status=2)
+
+
+@pytest.mark.parametrize(("method", "has_export", "made"), [
+    ("posterior", True, True), ("dps", True, True), ("posterior", False, False), ("null-space", True, False),
+    (None, True, False),
+])
+def test_a_gradient_is_made_where_the_method_needs_one(method, has_export, made, model_file, clean, tmp_path,
+                                                       monkeypatch):
+    asked = []
+
+    def cached_gradient(model):
+        asked.append(model)
+        return sde_onnx.bundled_gradient()
+
+    monkeypatch.setattr("sde_onnx.extras.has_export", lambda: has_export)
+    monkeypatch.setattr("sde_onnx.export.cache.cached_gradient", cached_gradient)
+    how = ["--degrade", "--operator", "gray", "--provider", "cpu", "--seeds", "0", "--steps", 2]
+    chosen = ["--method", method] if method else []
+    result = commands.run("restore", model_file, clean, *how, *chosen, "-o", tmp_path / "out")
+    assert asked == [model_file] * made
+    if made:
+        assert "is the gradient of another model" in result.output
+    else:
+        assert result.exit_code == (method == "posterior"), result.output

@@ -146,6 +146,17 @@ def test_a_folder_in_a_pictures_place_is_told(model_file, tmp_path):
     assert (result.exit_code, result.output) == (1, f"Error: {tmp_path / 'out' / '000001.png'} is no file: remove it\n")
 
 
+def test_other_files_and_folders_are_left_alone(model_file, tmp_path):
+    """A file that is named as a subfolder of seeds, a folder of another name with pictures in it."""
+    run(model_file, tmp_path / "out", "--seeds", "0", "--subdirs")
+    (tmp_path / "out" / "001000").write_text("precious")
+    (tmp_path / "out" / "more").mkdir()
+    (tmp_path / "out" / "more" / "000001.png").write_text("precious")
+    result = run(model_file, tmp_path / "out", "--seeds", "0-1", "--subdirs", "--force")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "001000").read_text() == (tmp_path / "out" / "more" / "000001.png").read_text()
+
+
 def test_the_lock_is_everybodys(model_file, tmp_path, monkeypatch):
     """Another user who may write into the folder takes part; one who may not open the file removes nobody's lock."""
     lock = tmp_path / ".run.lock"

@@ -47,12 +47,32 @@ def test_a_listed_provider_that_fails_is_not_offered(monkeypatch):
     monkeypatch.setattr(providers.ort, "get_available_providers",
                         lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(providers.ort, "InferenceSession", CpuInDisguise)
-    monkeypatch.setattr(providers.ort, "preload_dlls", lambda: None)
+    preloaded = []
+    monkeypatch.setattr(providers.ort, "preload_dlls", lambda: preloaded.append(True))
     providers._failure.cache_clear()
     try:
         assert providers.usable_providers() == ["cpu"]
+        assert preloaded == [True]   # for CUDA, and for nothing else that is here
         with pytest.raises(ProviderError, match="its libraries or its device are missing; for an NVIDIA GPU"):
             providers.choose_provider("cuda")
+    finally:
+        providers._failure.cache_clear()
+
+
+@pytest.mark.parametrize(("said", "told"), [
+    ("tensorrt_provider_factory.cc:59 Please install TensorRT libraries", "TensorRT is missing; for an NVIDIA GPU"),
+    ("no kernel image is available\nand more", "no kernel image is available; for an NVIDIA GPU"),
+])
+def test_what_tensorrt_misses_is_said_in_words(said, told, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(providers.ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(providers, "open_session", fails)
+    monkeypatch.setattr(providers.ort, "preload_dlls", lambda: None)
+    providers._failure.cache_clear()
+    try:
+        assert providers._failure("tensorrt").startswith(told)
     finally:
         providers._failure.cache_clear()
 
@@ -169,8 +189,10 @@ def test_two_packages_of_onnx_runtime_are_noticed(model_file, monkeypatch, tmp_p
 
     assert doubled_installation() is None
     monkeypatch.setattr(metadata, "distributions", with_another)
-    with pytest.warns(InstallationWarning, match="^onnxruntime and onnxruntime-gpu are installed, and whichever came"):
+    with pytest.warns(InstallationWarning, match="^onnxruntime and onnxruntime-gpu are installed, and which") as said:
         sde_onnx.load(model_file, "cpu")
+    mend = ": pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+    assert str(said[0].message).endswith(mend)
     told = done("sample", model_file, "--steps", 2, "--provider", "cpu", "-o", tmp_path / "s.png").stderr
     assert told.startswith("Note: onnxruntime and onnxruntime-gpu are installed")
     assert told.count("\n") == 1
