@@ -28,6 +28,8 @@ def test_a_preset_is_what_the_recorded_config_says(name, golden):
 @pytest.mark.parametrize(("name", "millions"), [
     # Counted by diffusers' hub models of the same architectures, and by the benchmarks' networks.
     ("church_ncsnpp_continuous", 65.6), ("ffhq_ncsnpp_continuous", 105.8),
+    # Ho et al. 2020, appendix B: 35.7, but with an attention after each block of a level on the way up: two more.
+    ("cifar10_ddpm", 35.7 - 2 * 4 * 256**2 / 1e6),
 ])
 def test_a_preset_has_the_published_size(name, millions):
     with torch.device("meta"):
