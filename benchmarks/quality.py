@@ -63,7 +63,7 @@ def _curves(solver: str, steps: tuple[int, ...], **options: tuple[Any, ...]) -> 
 
 
 CURVES = [
-    *_curves("restart", (50,), eta=(2.0,)),
+    *_curves("restart", (50,), eta=(2.0, 3.0)),
     *_curves("restart", (25,), eta=(1.0, 2.0, 0.0)),
     *_curves("sde-dpmpp-2m", (25,), eta=(0.5, 1.0, 2.0, 3.0)),
     *_curves("sde-dpmpp-2m", (8, 12, 16), eta=(0.25, 0.5, 1.0, 2.0)),
@@ -72,7 +72,9 @@ CURVES = [
     *_curves("restart", (50, 100), eta=(1.0,)),
     *_curves("restart", (100,), eta=(4.0,)),
     *_curves("restart", (100,), eta=(2.0,), restart_max=(1.0,)),
-    *_curves("sde-dpmpp-2m", (100,), eta=(4.0,)),
+    *_curves("sde-dpmpp-2m", (100,), eta=(4.0, 7.0)),
+    *_curves("sde-dpmpp-3m", (50,), eta=(2.0,)),
+    *_curves("stochastic-heun", (50,), churn=(40.0,), churn_noise=(1.003,)),
     *_curves("sde-dpmpp-2m", (100,), eta=(4.0,), schedule=("geometric",)),
     Curve("pc", (50,)),
     *_curves("sde-dpmpp-2m", (50,), eta=(3.0, 4.0)),

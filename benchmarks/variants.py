@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from sde_onnx.solvers import multistep
-from sde_onnx.solvers.plan import Evaluation, Langevin, Memory, Plan, Updated
+from sde_onnx.solvers import multistep, restart
+from sde_onnx.solvers.plan import Evaluation, Langevin, Memory, Plan, Update, Updated
 from sde_onnx.solvers.protocols import Array
 from sde_onnx.solvers.schedule import VeSchedule
 
@@ -38,6 +38,18 @@ def corrected(ve: VeSchedule, steps: int, *, below: float, snr: float, eta: floa
     return replace(plan, evaluations=tuple(evaluations))
 
 
+def noisier(ve: VeSchedule, steps: int, *, scale: float, eta: float, restarts: int = 0) -> Plan:
+    """DPM-Solver++ whose noise is scaled, as by S_noise of Karras et al. 2022, section 4: x holds more than it says."""
+    plan = restart.multistep_plan(ve, steps, schedule="karras", rho=7.0, order=2, eta=eta, restarts=restarts,
+                                  restart_steps=4, restart_min=0.05, restart_max=0.15)
+
+    def scaled(x: Array, score: Array, z: Array | None, memory: Memory, *, update: Update) -> Updated:
+        return update(x, score, None if z is None else scale * z, memory)
+
+    return replace(plan, evaluations=tuple(
+        replace(evaluation, update=partial(scaled, update=evaluation.update)) for evaluation in plan.evaluations))
+
+
 def _correction(x: Array, score: Array, z: Array | None, memory: Memory) -> Updated:
     assert z is not None
     return x + score + z, x + score, memory
@@ -59,4 +71,8 @@ VARIANTS: dict[str, Callable[[VeSchedule], Plan]] = {
         corrected, steps=steps, below=below, snr=snr, eta=eta)
     for steps, below, snr, eta in ((21, 0.1, 0.16, 2.0), (21, 0.1, 0.1, 2.0), (21, 0.1, 0.16, 1.0),
                                     (50, 20.0, 0.16, 2.0), (50, 20.0, 0.16, 1.0))
+} | {
+    f"noise times {scale}, eta {eta}, {steps} steps" + (f", {restarts} restarts" if restarts else ""): partial(
+        noisier, steps=steps, scale=scale, eta=eta, restarts=restarts)
+    for scale, eta, steps, restarts in ((1.01, 2.0, 50, 0), (1.01, 2.0, 50, 4), (1.02, 2.0, 50, 0), (1.005, 4.0, 100, 0))
 }
