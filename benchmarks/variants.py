@@ -74,5 +74,6 @@ VARIANTS: dict[str, Callable[[VeSchedule], Plan]] = {
 } | {
     f"noise times {scale}, eta {eta}, {steps} steps" + (f", {restarts} restarts" if restarts else ""): partial(
         noisier, steps=steps, scale=scale, eta=eta, restarts=restarts)
-    for scale, eta, steps, restarts in ((1.01, 2.0, 50, 0), (1.01, 2.0, 50, 4), (1.02, 2.0, 50, 0), (1.005, 4.0, 100, 0))
+    for scale, eta, steps, restarts in ((1.01, 2.0, 50, 0), (1.01, 2.0, 50, 4), (1.02, 2.0, 50, 0),
+                                        (1.005, 4.0, 100, 0))
 }
