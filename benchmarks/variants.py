@@ -41,7 +41,7 @@ def corrected(ve: VeSchedule, steps: int, *, below: float, snr: float, eta: floa
 def noisier(ve: VeSchedule, steps: int, *, scale: float, eta: float, restarts: int = 0) -> Plan:
     """DPM-Solver++ whose noise is scaled, as by S_noise of Karras et al. 2022, section 4: x holds more than it says."""
     plan = restart.multistep_plan(ve, steps, schedule="karras", rho=7.0, order=2, eta=eta, restarts=restarts,
-                                  restart_steps=4, restart_min=0.05, restart_max=0.15)
+                                  restart_steps=4, restart_min=0.03, restart_max=0.15)
 
     def scaled(x: Array, score: Array, z: Array | None, memory: Memory, *, update: Update) -> Updated:
         return update(x, score, None if z is None else scale * z, memory)
