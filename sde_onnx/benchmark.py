@@ -58,7 +58,8 @@ def benchmark(model: ScoreModel, *, batch_size: int | None = None, seconds: floa
     Args:
         model: a loaded model file.
         batch_size: images at a time, >= 1; as for sampling if not given, or if they do not fit into memory.
-        seconds: how long to measure, > 0 and at most a day; as many steps as the model asks for, or five at the least.
+        seconds: how long to measure, > 0 and at most a day. At least five steps are measured, and at most as many as
+            the model asks for, or six.
 
     Raises:
         InputError: an argument out of its range.

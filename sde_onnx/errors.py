@@ -5,6 +5,8 @@ A message says what was got, what was expected and what to do, in one line; the 
 
 from __future__ import annotations
 
+import unicodedata
+
 __all__ = [
     "BatchSizeWarning",
     "CheckpointError",
@@ -21,9 +23,13 @@ __all__ = [
     "ProviderWarning",
     "SdeOnnxError",
     "SlowPrecisionWarning",
+    "escaped",
     "first_line",
     "one_line",
 ]
+
+
+UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")   # controls, formats such as the direction of writing, surrogates, new lines
 
 
 class SdeOnnxError(Exception):
@@ -33,8 +39,7 @@ class SdeOnnxError(Exception):
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
-        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+        return escaped(super().__str__())
 
 
 class InputError(SdeOnnxError, ValueError):
@@ -91,6 +96,11 @@ class ProviderWarning(UserWarning):
 
 class SlowPrecisionWarning(UserWarning):
     """A precision was asked for that is slower here than float32."""
+
+
+def escaped(text: str) -> str:
+    """A text in one line that changes nothing else on a terminal: its control characters as Python writes them."""
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in UNSHOWN else letter for letter in text)
 
 
 def first_line(error: BaseException) -> str:

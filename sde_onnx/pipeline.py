@@ -33,6 +33,7 @@ __all__ = ["ImagePipelineOutput", "ScoreSdeVePipeline"]
 ARRAY_OUTPUTS = ("np", "numpy", "np.array")
 MODEL_NAME = "model.onnx"   # of a folder that save_pretrained wrote of a model file
 HALVES = ("float16", "bfloat16")
+PROVIDERS_OF = {"cpu": ("cpu", "openvino"), "cuda": ("cuda", "tensorrt")}   # that run on torch's devices
 
 
 @dataclass
@@ -238,14 +239,14 @@ class ScoreSdeVePipeline:
             kind, _, index = str(place).partition(":")
             if kind not in ("cpu", "cuda") or index not in ("", "0"):
                 raise InputError(f"device is {str(place)!r}, expected 'cpu' or 'cuda'")
-            if str(self.device) != kind:   # what runs there already stays: OpenVINO is a CPU's too
+            if self.model.provider not in PROVIDERS_OF[kind]:   # what runs there already stays
                 self.model = self.model.under(kind)
         return self
 
     @property
     def device(self) -> Any:
         """Where the model runs: a ``torch.device`` where torch was imported, else its name."""
-        kind = "cuda" if self.model.provider in ("cuda", "tensorrt") else "cpu"
+        kind = "cuda" if self.model.provider in PROVIDERS_OF["cuda"] else "cpu"
         return sys.modules["torch"].device(kind) if "torch" in sys.modules else kind
 
     @property

@@ -46,7 +46,7 @@ class Restoration:
 
     @property
     def products(self) -> int:
-        """Vector-Jacobian products for each network evaluation."""
+        """Vector-Jacobian products for each network evaluation, or step: what the method's ``product_for`` says."""
         return int(self.options.get("iterations", 1)) if METHODS[self.method].needs_gradient else 0
 
     def to_json(self) -> dict[str, Any]:

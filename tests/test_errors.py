@@ -23,4 +23,5 @@ def test_a_value_is_not_all_of_a_long_one():
 
 @pytest.mark.parametrize("kind", [InputError, OutputError])
 def test_a_message_is_one_line_whatever_is_in_it(kind):
-    assert str(kind("a\nb\x1b[2J\udcff é")) == r"a\nb\x1b[2J\udcff é"
+    spaces = "é\u3000\u202f"   # which names have
+    assert str(kind(f"a\nb\x1b[2J\udcff\u2028\u202e {spaces}")) == r"a\nb\x1b[2J\udcff\u2028\u202e " + spaces

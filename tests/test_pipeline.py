@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,8 @@ def test_a_pipeline_can_be_moved(model_file):
     pipe = sde_onnx.ScoreSdeVePipeline.from_pretrained(model_file)
     before = pipe.model
     assert pipe.to(torch.device("cpu")).model is before   # where it runs already it stays, under its provider
+    pipe.model = SimpleNamespace(provider="webgpu", under=lambda kind: before)   # a GPU that torch does not name
+    assert pipe.to("cpu").model is before
     assert pipe.to(torch.float32).to("cpu", torch.float32).to(dtype=torch.float32) is pipe
     with pytest.raises(InputError, match="device is 'mps', expected"):
         pipe.to("mps")

@@ -1,6 +1,7 @@
 """Arguments of wrong kinds: the library says what it expected."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -13,6 +14,7 @@ from sde_onnx.errors import InputError
 from sde_onnx.runtime.score_model import as_labels
 
 SHAPE = (3, 16, 16)
+LABELLED = SimpleNamespace(metadata=SimpleNamespace(labels=3, label_optional=False), path=Path("m.onnx"))
 
 
 @pytest.mark.parametrize(("call", "said"), [
@@ -32,7 +34,7 @@ SHAPE = (3, 16, 16)
      "gradient is 'g.onnx', expected what sde_onnx.load returns"),
     (lambda model: sde_onnx.restore(model, np.zeros((1, 16, 16), np.float32), "gray", [0], restoration="posterior"),
      "restoration is 'posterior', expected what resolve_restoration returns"),
-    (lambda model: model.labels_for([[1], [1, 2]], 2), "has no labels"),
+    (lambda model: type(model).labels_for(LABELLED, [[1], [1, 2]], 2), "labels is [[1], [1, 2]], expected a whole"),
     (lambda model: as_labels([[1], [1, 2]]), "labels is [[1], [1, 2]], expected a whole number or a list"),
     (lambda model: sde_onnx.interpolate(model, [1, 2], 3, 3), "an end is [1, 2], expected an image as a numpy array"),
     (lambda model: sde_onnx.interpolate(model, 1, 3.5, 3), "an end is 3.5, expected"),

@@ -1,8 +1,8 @@
 """Weights stored in float16, in a graph that computes in float32: half the size of a file, for a download or a page.
 
-Each weight of a convolution, a matrix product or a table becomes float16 values and a ``Cast``, which a runtime
-computes once, when it opens the file. Biases, scales and the frequencies of the noise level's features, which are
-small, stay as they are.
+Each weight that is more than a vector becomes float16 values and a ``Cast``, which a runtime computes once, when it
+opens the file. Biases, scales and the frequencies of the noise level's features stay as they are, whatever axes of
+size 1 they have.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from sde_onnx.export.rewrites.for_cuda import LARGEST_HALF
 __all__ = ["store_in_half"]
 
 FEWEST = 256   # values of a weight that is worth a node
-# Operators, and where among their inputs weights may stand.
-WEIGHTS_OF = {"Conv": (1,), "ConvTranspose": (1,), "MatMul": (0, 1), "Gemm": (0, 1), "Gather": (0,)}
 
 
 def store_in_half(model: onnx.ModelProto) -> None:
@@ -28,10 +26,9 @@ def store_in_half(model: onnx.ModelProto) -> None:
         ConfigError: a weight that float16 does not hold.
     """
     graph = model.graph
-    weights = {node.input[place] for node in graph.node for place in WEIGHTS_OF.get(node.op_type, ())}
     casts = []
     for initializer in graph.initializer:
-        if initializer.data_type != TensorProto.FLOAT or initializer.name not in weights:
+        if initializer.data_type != TensorProto.FLOAT or sum(size > 1 for size in initializer.dims) < 2:
             continue
         value, name = numpy_helper.to_array(initializer), initializer.name
         if value.size < FEWEST:

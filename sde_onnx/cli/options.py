@@ -16,6 +16,7 @@ from sde_onnx.errors import (
     InstallationWarning,
     ProviderWarning,
     SlowPrecisionWarning,
+    escaped,
 )
 from sde_onnx.generate.seeds import parse_seeds
 from sde_onnx.generate.shards import Shard, parse_shard, shard_of_environment
@@ -50,7 +51,7 @@ def note(text: str) -> None:
     from sde_onnx.progress import QUIET
 
     if not QUIET.get():
-        click.echo(f"Note: {text}", err=True)
+        click.echo(f"Note: {escaped(text)}", err=True)
 
 
 class OutputPath(click.Path):

@@ -174,8 +174,9 @@ def restore_command(
     if done < asked:
         click.echo(f"{asked - done} of {asked} images were there already")
     if done:
+        product_for = METHODS[restoration.method].product_for
         click.echo(f"{done} images, {restoration}, nfe {nfe}"
-                   f"{f' with {restoration.products} products each' * bool(restoration.products)}, "
+                   f"{f' with {restoration.products} products {product_for}' * bool(restoration.products)}, "
                    f"{score_model.provider} {score_model.precision}, {time.monotonic() - start:.1f} s")
 
 

@@ -56,13 +56,16 @@ class Claims:
 
     def _join(self) -> None:
         while True:
-            try:
-                file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            except OSError as error:
+            try:   # no link: it might lead to a file that is not for others
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            except PermissionError as error:
                 raise OutputError(f"{self._path} cannot be opened ({error.strerror}): is another user at work there?"
                                   ) from None
-            with suppress(OSError):   # whose file it is lets other users lock it
-                os.fchmod(file, 0o666)
+            except OSError as error:
+                raise OutputError(f"{self._path} cannot be opened: {error.strerror}") from None
+            if os.fstat(file).st_nlink == 1:
+                with suppress(OSError):   # whose file it is lets other users lock it
+                    os.fchmod(file, 0o666)
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH, 1, AT_WORK)
             except OSError:   # no locks here: as on Windows

@@ -1,9 +1,10 @@
 """A folder of samples: written batch by batch, resumed where it stopped, all of them sampled in one way.
 
 ``run.json`` says what the images depend on: the model, its precision, the resolved request. It is there before the
-first of them. Every file is written whole or not at all, so what is there is finished, and a run goes on with the seeds
-that are not. Which seeds were asked for, and how many at a time, does not matter, unless images depend on their batch:
-then both must be what they were. Several processes may write into one folder at once, and share the work.
+first of them, and binds nobody while there is none. Every file is written whole or not at all, so what is there is
+finished, and a run goes on with the seeds that are not. Which seeds were asked for, and how many at a time, does not
+matter, unless images depend on their batch: then both must be what they were. Several processes may write into one
+folder at once, and share the work.
 """
 
 from __future__ import annotations
@@ -113,7 +114,10 @@ class FolderRun:
             self.force = False   # they are replaced
         path, asked = self.folder / RECORD, set(seeds)
         images = [file for file in self._listed(OURS) if file.name != RECORD]
-        if path.exists() and (images or is_shard or self._claims.others()):   # else it ended before its first image
+        if path.exists() and not images and not is_shard and self._claims.alone():   # it ended before its first image
+            for file in self._listed(UNFINISHED):
+                remove(file)
+        elif path.exists():
             found = read_json(path, OutputError)
             self._compare(found, settings)
             if depends_on_batch:

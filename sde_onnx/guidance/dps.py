@@ -20,6 +20,7 @@ from functools import partial
 
 import numpy as np
 
+from sde_onnx.errors import InputError
 from sde_onnx.guidance.measurement import Measurement, Product
 from sde_onnx.solvers.catalogue import Sampling
 from sde_onnx.solvers.plan import Memory, Step, Update, Updated, denoised, run, sigma_of_each
@@ -41,10 +42,15 @@ def dps(
         vjp: the score's vector-Jacobian product, one a step.
         zeta: how far x goes in a step, data units, > 0: the norm of the change where J_D is 1.
 
-    Errors: :func:`sde_onnx.solvers.plan.run_evaluations`.
+    Raises:
+        InputError: a solver of corrections alone.
+
+    Other errors: :func:`sde_onnx.solvers.plan.run_evaluations`.
     """
     plan = sampling.plan
     assert plan is not None   # resolve_restoration refuses a solver without one
+    if any(evaluation.ends is not None and evaluation.langevin for evaluation in plan.evaluations):
+        raise InputError(f"method dps moves x with the steps between noise levels: {sampling} has corrections alone")
     evaluations = (
         evaluation if evaluation.ends is None else
         replace(evaluation, update=partial(drawn, update=evaluation.update, measurement=measurement, vjp=vjp, zeta=zeta,

@@ -27,6 +27,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)   # keys of METHOD_OPTIONS, with their defaults
     needs_gradient: bool = False     # whether it takes vector-Jacobian products
     is_loop: bool = False            # whether it runs in place of the solver's loop: then it needs a plan
+    product_for: str = "an evaluation"   # or "a step": what products are taken for, if there are any
     levels_only: bool = False        # whether it is such a loop that takes the solver's noise levels and nothing else
 
 
@@ -43,7 +44,7 @@ METHODS = {
     "posterior": Method("moment matching: the measurement tells of the rest by the network's own covariance",
                         "posterior.posterior", {"iterations": 2}, needs_gradient=True),
     "dps": Method("a gradient step towards the measurement, for many steps", "dps.dps", {"zeta": 0.5},
-                  needs_gradient=True, is_loop=True),
+                  needs_gradient=True, is_loop=True, product_for="a step"),
     "daps": Method("draws around estimates, a noise level at a time", "daps.daps", {"ode_steps": 4, "spread": 1.0},
                    is_loop=True, levels_only=True),
     "replacement": Method("the paper's: what is measured is replaced after every update", "replacement.replacement",

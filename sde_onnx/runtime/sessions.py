@@ -49,16 +49,27 @@ class _Recent(Generic[Opened]):
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, ...], Opened] = {}
-        self._lock = threading.Lock()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
 
     def get(self, key: tuple[int, ...], opened: Callable[..., Opened]) -> Opened:
-        """That of a key, opened now if it is not among them; one thread opens at a time."""
-        with self._lock:
-            found = self._kept.pop(key) if key in self._kept else opened(*key)
-            self._kept[key] = found
-            if len(self._kept) > MOST_KEPT:
-                del self._kept[next(iter(self._kept))]
+        """Returns what ``opened(*key)`` made before, or makes it now, one thread at a time."""
+        if (found := self._found(key)) is not None:
             return found
+        with self._opening:
+            if (found := self._found(key)) is None:   # another thread may have opened it meanwhile
+                found = opened(*key)
+                with self._lock:
+                    self._kept[key] = found
+                    if len(self._kept) > MOST_KEPT:
+                        del self._kept[next(iter(self._kept))]
+            return found
+
+    def _found(self, key: tuple[int, ...]) -> Opened | None:
+        """What is kept, which is the latest used from now on."""
+        with self._lock:
+            if key in self._kept:
+                self._kept[key] = self._kept.pop(key)
+            return self._kept.get(key)
 
 
 class Sessions:
@@ -88,7 +99,7 @@ class Sessions:
         self._loops = threading.local()   # a captured graph belongs to the thread that made it, and buffers to one run
 
     def session(self, batch: int) -> ort.InferenceSession:
-        """That for so many images."""
+        """Returns the session for a number of images, opened now if it is not one of the last two."""
         return self._sessions.get((batch,), self._session)
 
     def loop(self, batch: int, capacity: int) -> DeviceLoop:

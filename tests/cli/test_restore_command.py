@@ -66,7 +66,7 @@ def test_a_measurement_is_restored_with_the_bundled_gradient(clean, tmp_path):
     with Image.open(clean / "digit0.png") as picture:
         picture.resize((8, 8), Image.Resampling.BOX).save(tmp_path / "small.png")
     result = done(tmp_path / "small.png", "--operator", "down:2", "-o", tmp_path / "out")
-    assert "posterior iterations 2" in result.output and "with 2 products each" in result.output
+    assert "posterior iterations 2" in result.output and "with 2 products an evaluation" in result.output
     assert "clean" not in result.output
     assert load_png(tmp_path / "out" / "small.png").shape == (16, 16 * 6, 3)
 

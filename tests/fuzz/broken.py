@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fuzz import harness
 from fuzz.harness import Case
+from sde_onnx.errors import InputError
 
 __all__ = ["BROKEN"]
 
@@ -19,6 +20,12 @@ def good(seed: int, folder: Path) -> Case:
 
 def raises(seed: int, folder: Path) -> Case:
     return Case(call=lambda: 1 / seed)
+
+
+def several_lines(seed: int, folder: Path) -> Case:
+    def call() -> None:
+        raise InputError("one\ntwo")
+    return Case(call=call)
 
 
 def leaves(seed: int, folder: Path) -> Case:
@@ -47,4 +54,4 @@ def hangs(seed: int, folder: Path) -> Case:
 
 
 BROKEN: dict[str, Callable[[int, Path], Case]] = {function.__name__: function for function in (
-    good, raises, leaves, changes, dies, noisy, memory, hangs)}
+    good, raises, several_lines, leaves, changes, dies, noisy, memory, hangs)}

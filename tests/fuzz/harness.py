@@ -176,15 +176,17 @@ def _typed(arguments: tuple[str, ...]) -> _Seen:
 
 
 def _called(call: Callable[[], object]) -> _Seen:
-    """A call of the library: it succeeds, or raises an error of ours, whose message is one line in any case."""
+    """A call of the library: it succeeds, or raises an error of ours that was given one line."""
     from sde_onnx.errors import SdeOnnxError
 
     seen = _Seen()
     with _native_stderr() as told:
         try:
             call()
-        except SdeOnnxError:
+        except SdeOnnxError as error:
             seen.status = 1
+            if "\n" in "".join(map(str, error.args)):   # its text escapes them; another library's words are too many
+                seen.problems.append(f"several lines: {error}")
         except Exception as error:   # noqa: BLE001  # which is what is looked for
             seen.status = 1
             seen.problems.append(_where(error))

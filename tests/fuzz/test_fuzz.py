@@ -27,7 +27,8 @@ def test_the_harness_sees_what_breaks_the_promise():
 
     found = {kind: failure.problem for kind, _, failure in run_cases(BROKEN, ((kind, 0) for kind in BROKEN), seconds=8)
              if failure}
-    for kind, problem in {"raises": "ZeroDivisionError", "leaves": "left ['half']", "changes": "changed ['input']",
-                          "dies": "died", "noisy": "on stderr", "memory": "MemoryError", "hangs": "no end"}.items():
+    for kind, problem in {"raises": "ZeroDivisionError", "several_lines": "several lines", "leaves": "left ['half']",
+                          "changes": "changed ['input']", "dies": "died", "noisy": "on stderr", "memory": "MemoryError",
+                          "hangs": "no end"}.items():
         assert problem in found[kind], found
     assert "good" not in found

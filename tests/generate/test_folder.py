@@ -133,9 +133,19 @@ def test_that_an_animation_cannot_be_resumed_is_said_before_the_work(model_file,
 
 def test_a_run_that_ended_before_its_first_image_holds_nothing(model_file, tmp_path):
     run(model_file, tmp_path / "out", "--seeds", "0")
-    (tmp_path / "out" / "000000.png").unlink()
+    (tmp_path / "out" / "000000.png").rename(tmp_path / "out" / ".000000.0123abcd.png")   # unfinished
     assert run(model_file, tmp_path / "out", "--seeds", "0", "--rho", "5").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000.png", "run.json"]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["rho"] == 5
+
+
+def test_what_is_there_binds_where_no_lock_tells(model_file, tmp_path, monkeypatch):
+    """Another machine's run may have made its record a moment ago, and no image yet."""
+    run(model_file, tmp_path / "out", "--seeds", "0")
+    (tmp_path / "out" / "000000.png").unlink()
+    monkeypatch.setattr("sde_onnx.generate.claims.fcntl", None)
+    result = run(model_file, tmp_path / "out", "--seeds", "0", "--rho", "5")
+    assert "holds images of another run: its rho is 7.0, here it is 5.0" in result.output
 
 
 def test_a_folder_in_a_pictures_place_is_told(model_file, tmp_path):
@@ -168,6 +178,12 @@ def test_the_lock_is_everybodys(model_file, tmp_path, monkeypatch):
                 pass
         assert lock.exists()
     assert not lock.exists()
+    theirs = tmp_path / "private"
+    theirs.touch(mode=0o600)
+    lock.symlink_to(theirs)   # someone else's, in a folder for all
+    with pytest.raises(OutputError, match="opened: Too many levels of symbolic links"), Claims(lock).at_work():
+        pass
+    assert theirs.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("dependent", [("--solver", "pc", "--langevin-norm", "batch"),

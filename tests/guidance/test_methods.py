@@ -192,6 +192,13 @@ def test_dps_moves_x_once_a_step(solver, options, pair, rng):
     assert len(steps) == len(asked) == 6
 
 
+def test_dps_has_no_step_where_there_are_corrections_alone(pair, rng):
+    """Their score is scaled, and not the one that the distance from y follows from."""
+    sampling = resolve(pair, solver="pc", steps=3, options={"predictor": "none"})
+    with pytest.raises(InputError, match="has corrections alone"):
+        list(dps(pair, NumpyNoise(rng, (5, 1, 1, 2)), of_pair(5), sampling=sampling, vjp=pair.vjp))
+
+
 def test_the_draw_of_daps_has_the_exact_mean_and_covariance(rng):
     data, operator, _ = small_field()
     count, deviation, noise = 20_000, 0.5, 0.2

@@ -48,13 +48,19 @@ def test_a_weight_that_float16_does_not_hold_is_refused():
         store_in_half(model)
 
 
-def test_frequencies_stay_as_they_are():
-    """Phases of 10^3 rad would be off by turns; of 256 channels they are as large as a weight."""
-    frequencies = onnx.numpy_helper.from_array(np.ones((1, 256), np.float32), "frequencies")
-    node = onnx.helper.make_node("Mul", ["x", "frequencies"], ["y"])
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [frequencies]))
+@pytest.mark.parametrize(("shape", "kind"), [
+    ((1, 256), TensorProto.FLOAT),         # frequencies, whose phases of 10^3 rad would be off by turns
+    ((1, 512, 1, 1), TensorProto.FLOAT),   # gains
+    ((512,), TensorProto.FLOAT), ((4, 4), TensorProto.FLOAT),
+    ((512, 512), TensorProto.FLOAT16), ((256, 1, 4, 4), TensorProto.FLOAT16), ((16, 16, 1, 1), TensorProto.FLOAT16),
+], ids=str)
+def test_what_is_more_than_a_vector_is_a_weight(shape, kind):
+    """Whatever reads it: a weight may be scaled before its product."""
+    value = onnx.numpy_helper.from_array(np.ones(shape, np.float32), "value")
+    node = onnx.helper.make_node("Mul", ["x", "value"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [value]))
     store_in_half(model)
-    assert [item.data_type for item in model.graph.initializer] == [TensorProto.FLOAT]
+    assert [item.data_type for item in model.graph.initializer] == [kind]
 
 
 def test_graphs_for_cuda_store_weights_in_their_precision(digits_checkpoint, tmp_path):
