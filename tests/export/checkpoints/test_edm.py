@@ -209,7 +209,7 @@ def test_labels_are_checked(exported):
     np.testing.assert_array_equal(model(torch.from_numpy(x), torch.from_numpy(sigma), 3).numpy(), model(x, sigma, 3))
     for label, message in [(10, "label 10 is out of range: .* has 0 to 9"), (-2, "label -2 is out of range"),
                            ([1, 2, 3], r"label is int64 \[3\], expected whole numbers \[2\]"),
-                           (0.5, "expected whole numbers")]:
+                           (0.5, "labels is 0.5, expected a whole number or a list of them")]:
         with pytest.raises(InputError, match=message):
             model(x, sigma, label)
     with pytest.raises(InputError, match="has no labels: leave the label out"):
