@@ -50,6 +50,12 @@ class _OneLineErrors(click.Group):
             return super().invoke(ctx)
         except SdeOnnxError as error:
             raise click.ClickException(str(error)) from error
+        except ImportError as error:
+            if not str(error.name).startswith("onnxruntime"):
+                raise
+            raise click.ClickException(
+                f"ONNX Runtime cannot be imported ({first_line(error)}): of its packages install one alone, such as "
+                "`pip install --force-reinstall --no-deps onnxruntime-gpu`") from error
         except (MemoryError, RuntimeError) as error:   # numpy's and torch's own
             if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
                 raise

@@ -26,8 +26,8 @@ CUDA_PRECISIONS = ("fp32", "tf32")     # of a file that leaves it open
 TENSORRT_PRECISIONS = ("fp32", "fp16")
 SEARCHES = ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")   # the best first
 HOW_TO_GET = {
-    "cuda": "for an NVIDIA GPU install its driver and `pip install onnxruntime-gpu[cuda,cudnn]`",
-    "tensorrt": "for an NVIDIA GPU install its driver and `pip install onnxruntime-gpu[cuda,cudnn] tensorrt-cu13`",
+    "cuda": "for an NVIDIA GPU install its driver and `pip install 'onnxruntime-gpu[cuda,cudnn]'`",
+    "tensorrt": "for an NVIDIA GPU install its driver and `pip install 'onnxruntime-gpu[cuda,cudnn]' tensorrt-cu13`",
 }
 
 

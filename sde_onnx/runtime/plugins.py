@@ -37,6 +37,7 @@ class Plugin:
     takes: Callable[[ort.OrtEpDevice], bool]       # whether a device of it is one to run on
     options: Callable[..., Mapping[str, str]]      # its own, of open_session's precision, threads, cached and on_cpu
     hindrance: Callable[[], str | None] = lambda: None   # why this machine is none for it, as far as that is known
+    needs: str = "a device of its own"                   # what it finds where it can run
 
 
 def _is_gpu(device: ort.OrtEpDevice) -> bool:
@@ -54,11 +55,12 @@ PLUGINS: Mapping[str, Plugin] = {
         package="onnxruntime-ep-nv-tensorrt-rtx", module="onnxruntime_ep_nv_tensorrt_rtx",
         ep_name="NvTensorRTRTXExecutionProvider",
         get="for an NVIDIA RTX GPU install its driver and `pip install onnxruntime-ep-nv-tensorrt-rtx`",
-        precisions=("fp32",), takes=_is_gpu, options=lambda **_: {}),
+        precisions=("fp32",), takes=_is_gpu, options=lambda **_: {}, needs="an NVIDIA RTX GPU with its driver"),
     "webgpu": Plugin(
         package="onnxruntime-ep-webgpu", module="onnxruntime_ep_webgpu",
         ep_name="WebGpuExecutionProvider", get="pip install 'sde-onnx[webgpu]'",
-        precisions=("fp32",), takes=_is_gpu, options=_of_webgpu),
+        precisions=("fp32",), takes=_is_gpu, options=_of_webgpu,
+        needs="a GPU with its driver for Vulkan, Metal or Direct3D 12"),
     "openvino": Plugin(
         package="onnxruntime-ep-openvino", module="onnxruntime_ep_openvino",
         ep_name="OpenVINOExecutionProvider", get="pip install 'sde-onnx[openvino]'",
@@ -70,9 +72,11 @@ PLUGINS: Mapping[str, Plugin] = {
 def why_not(name: str) -> str | None:
     """Why a plugin, a key of PLUGINS, cannot run here, or ``None`` if nothing is known that would stop it."""
     plugin = PLUGINS[name]
+    if (reason := plugin.hindrance()) is not None:   # before the user is told to install it
+        return reason
     if importlib.util.find_spec(plugin.module) is None:
         return f"{plugin.package} is not installed: {plugin.get}"
-    return plugin.hindrance()
+    return None
 
 
 def add_plugin(name: str, options: ort.SessionOptions, own: Mapping[str, str], *, is_built_in: bool
@@ -103,7 +107,7 @@ def device_of(name: str) -> ort.OrtEpDevice:
     for device in ort.get_ep_devices():
         if device.ep_name == plugin.ep_name and plugin.takes(device):
             return device
-    raise RuntimeError(f"{plugin.package} finds no device here that it can use")
+    raise RuntimeError(f"{plugin.package} finds no device here that it can use: it needs {plugin.needs}")
 
 
 @functools.cache

@@ -236,8 +236,11 @@ def _failure(name: str) -> str | None:
         session = open_session(PROBE_MODEL, name, options, cached=False)
         session.run(None, {"x": np.ones(PROBE_SHAPE, np.float32)})
     except (*ORT_ERRORS, ProviderError) as error:
-        # TensorRT's libraries are missed by a line of C++ source.
-        reason = "TensorRT is missing" if name == "tensorrt" and "Please install" in str(error) else str(error)
+        reason = str(error)
+        if name == "tensorrt" and "Please install" in reason:   # its libraries are missed by a line of C++ source
+            reason = "TensorRT is missing"
+        elif name in PLUGINS and ".cc:" in reason:   # and a plugin's device, where the plugin is built in
+            reason = f"it finds no device here that it can use: it needs {PLUGINS[name].needs}"
         return reason.splitlines()[0][:200] + (f"; {HOW_TO_GET[name]}" if name in HOW_TO_GET else "")
     finally:
         ort.set_default_logger_severity(2)

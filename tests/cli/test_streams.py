@@ -26,6 +26,16 @@ def test_a_full_disk_under_standard_output_is_one_line(arguments):
     assert result.stderr == b"Error: standard output cannot be written: No space left on device\n"
 
 
+def test_an_onnxruntime_that_another_package_has_broken_is_one_line(tmp_path):
+    """Of two packages with one folder the second was removed, and its files with it."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text("from onnxruntime.capi import onnxruntime_pybind11_state\n")
+    result = shell('"$@"', "info", env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: ONNX Runtime cannot be imported (No module named 'onnxruntime.capi'): of")
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "2>&- >&- <&-"])
 def test_closed_streams_lose_nothing(closed, tmp_path):
     assert shell(f'"$@" {closed}', *SAMPLE, str(tmp_path / "s.png")).returncode == 0

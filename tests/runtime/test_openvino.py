@@ -85,7 +85,9 @@ def test_session_options_are_refused(model_file):
         sde_onnx.load(model_file, "openvino", session_options=ort.SessionOptions)
 
 
-def test_without_the_package_it_is_not_offered(missing, model_file):
+def test_without_the_package_it_is_not_offered(missing, model_file, monkeypatch):
+    processor = SimpleNamespace(type=ort.OrtHardwareDeviceType.CPU, vendor_id=openvino.INTEL, vendor="Intel")
+    monkeypatch.setattr(ort, "get_ep_devices", lambda: [SimpleNamespace(device=processor, ep_name="none")])
     assert "openvino" not in providers.usable_providers()
     for provider in ("openvino", "auto"):
         with pytest.raises(ProviderError, match=r"cannot run here.*pip install 'sde-onnx\[openvino\]'"):

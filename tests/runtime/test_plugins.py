@@ -74,7 +74,7 @@ def test_a_provider_that_is_built_in_gets_the_options_alone(plugin):
 
 def test_devices_that_are_none_are_not_taken(plugin):
     plugin.devices = [listed("webgpu", is_virtual="1"), listed("cpu")]
-    with pytest.raises(RuntimeError, match="^onnxruntime-ep-webgpu finds no device here that it can use$"):
+    with pytest.raises(RuntimeError, match="^onnxruntime-ep-webgpu finds no device here .*: it needs a GPU"):
         plugins.device_of("webgpu")
 
 
@@ -122,3 +122,18 @@ def test_auto_takes_webgpu_where_a_gpu_is_listed_and_cuda_does_not_run(plugin, r
     plugin.devices = [listed("webgpu", is_virtual="1")]   # it runs, in software
     assert providers.choose_provider("auto") == "openvino"
     assert providers.choose_provider("webgpu") == "webgpu"
+
+
+def test_a_line_of_source_is_no_reason(monkeypatch):
+    """Which is what onnxruntime-webgpu gives where no driver is found."""
+    def fails(*_, **__):
+        raise RuntimeError("/onnxruntime_src/onnxruntime/core/providers/webgpu/webgpu_context.cc:65 onnxruntime::")
+
+    monkeypatch.setattr(providers.ort, "get_available_providers", lambda: ["WebGpuExecutionProvider"])
+    monkeypatch.setattr(providers, "open_session", fails)
+    providers._failure.cache_clear()
+    try:
+        assert providers._failure("webgpu") == (
+            "it finds no device here that it can use: it needs a GPU with its driver for Vulkan, Metal or Direct3D 12")
+    finally:
+        providers._failure.cache_clear()

@@ -95,7 +95,7 @@ def test_tensorrt_is_missed_in_one_line():
         pytest.skip("TensorRT is here")
     with pytest.raises(ProviderError) as error:
         providers.choose_provider("tensorrt")
-    assert "pip install onnxruntime-gpu[cuda,cudnn] tensorrt-cu13" in str(error.value)
+    assert "pip install 'onnxruntime-gpu[cuda,cudnn]' tensorrt-cu13" in str(error.value)
     assert "\n" not in str(error.value)
 
 
