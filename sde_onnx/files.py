@@ -46,8 +46,10 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
             raise OutputError(f"{path} is also another file of this command: choose another name")
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder, expected a file name")
+        with suppress(FileNotFoundError):   # fails where no file could have the name
+            _nearest_folder(path).joinpath(path.name).lstat()
         with suppress(FileNotFoundError):
-            path.lstat()   # finds a dangling link too, and fails where no file could have the name
+            path.lstat()   # finds a dangling link too
             if not force:
                 raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
         with tempfile.TemporaryFile(dir=_nearest_folder(path)):

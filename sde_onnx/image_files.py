@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def check_images(images: Images, image_shape: tuple[int, int, int]) -> None:
     Raises:
         InputError: another kind, shape or type, no images, or floats that are not about [0, 1].
     """
-    if not isinstance(images, np.ndarray):
+    if not isinstance(images, np.ndarray) or isinstance(images, np.ma.MaskedArray):
         raise InputError(f"images is {type(images).__name__}, expected a numpy array")
     if images.dtype not in (np.uint8, np.float32) or images.shape[1:] != image_shape:
         raise InputError(f"images is {images.dtype} {list(images.shape)}, expected uint8 or float32 "
@@ -135,10 +136,12 @@ def _pictures_of(folder: Path) -> list[Path]:
 
 def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
     try:
-        with Image.open(regular(path)) as file:
-            frames = getattr(file, "n_frames", 1)
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # what is far too large is an error
+            with Image.open(regular(path)) as file:
+                frames = getattr(file, "n_frames", 1)
+                picture = ImageOps.exif_transpose(file)
+                picture.load()
     except NO_PICTURE as error:
         raise InputError(f"{path} cannot be read as a picture: {first_line(error)}") from None
     if frames > 1:

@@ -75,6 +75,16 @@ def test_what_is_no_picture_in_a_folder_is_left_out(rgb, tmp_path):
     assert read_images([tmp_path], SHAPE)[0] == ["b"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_large_picture_is_read_without_a_word(rgb, tmp_path, monkeypatch):
+    """Pillow warns from some size on, and refuses from twice that size on."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    save_png(tmp_path / "a.png", rgb)
+    assert read_images([tmp_path / "a.png"], SHAPE)[0] == ["a"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    refused("cannot be read as a picture: .*could be decompression bomb", tmp_path / "a.png")
+
+
 def test_resizing_crops_the_middle(rgb, tmp_path):
     wide = np.zeros((12, 40, 3), np.uint8)
     wide[:, 12:28] = rgb.repeat(2, 0).repeat(2, 1)   # the middle, of the model's aspect

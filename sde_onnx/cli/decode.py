@@ -81,9 +81,11 @@ def _read_codes(path: Path) -> tuple[list[str], NDArray[np.float32], dict[str, A
     try:
         held = arrays_of(path, "names", "latents", "settings")
         names, latents, settings = held["names"].tolist(), held["latents"], json.loads(str(held["settings"]))
+        if held["names"].dtype.kind != "U" or held["names"].ndim != 1:
+            raise ValueError("its names are no list of texts")
         if len(names) != len(latents) or not isinstance(settings, dict):
             raise ValueError(f"{len(names)} names for {len(latents)} latents")
     except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as codes, expected a .npz of `sde-onnx encode`: {first_line(error)}"
                          ) from None
-    return list(map(str, names)), latents, settings
+    return names, latents, settings

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
-from sde_onnx.errors import InputError, OutputError
+from sde_onnx.errors import InputError, OutputError, one_line
 from sde_onnx.files import check_room, check_writable, replacing
 from sde_onnx.generate.folder import RECORD, FolderRun
 from sde_onnx.generate.shards import Shard
@@ -245,10 +245,18 @@ def check_names(names: Sequence[str]) -> None:
     """``InputError`` where names of pictures are no names for files, or two are the same."""
     seen: set[str] = set()
     for name in names:
-        if name in seen or Path(name).name != name:
-            raise InputError(f"two pictures are named {name}: rename one" if name in seen
-                             else f"{name!r} is no name for a file")
+        if name in seen:
+            raise InputError(f"two pictures are named {name}: rename one")
+        if not _names_a_file(name):
+            raise InputError(f"{one_line(name)} is no name for a file")
         seen.add(name)
+
+
+def _names_a_file(name: object) -> bool:
+    try:
+        return isinstance(name, str) and name != "" and Path(name).name == name and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:   # half of a surrogate pair
+        return False
 
 
 def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Sequence[Path]) -> list[Path]:

@@ -195,7 +195,7 @@ def last_images(batches: Iterator[Batch], count: int, steps: int, *, progress: b
 
 def check_latents(latents: NDArray[np.float32], image_shape: tuple[int, int, int]) -> None:
     """``InputError`` where latents are not finite float32 ``[N, C, H, W]`` with N >= 1."""
-    if not isinstance(latents, np.ndarray):
+    if not isinstance(latents, np.ndarray) or isinstance(latents, np.ma.MaskedArray):
         raise InputError(f"latents is {type(latents).__name__}, expected a numpy array")
     if latents.dtype != np.float32 or latents.shape[1:] != image_shape or len(latents) == 0:
         raise InputError(f"latents is {latents.dtype} {list(latents.shape)}, expected float32 "

@@ -106,6 +106,14 @@ def test_bad_input_is_refused_in_one_line(pictures, codes, tmp_path):
     for changed in ({"names": held["names"][:1]}, {"settings": "[1]"}):
         np.savez(tmp_path / "odd.npz", **(held | changed))
         refuses("2 latents", "decode", tmp_path / "odd.npz", "-o", out)
+    others = [f"other{index}" for index in range(1, len(held["names"]))]
+    for first, message in (("a\0b", "is no name for a file"), ("\ud800", "is no name for a file"),
+                           ("", "is no name for a file"), ("x" * 300, "cannot be written: File name too long")):
+        np.savez(tmp_path / "odd.npz", **(held | {"names": np.array([first, *others])}))
+        refuses(message, "decode", tmp_path / "odd.npz", "-o", out)
+    np.savez(tmp_path / "odd.npz", **(held | {"names": np.arange(len(held["names"]))}))
+    refuses("its names are no list of texts", "decode", tmp_path / "odd.npz", "-o", out)
+    assert not out.exists()
     refuses("missing", "interpolate", "--from", tmp_path / "none.png", "--to", 1, "-o", tmp_path / "s.png")
     refuses("two pictures are named 0-000000", "edit", pictures / "0.png", pictures / "0.png", "--sigma", 1, "-o", out)
     refuses("two pictures are named 0", "encode", pictures / "0.png", pictures / "0.png", "-o", out / "c.npz")
