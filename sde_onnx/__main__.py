@@ -9,6 +9,7 @@ from types import FrameType
 __all__ = ["run"]
 
 ENDINGS = ("SIGTERM", "SIGHUP")   # what a scheduler sends, and a terminal that is closed; Windows has the first alone
+_signals: list[int] = []          # of them, those that this process was sent
 STATUS = 128                      # and the signal's number: that of a process that a signal has ended
 
 
@@ -24,11 +25,25 @@ def run() -> None:
         from sde_onnx.cli import main
     except KeyboardInterrupt:
         sys.exit("Aborted!")
-    main(prog_name="sde-onnx")
+    try:
+        main(prog_name="sde-onnx")
+    except Exception as error:   # of a library that took what follows from a signal for a failure of its own
+        if _signals:
+            sys.exit(STATUS + _signals[0])
+        if _follows_from_an_interruption(error):
+            sys.exit("Aborted!")
+        raise
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    _signals.append(number)
     raise SystemExit(STATUS + number)
+
+
+def _follows_from_an_interruption(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":
