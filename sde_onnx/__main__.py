@@ -9,8 +9,8 @@ from types import FrameType
 __all__ = ["run"]
 
 ENDINGS = ("SIGTERM", "SIGHUP")   # what a scheduler sends, and a terminal that is closed; Windows has the first alone
-_signals: list[int] = []          # of them, those that this process was sent
 STATUS = 128                      # and the signal's number: that of a process that a signal has ended
+_signals: list[int] = []          # of ENDINGS, those that this process was sent
 
 
 def run() -> None:

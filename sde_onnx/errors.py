@@ -62,8 +62,8 @@ class ModelFileError(SdeOnnxError, ValueError):
     """A file is not an ONNX model of ours."""
 
 
-class ProviderError(SdeOnnxError, RuntimeError):
-    """An execution provider was asked for and cannot run here."""
+class ProviderError(SdeOnnxError):
+    """An execution provider was asked for and cannot run here. No RuntimeError: as such ONNX Runtime's are caught."""
 
 
 class GradientError(SdeOnnxError, ValueError):

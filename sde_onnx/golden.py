@@ -143,8 +143,6 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
         if chosen == "webgpu":   # which wants to know before it opens a file what the file says
             on_cpu = session.get_modelmeta().custom_metadata_map.get(NOISE_KEY, "").splitlines()
             session = open_session(os.fspath(sampler), chosen, options, on_cpu=on_cpu)
-    except ProviderError:
-        raise
     except ORT_ERRORS as error:
         raise ModelFileError(f"{sampler} cannot be loaded: {first_line(error)}") from None
     about = _about(session, str(sampler))

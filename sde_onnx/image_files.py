@@ -17,7 +17,7 @@ from sde_onnx.errors import InputError, first_line, one_line
 from sde_onnx.files import UNREADABLE, arrays_of, regular
 from sde_onnx.images import MODES, NO_PICTURE, to_pil
 
-__all__ = ["Images", "check_images", "in_data_units", "picture_files", "read_images"]
+__all__ = ["Images", "check_images", "in_data_units", "is_array", "picture_files", "read_images"]
 
 Images = NDArray[np.uint8 | np.float32]
 KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alpha"}
@@ -36,6 +36,11 @@ class _Expected:
     noisy: bool
 
 
+def is_array(value: object) -> bool:
+    """Whether a value is a numpy array whose numbers all count: none that is masked."""
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+
+
 def check_images(images: Images, image_shape: tuple[int, int, int]) -> None:
     """Refuses what is no images of a model.
 
@@ -46,7 +51,7 @@ def check_images(images: Images, image_shape: tuple[int, int, int]) -> None:
     Raises:
         InputError: another kind, shape or type, no images, or floats that are not about [0, 1].
     """
-    if not isinstance(images, np.ndarray) or isinstance(images, np.ma.MaskedArray):
+    if not is_array(images):
         raise InputError(f"images is {type(images).__name__}, expected a numpy array")
     if images.dtype not in (np.uint8, np.float32) or images.shape[1:] != image_shape:
         raise InputError(f"images is {images.dtype} {list(images.shape)}, expected uint8 or float32 "

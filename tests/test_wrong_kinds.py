@@ -31,6 +31,8 @@ LABELLED = SimpleNamespace(metadata=SimpleNamespace(labels=3, label_optional=Fal
     (lambda model: sde_onnx.resolve(model.metadata, options={"rho": 1e300}), "rho is 1e+300, expected a number"),
     (lambda model: sde_onnx.encode(model, np.ma.zeros((1, *SHAPE), np.float32)), "images is MaskedArray, expected a"),
     (lambda model: sde_onnx.sample(model, [0], latents=np.ma.zeros((1, *SHAPE), np.float32)), "latents is MaskedArray"),
+    (lambda model: sde_onnx.restore(model, np.ma.zeros((1, 16, 16), np.float32), "gray", [0]),
+     "the measurement is MaskedArray, expected a numpy array"),
     (lambda model: benchmark("m.onnx"), "model is 'm.onnx', expected what sde_onnx.load returns"),
     (lambda model: sde_onnx.restore(model, np.zeros((1, 16, 16), np.float32), "gray", [0], gradient="g.onnx"),
      "gradient is 'g.onnx', expected what sde_onnx.load returns"),

@@ -29,7 +29,7 @@ __all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_list", "lab
            "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "openvino", "cpu"])
-MOST_LABELS = 1_000_000   # of one range
+MOST_LABELS = 1_000_000
 # Of these a user of the command line is told.
 NOTES = (BatchSizeWarning, InstallationWarning, ProviderWarning, SlowPrecisionWarning)
 
@@ -74,10 +74,9 @@ def seed_list(context: click.Context, parameter: click.Parameter, text: str | No
 def label_list(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
     """A callback of options whose values are labels that seeds take in turn: as seeds, but one may come again."""
     try:
-        parts = [] if text is None else [parse_seeds(part, most=MOST_LABELS) for part in text.split(",")]
-        return [label for part in parts for label in part] or None
+        return None if text is None else parse_seeds(text, most=MOST_LABELS, repeated=True, what="labels")
     except InputError as error:
-        raise click.BadParameter(str(error).replace("seeds", "labels")) from None
+        raise click.BadParameter(str(error)) from None
 
 
 def split_model(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]

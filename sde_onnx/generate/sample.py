@@ -15,6 +15,7 @@ from sde_onnx.checks import checked_batch_size, checked_model, checked_number
 from sde_onnx.errors import BatchSizeWarning, InputError, one_line
 from sde_onnx.guidance.classifier import classifier_guided
 from sde_onnx.guidance.measured_noise import tell_measured_noise
+from sde_onnx.image_files import is_array
 from sde_onnx.progress import ImagesBar
 from sde_onnx.runtime.classifier import Classifier
 from sde_onnx.runtime.device_loop import DeviceLoop, room_for
@@ -195,7 +196,7 @@ def last_images(batches: Iterator[Batch], count: int, steps: int, *, progress: b
 
 def check_latents(latents: NDArray[np.float32], image_shape: tuple[int, int, int]) -> None:
     """``InputError`` where latents are not finite float32 ``[N, C, H, W]`` with N >= 1."""
-    if not isinstance(latents, np.ndarray) or isinstance(latents, np.ma.MaskedArray):
+    if not is_array(latents):
         raise InputError(f"latents is {type(latents).__name__}, expected a numpy array")
     if latents.dtype != np.float32 or latents.shape[1:] != image_shape or len(latents) == 0:
         raise InputError(f"latents is {latents.dtype} {list(latents.shape)}, expected float32 "

@@ -12,11 +12,17 @@ __all__ = ["format_seeds", "parse_seeds"]
 MOST_SEEDS = 10_000_000   # a slip of the finger must not fill the memory
 
 
-def parse_seeds(text: str, *, most: int | None = MOST_SEEDS) -> list[int]:
+def parse_seeds(text: str, *, most: int | None = MOST_SEEDS, repeated: bool = False, what: str = "seeds") -> list[int]:
     """Reads numbers and ranges, both ends included, at the ``most`` so many.
 
+    Args:
+        text: the list.
+        most: numbers, or ``None`` for any.
+        repeated: whether one may come again.
+        what: they are, for messages.
+
     Raises:
-        InputError: no such list, a seed over 64 bits, or one that is named twice.
+        InputError: no such list, a number over 64 bits, or one that is named twice and may not be.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -29,9 +35,9 @@ def parse_seeds(text: str, *, most: int | None = MOST_SEEDS) -> list[int]:
         if last >= 1 << 64:
             raise InputError(f"{last} does not fit 64 bits: expected 0 to 2^64 - 1")
         if most is not None and last - first + len(seeds) >= most:
-            raise InputError(f"more than {most:,} seeds for one run")
+            raise InputError(f"more than {most:,} {what} for one run")
         seeds.extend(range(first, last + 1))
-    if len(set(seeds)) < len(seeds):
+    if not repeated and len(set(seeds)) < len(seeds):
         raise InputError("a seed is named twice")
     return seeds
 

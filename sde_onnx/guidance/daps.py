@@ -78,7 +78,7 @@ def conditioned(
 
 def _estimate(score: Score, x: Array, sigma: float, ve: VeSchedule, steps: int) -> tuple[Array, int]:
     """What the probability flow makes of x at sigma, by DPM-Solver++, and the evaluations that it took."""
-    if steps == 1 or sigma <= ve.sigma_min * (1 + 1e-6):   # float32 of "pc"
+    if steps == 1 or sigma <= ve.sigma_min * (1 + 1e-6):   # "pc" has its levels in float32
         return denoised(x, score(x, sigma_of_each(x, sigma)), sigma), 1
     lower = dataclasses.replace(ve, sigma_max=sigma)
     flow = multistep_plan(lower, steps, order=2, eta=0.0)

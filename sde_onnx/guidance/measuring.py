@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sde_onnx.checks import checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.guidance.measurement import Measurement
-from sde_onnx.image_files import Images, in_data_units
+from sde_onnx.image_files import Images, in_data_units, is_array
 from sde_onnx.operators.operator import Operator
 from sde_onnx.solvers.noise import check_seeds, portable_normals
 from sde_onnx.solvers.protocols import Array
@@ -61,8 +61,8 @@ def measurement_of(
     _check_noise(noise)
     hidden = hidden_by(operator, image_shape)
     shape = hidden.shape
-    if not isinstance(measurement, np.ndarray) or measurement.dtype not in (np.uint8, np.float32):
-        kind = getattr(measurement, "dtype", type(measurement).__name__)
+    if not is_array(measurement) or measurement.dtype not in (np.uint8, np.float32):
+        kind = measurement.dtype if is_array(measurement) else type(measurement).__name__
         raise InputError(f"the measurement is {kind}, expected a numpy array, uint8 or float32")
     if measurement.shape not in (shape, (images, *shape)):
         raise InputError(f"the measurement has shape {list(measurement.shape)}, the operator gives {list(shape)} of "

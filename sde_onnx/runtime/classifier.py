@@ -105,8 +105,6 @@ def load_classifier(
     chosen = choose_provider(provider)
     try:
         session = open_session(os.fspath(path), chosen, options, threads=threads)
-    except ProviderError:
-        raise
     except ORT_ERRORS as error:
         raise ModelFileError(f"{path} is not an ONNX file that can be loaded "
                              f"({first_line(error)})") from None

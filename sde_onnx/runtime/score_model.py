@@ -184,8 +184,6 @@ class ScoreModel:
         try:
             with alone_on(self.provider):
                 yield
-        except ProviderError:   # of a session that was to be opened; it is a RuntimeError too
-            raise
         except ORT_ERRORS as error:
             raise ProviderError(
                 f"{self.provider} failed on {images} images, fewer at a time may need less memory: "

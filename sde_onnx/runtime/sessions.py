@@ -146,8 +146,6 @@ class Sessions:
                 search = self._searches[0]
                 try:
                     return tried(search)
-                except ProviderError:   # no plan would help
-                    raise
                 except ORT_ERRORS as error:
                     if len(self._searches) == 1 or "memory" in str(error).lower():
                         raise
