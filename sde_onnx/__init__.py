@@ -4,12 +4,20 @@
     images = sde_onnx.sample(model, seeds=range(4))                  # float32 [4, C, H, W] in [0, 1]
 
 Names are imported when they are first used, so that ``sde-onnx --help`` waits for neither numpy nor ONNX Runtime.
+
+ONNX Runtime's telemetry, on by default in its packages from 1.29 on, is turned off: set ``ORT_DISABLE_TELEMETRY=0`` to
+keep it.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# It sends what it knows of a model to its makers, leaves files in the home and the working folder, and warns where it
+# cannot. It is asked about when ONNX Runtime is imported, which is after this line and too early for its own functions.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from sde_onnx.codes import decode as decode

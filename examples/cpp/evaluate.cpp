@@ -34,7 +34,7 @@ int main(int argc, char** argv) try {
     return 2;
   }
   auto seeds = parse_seeds(argc - 3, argv + 3);
-  Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "evaluate");
+  auto env = open_environment("evaluate");
   auto session = open_session(env, argv[1], options["--threads"]);
   auto steps = number_of_steps(session, "evaluation", options["--steps"]);
   auto labels = labels_for(session, options["--label"], seeds.size());

@@ -4,6 +4,7 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <map>
@@ -170,6 +171,16 @@ inline int64_t whole_number(const std::string& name, const std::string& word, in
     throw std::runtime_error(name + " is '" + word + "', expected " + std::to_string(least) + " to " +
                              std::to_string(most));
   return number;
+}
+
+// ONNX Runtime, which from 1.29 on sends telemetry unless this says not to before it starts.
+inline Ort::Env open_environment(const char* name) {
+#ifdef _WIN32
+  if (std::getenv("ORT_DISABLE_TELEMETRY") == nullptr) _putenv_s("ORT_DISABLE_TELEMETRY", "1");
+#else
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+#endif
+  return Ort::Env(ORT_LOGGING_LEVEL_ERROR, name);
 }
 
 // A file ready to run on so many threads; 0: one a core.

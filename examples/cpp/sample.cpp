@@ -19,7 +19,7 @@ int main(int argc, char** argv) try {
   }
   auto seeds = parse_seeds(argc - 3, argv + 3);
   const auto at_a_time = static_cast<std::size_t>(whole_number("batch", options["--batch"], 1, 1 << 20));
-  Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "sample");
+  auto env = open_environment("sample");
   auto session = open_session(env, argv[1], options["--threads"]);
   auto steps = number_of_steps(session, "sampler", options["--steps"]);
   auto labels = labels_for(session, options["--label"], seeds.size());

@@ -43,6 +43,21 @@ def test_closed_streams_lose_nothing(closed, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
 
 
+def test_onnxruntime_sends_nothing_and_leaves_nothing_behind(tmp_path):
+    """Its telemetry has files in the home folder, and where there is none a warning and a file in the working folder."""
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")}
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    for folder in (home, Path("/proc/none")):
+        result = subprocess.run([*COMMAND, *SAMPLE, "s.png", "--force", "--quiet"], cwd=work,
+                                env=environment | {"HOME": str(folder)}, capture_output=True)
+        assert (result.returncode, result.stderr) == (0, b"")
+    assert list(home.iterdir()) == []
+    assert [path.name for path in work.iterdir()] == ["s.png"]
+
+
 def test_a_reader_that_goes_away_is_no_error():
     result = shell('"$@" | head -n 1', "info", str(bundled_model()))
     assert result.stdout.startswith(b"file")
