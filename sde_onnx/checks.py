@@ -11,11 +11,12 @@ from typing import Any
 
 from sde_onnx.errors import InputError, one_line
 
-__all__ = ["MOST_STEPS", "MOST_THREADS", "checked_batch_size", "checked_choice", "checked_count", "checked_model",
-           "checked_number", "checked_path", "checked_sequence", "checked_threads", "is_number"]
+__all__ = ["MOST_SEEDS", "MOST_STEPS", "MOST_THREADS", "checked_batch_size", "checked_choice", "checked_count",
+           "checked_model", "checked_number", "checked_path", "checked_sequence", "checked_threads", "is_number"]
 
 MOST_STEPS = 20_000    # the paper's own samplers take 2,000; a plan holds an object for each
 MOST_IMAGES = 1 << 16  # at a time
+MOST_SEEDS = 10_000_000   # of one run: a slip of the finger must not fill the memory
 MOST_THREADS = max(64, os.cpu_count() or 1)
 
 

@@ -65,16 +65,18 @@ def _nearest_folder(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
-def arrays_of(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a ``.npz``: all, or of these names those that it has.
+def arrays_of(path: Path, *names: str, optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+    """The arrays of a ``.npz``: all, or those of these names, and of the optional ones those that it has.
 
     Raises:
-        UNREADABLE: whatever numpy makes of a file that is none, or a member that is no array.
+        UNREADABLE: whatever numpy makes of a file that is none, a member that is no array, or a name that is missing.
     """
     import numpy as np
 
     with np.load(regular(path)) as file:
-        found = {name: file[name] for name in file.files if not names or name in names}
+        found = {name: file[name] for name in file.files if not names or name in (*names, *optional)}
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"it holds no array `{missing[0]}`")
     if strange := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
         raise ValueError(f"{strange[0]} is no array")
     return found

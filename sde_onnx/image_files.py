@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ Images = NDArray[np.uint8 | np.float32]
 KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alpha"}
 # The modes of Pillow that hold 8 bits or fewer a value, and the one of KINDS that loses nothing.
 LOSSLESS = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "PA": "RGBA"}
+DEEP = re.compile(r";16[BLN]")   # in Pillow's raw modes: of colours, it drops the lower 8 bits and says nothing
 RESIZE = "--resize (resize=True) puts alpha on white, crops the middle and resizes"
 
 
@@ -145,19 +147,22 @@ def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # what is far too large is an error
             with Image.open(regular(path)) as file:
                 frames = getattr(file, "n_frames", 1)
+                is_deep = any(DEEP.search(str(tile)) for tile in getattr(file, "tile", ()))
                 picture = ImageOps.exif_transpose(file)
                 picture.load()
     except NO_PICTURE as error:
         raise InputError(f"{path} cannot be read as a picture: {first_line(error)}") from None
     if frames > 1:
         raise InputError(f"{path} holds {frames} frames, expected one picture")
+    if is_deep:
+        raise InputError(f"{path} has 16 bits a value, expected 8-bit gray or RGB: convert it")
     return _fitted(picture, str(path), expected)
 
 
 def _read_npz(path: Path, expected: _Expected) -> tuple[list[str], Images]:
     shape = expected.shape
     try:
-        held = arrays_of(path, "images", "seeds")
+        held = arrays_of(path, "images", optional=("seeds",))
         images = held["images"]
         seeds = held["seeds"].tolist() if "seeds" in held and held["seeds"].ndim == 1 else None
     except UNREADABLE as error:

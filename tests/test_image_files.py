@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -123,7 +126,14 @@ def test_what_is_no_picture_of_the_model_is_refused(rng, rgb, tmp_path):
     refused("cannot be read as a picture", tmp_path / "half.png")
     refused("is RGB, the model's images are gray", tmp_path / "rgb.png", GRAY, resize=True)
     Image.fromarray(rng.integers(0, 65536, (6, 8), np.uint16)).save(tmp_path / "deep.png")
-    refused("mode I(;16)?, expected 8-bit", tmp_path / "deep.png")
+    refused("has 16 bits a value, expected 8-bit", tmp_path / "deep.png")
+    Image.fromarray(rng.random((6, 8), np.float32)).save(tmp_path / "floats.tiff")
+    refused("mode F, expected 8-bit", tmp_path / "floats.tiff")
+    header, rows = struct.pack(">2I5B", 8, 6, 16, 2, 0, 0, 0), b"".join(b"\0" + rng.bytes(8 * 3 * 2) for _ in range(6))
+    (tmp_path / "deeper.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))))
+    refused("has 16 bits a value, expected 8-bit", tmp_path / "deeper.png")
     frames = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)) for _ in range(3)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     refused("holds 3 frames", tmp_path / "film.gif")
@@ -132,7 +142,7 @@ def test_what_is_no_picture_of_the_model_is_refused(rng, rgb, tmp_path):
 
 
 @pytest.mark.parametrize(("arrays", "message"), [
-    ({"other": np.zeros(3)}, "cannot be read as a .npz with an array `images`"),
+    ({"other": np.zeros(3)}, "cannot be read as a .npz with an array `images`: it holds no array `images`"),
     ({"images": np.zeros((0, *SHAPE), np.uint8)}, r"uint8 \[0, 3, 6, 8\], expected images"),
     ({"images": np.zeros((1, *SHAPE))}, "holds float64"),
     ({"images": np.full((1, *SHAPE), 2, np.float32)}, r"values outside \[0, 1\]"),

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ class Measurements:
             WRITERS[self._output.suffix](temporary, self.rows, mean, {
                 "settings": self._about["settings"],
                 "floors": {"of the density's peak": peak, "of noise of sigma_min, on average": noise}})
-        for index in range(self._shard.count):
-            self._unfinished(Shard(index, self._shard.count)).unlink(missing_ok=True)
+        for unfinished in self._output.parent.glob(f".{escape(self._output.name)}.*unfinished.json"):   # of any split
+            unfinished.unlink(missing_ok=True)
         spread = "" if error is None else f" +- {error:.4f}"
         return [f"{self._output}: {len(self.rows)} images",
                 f"{mean['bits_per_dim']:.4f}{spread} bits/dim on average, "

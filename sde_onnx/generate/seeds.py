@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from sde_onnx.checks import MOST_SEEDS
 from sde_onnx.errors import InputError
 
 __all__ = ["format_seeds", "parse_seeds"]
-
-MOST_SEEDS = 10_000_000   # a slip of the finger must not fill the memory
 
 
 def parse_seeds(text: str, *, most: int | None = MOST_SEEDS, repeated: bool = False, what: str = "seeds") -> list[int]:

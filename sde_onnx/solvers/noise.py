@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_sequence
+from sde_onnx.checks import MOST_SEEDS, checked_sequence
 from sde_onnx.errors import InputError, one_line
 from sde_onnx.solvers.protocols import Array, NoiseSource
 
@@ -287,10 +287,16 @@ def noise_source(generator: Any, shape: tuple[int, ...]) -> NoiseSource:
 
 
 def check_seeds(seeds: Sequence[int]) -> NDArray[np.uint64]:
-    """Seeds as ``[N]`` uint64; ``InputError`` if there is none or one does not fit 64 bits."""
+    """Seeds as ``[N]`` uint64; ``InputError`` if there is none or one does not fit 64 bits, or there are too many."""
     checked_sequence("seeds", seeds, "a list of whole numbers, one for each image")
-    if len(seeds) == 0:
+    try:
+        count = len(seeds)
+    except OverflowError:   # of a range
+        count = sys.maxsize
+    if count == 0:
         raise InputError("no seeds: at least one is needed, one for each image")
+    if count > MOST_SEEDS:
+        raise InputError(f"more than {MOST_SEEDS:,} seeds for one run")
     for seed in seeds:
         if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
             raise InputError(f"seed {one_line(seed)} is not an integer")

@@ -150,6 +150,7 @@ def test_shards_of_a_likelihood_are_the_table_of_one_run(suffix, pictures, tmp_p
     refuses("--force would drop what other shards have measured", *command, "--force", "--shard", "1/3", "-o", parts,
             status=2)
     refuses("was begun with other settings", *command, "--probes", 3, "--shard", "1/3", "-o", parts)
+    done(*command, "--shard", "3/4", "-o", parts)   # of another split, and of no use at the end
     assert f"{parts}: 5 images" in done(*command, "--shard", "0/3", "-o", parts).stdout
     assert parts.read_text() == (tmp_path / f"one{suffix}").read_text()
     assert not list(tmp_path.glob(".*"))

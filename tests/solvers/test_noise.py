@@ -135,7 +135,8 @@ def test_other_generators_are_refused(generator, message):
 
 @pytest.mark.parametrize(("seeds", "message"), [
     ([], "no seeds"), ([2**64], "does not fit 64 bits"), ([-1], "does not fit 64 bits"), ([0.5], "not an integer"),
-    ([True], "not an integer"),
+    ([True], "not an integer"), (range(10**7 + 1), "more than 10,000,000 seeds"),
+    (range(2**70), "more than 10,000,000 seeds"),
 ])
 def test_bad_seeds_are_refused(seeds, message):
     with pytest.raises(InputError, match=message):
