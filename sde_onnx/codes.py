@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,14 +26,15 @@ from sde_onnx.image_files import Images, check_images, in_data_units
 from sde_onnx.progress import ImagesBar
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.score_model import LABEL, ScoreModel
-from sde_onnx.solvers.catalogue import resolve
-from sde_onnx.solvers.flow import integrate_each, probability_flow
+from sde_onnx.solvers.catalogue import Sampling, resolve
+from sde_onnx.solvers.flow import check_steps, integrate_each, probability_flow
 from sde_onnx.solvers.noise import PortableNoise, check_seeds
 from sde_onnx.solvers.options import FLOW_TOLERANCE
 from sde_onnx.solvers.plan import denoised
 from sde_onnx.solvers.protocols import Array, Score
 
-__all__ = ["LabelOfEach", "decode", "edit", "encode", "interpolate", "spherical"]
+__all__ = ["LabelOfEach", "decode", "decode_batches", "edit", "edit_batches", "encode", "encode_batches", "interpolate",
+           "resolve_edit", "spherical"]
 
 Float32Array = NDArray[np.float32]
 LabelOfEach = int | Sequence[int] | NDArray[np.int64] | None   # one for all images, or one for each
@@ -72,6 +73,15 @@ def encode(
         InputError: an argument out of its range, or images of another shape or type.
         NonFiniteError: NaN or infinity appeared, or no step keeps the tolerances.
     """
+    return np.concatenate([*encode_batches(model, images, labels=labels, rtol=rtol, atol=atol, steps=steps,
+                                           batch_size=batch_size, progress=progress)])
+
+
+def encode_batches(
+    model: ScoreModel, images: Images, *, labels: LabelOfEach = None, rtol: float = FLOW_TOLERANCE,
+    atol: float = FLOW_TOLERANCE, steps: int | None = None, batch_size: int | None = None, progress: bool = False,
+) -> Iterator[Float32Array]:
+    """Yields the latents of :func:`encode` batch by batch. Arguments are checked before the first."""
     checked_model(model)
     schedule = model.metadata.schedule
     return _along_the_flow(model, _data(images, model.metadata), schedule.sigma_min, schedule.sigma_max, labels=labels,
@@ -102,6 +112,16 @@ def decode(
 
     Other arguments and errors: :func:`encode`.
     """
+    return np.concatenate([*decode_batches(model, latents, labels=labels, rtol=rtol, atol=atol, steps=steps,
+                                           denoise=denoise, batch_size=batch_size, progress=progress)])
+
+
+def decode_batches(
+    model: ScoreModel, latents: Float32Array, *, labels: LabelOfEach = None, rtol: float = FLOW_TOLERANCE,
+    atol: float = FLOW_TOLERANCE, steps: int | None = None, denoise: bool = False, batch_size: int | None = None,
+    progress: bool = False,
+) -> Iterator[Float32Array]:
+    """Yields the images of :func:`decode` batch by batch. Arguments are checked before the first."""
     checked_model(model)
     check_latents(latents, model.metadata.image_shape)
     schedule = model.metadata.schedule
@@ -199,16 +219,32 @@ def edit(
     Other arguments and errors: :func:`sde_onnx.sample`. Steps and options are those of the way from sigma down.
     """
     checked_model(model)
-    schedule = model.metadata.schedule
+    sampling = resolve_edit(model.metadata, sigma, quality=quality, solver=solver, steps=steps, options=options)
+    return np.concatenate([*edit_batches(model, images, seeds, sampling, labels=labels, batch_size=batch_size,
+                                         progress=progress)])
+
+
+def resolve_edit(metadata: ModelMetadata, sigma: float, **asked: Any) -> Sampling:
+    """What :func:`edit` does from ``sigma`` down; other arguments and errors: :func:`sde_onnx.resolve`."""
+    schedule = metadata.schedule
     if not schedule.sigma_min < checked_number("sigma", sigma) <= schedule.sigma_max:
         raise InputError(f"sigma is {sigma:g}, expected more than {schedule.sigma_min:g} and at most "
                          f"{schedule.sigma_max:g}, the model's noise levels")
-    lower = dataclasses.replace(model.metadata, schedule=dataclasses.replace(schedule, sigma_max=sigma))
-    sampling = resolve(lower, quality=quality, solver=solver, steps=steps, options=options)
+    return resolve(dataclasses.replace(metadata, schedule=dataclasses.replace(schedule, sigma_max=sigma)), **asked)
+
+
+def edit_batches(
+    model: ScoreModel, images: Images, seeds: Sequence[int], sampling: Sampling, *, labels: LabelsInTurn = None,
+    batch_size: int | None = None, progress: bool = False,
+) -> Iterator[Float32Array]:
+    """Yields the images of :func:`edit` batch by batch, by what :func:`resolve_edit` returns.
+
+    Arguments are checked before the first.
+    """
     x = _data(images, model.metadata)
     if len(check_seeds(seeds)) != len(x):
         raise InputError(f"{len(seeds)} seeds for {len(x)} images: give one for each image")
-    x = x + np.float32(sigma) * PortableNoise(seeds, model.metadata.image_shape)()
+    x = x + np.float32(sampling.schedule.sigma_max) * PortableNoise(seeds, model.metadata.image_shape)()
     batches = batches_of(model, seeds, sampling, labels=labels, latents=x, batch_size=batch_size)
     return last_images(batches, len(seeds), sampling.steps or 0, progress=progress)
 
@@ -216,25 +252,28 @@ def edit(
 def _along_the_flow(
     model: ScoreModel, x: Float32Array, start: float, end: float, *, labels: LabelOfEach, rtol: float, atol: float,
     steps: int | None, batch_size: int | None, progress: bool, denoise: bool = False,
-) -> Float32Array:
-    """x at sigma ``end``, from x at ``start``; denoised there, if asked for."""
+) -> Iterator[Float32Array]:
+    """x at sigma ``end``, from x at ``start``, batch by batch; denoised there, if asked for."""
+    check_steps(rtol, atol, steps)
     label = model.labels_for(labels, len(x)).get(LABEL)
     size = choose_batch_size(model, len(x), batch_size)
-    images: list[Float32Array] = []
-    with ImagesBar(len(x), show=progress) as bar:
-        for first in range(0, len(x), size):
-            chunk = x[first : first + size]
-            score: Score = model if label is None else partial(model, label=label[first : first + size])
-            for state in integrate_each(probability_flow(score, model.metadata.image_shape),
-                                        chunk.reshape(len(chunk), -1).astype(np.float64), math.log(start),
-                                        math.log(end), rtol=rtol, atol=atol, steps=steps):
-                done = np.sum((state.u - math.log(start)) / math.log(end / start))
-                bar.update(first + float(done) - bar.n)
-            there: Array = state.y.reshape(chunk.shape).astype(np.float32)
-            if denoise:
-                there = denoised(there, score(there, np.full(len(there), end, np.float32)), end)
-            images.append(there.astype(np.float32, copy=False))
-    return np.concatenate(images)
+
+    def batches() -> Iterator[Float32Array]:
+        with ImagesBar(len(x), show=progress) as bar:
+            for first in range(0, len(x), size):
+                chunk = x[first : first + size]
+                score: Score = model if label is None else partial(model, label=label[first : first + size])
+                for state in integrate_each(probability_flow(score, model.metadata.image_shape),
+                                            chunk.reshape(len(chunk), -1).astype(np.float64), math.log(start),
+                                            math.log(end), rtol=rtol, atol=atol, steps=steps):
+                    done = np.sum((state.u - math.log(start)) / math.log(end / start))
+                    bar.update(first + float(done) - bar.n)
+                there: Array = state.y.reshape(chunk.shape).astype(np.float32)
+                if denoise:
+                    there = denoised(there, score(there, np.full(len(there), end, np.float32)), end)
+                yield there.astype(np.float32, copy=False)
+
+    return batches()
 
 
 def _data(images: Images, metadata: ModelMetadata) -> Float32Array:

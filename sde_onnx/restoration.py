@@ -120,7 +120,7 @@ def restore(
     linear = operator_for(operator, model.metadata.image_shape)
     batches = restore_batches(model, measurement, linear, seeds, restoration, noise=noise, gradient=gradient,
                               labels=labels, batch_size=batch_size)
-    return last_images(batches, len(seeds), restoration.sampling.steps or 0, progress=progress)
+    return np.concatenate([*last_images(batches, len(seeds), restoration.sampling.steps or 0, progress=progress)])
 
 
 def restore_batches(

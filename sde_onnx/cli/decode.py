@@ -43,11 +43,14 @@ def decode_command(
 ) -> None:
     """Turn latents back into pictures, with the labels that they were encoded with if there is no other.
 
+    A run that was stopped goes on where it was.
+
     \b
     Example: sde-onnx decode celebahq.onnx codes.npz -o faces-again/
     """
     from sde_onnx.cli.outputs import picture_paths
-    from sde_onnx.codes import decode
+    from sde_onnx.cli.unfinished import Unfinished
+    from sde_onnx.codes import decode_batches
     from sde_onnx.files import sha256
     from sde_onnx.images import save_png, to_uint8
     from sde_onnx.models import bundled_model
@@ -58,16 +61,21 @@ def decode_command(
     if len(files) != 1:
         raise click.UsageError(f"{len(files)} files of codes, expected one")
     names, latents, settings = _read_codes(files[0])
-    paths = picture_paths(output, names, force=force, inputs=[model, *files])
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
     if settings.get("model") != sha256(score_model.path):
         note(f"{files[0]} was not encoded with {score_model.path}")
-    with notes():
-        images = decode(score_model, latents, labels=settings.get("labels") if labels is None else labels, rtol=rtol,
-                        atol=atol, steps=steps, denoise=denoise, batch_size=batch_size, progress=True)
+    labels = settings.get("labels") if labels is None else labels
+    kept = Unfinished(output / ".unfinished", {
+        "codes": sha256(files[0]), "model": sha256(score_model.path), "precision": score_model.precision, "rtol": rtol,
+        "atol": atol, "steps": steps, "labels": labels, "denoise": denoise}, latents.shape, force=force)
+    paths = picture_paths(output, names, force=force or kept.finished > 0, inputs=[model, *files])
+    images = kept.complete(lambda left: decode_batches(
+        score_model, latents[left], labels=labels[left] if isinstance(labels, list) else labels, rtol=rtol, atol=atol,
+        steps=steps, denoise=denoise, batch_size=batch_size, progress=True))
     for path, picture in zip(paths, to_uint8(images), strict=True):
         save_png(path, picture)
+    kept.remove()
     click.echo(f"{output}: {len(paths)} images")
 
 

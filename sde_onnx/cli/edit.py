@@ -57,13 +57,18 @@ def edit_command(
 ) -> None:
     """Add noise to pictures and sample from there (SDEdit); with the bundled digits without MODEL (a .onnx).
 
-    PICTURES are files, folders of them, or .npz with an array `images`. Sketches and collages will do.
+    PICTURES are files, folders of them, or .npz with an array `images`. Sketches and collages will do. A run that was
+    stopped goes on where it was.
 
     \b
     Example: sde-onnx edit celebahq.onnx sketch.png --sigma 0.7 --seeds 0-3 -o faces/
     """
+    import hashlib
+
     from sde_onnx.cli.outputs import picture_paths
-    from sde_onnx.codes import edit
+    from sde_onnx.cli.unfinished import Unfinished
+    from sde_onnx.codes import edit_batches, resolve_edit
+    from sde_onnx.files import sha256
     from sde_onnx.image_files import picture_files, read_images
     from sde_onnx.images import save_png, to_uint8
     from sde_onnx.models import bundled_model
@@ -74,12 +79,18 @@ def edit_command(
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
-    outputs = picture_paths(output, [f"{name}-{seed:06d}" for name in names for seed in seeds], force=force,
-                            inputs=[model, *pictures])
-    with notes():
-        edited = edit(score_model, images.repeat(len(seeds), axis=0), seeds * len(names), steps, sigma=sigma,
-                      solver=solver, quality=quality, labels=labels, batch_size=batch_size, progress=True,
-                      **given(options))
+    sampling = resolve_edit(score_model.metadata, sigma, solver=solver, quality=quality, steps=steps,
+                            options=given(options))
+    images, each = images.repeat(len(seeds), axis=0), seeds * len(names)
+    kept = Unfinished(output / ".unfinished", {
+        "names": names, "images": hashlib.sha256(images.tobytes()).hexdigest(), "seeds": seeds, "labels": labels,
+        "model": sha256(model), "precision": score_model.precision, "sigma": sigma, **sampling.to_json(),
+        "batch_size": batch_size if sampling.depends_on_batch else None}, images.shape, force=force)
+    outputs = picture_paths(output, [f"{name}-{seed:06d}" for name in names for seed in seeds],
+                            force=force or kept.finished > 0, inputs=[model, *pictures])
+    edited = kept.complete(lambda left: edit_batches(score_model, images[left], each[left], sampling, labels=labels,
+                                                     batch_size=batch_size, progress=True))
     for path, picture in zip(outputs, to_uint8(edited), strict=True):
         save_png(path, picture)
+    kept.remove()
     click.echo(f"{output}: {len(outputs)} images, from sigma {sigma:g}")

@@ -35,17 +35,19 @@ def encode_command(
 ) -> None:
     """Turn pictures into the latents that decode to them; of the bundled digits without MODEL (a .onnx).
 
-    PICTURES are files, folders of them, or .npz with an array `images`.
+    PICTURES are files, folders of them, or .npz with an array `images`. A run that was stopped goes on where it was.
 
     \b
     Example: sde-onnx encode celebahq.onnx faces/ -o codes.npz
     """
+    import hashlib
     import json
 
     import numpy as np
 
     from sde_onnx.cli.outputs import check_names
-    from sde_onnx.codes import encode
+    from sde_onnx.cli.unfinished import Unfinished
+    from sde_onnx.codes import encode_batches
     from sde_onnx.files import check_writable, replacing, sha256
     from sde_onnx.image_files import picture_files, read_images
     from sde_onnx.models import bundled_model
@@ -60,11 +62,14 @@ def encode_command(
         score_model = load(model, provider, precision=precision, threads=threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
     check_names(names)   # which `decode` gives to files
-    with notes():
-        latents = encode(score_model, images, labels=labels, rtol=rtol, atol=atol, steps=steps, batch_size=batch_size,
-                         progress=True)
     settings = {"model": sha256(score_model.path), "precision": score_model.precision, "rtol": rtol, "atol": atol,
                 "steps": steps, "labels": labels}
+    inputs = {"names": names, "images": hashlib.sha256(images.tobytes()).hexdigest()}
+    kept = Unfinished(output.with_name(f".{output.name[:41]}.unfinished"), settings | inputs, images.shape, force=force)
+    latents = kept.complete(lambda left: encode_batches(
+        score_model, images[left], labels=labels[left] if isinstance(labels, list) else labels, rtol=rtol, atol=atol,
+        steps=steps, batch_size=batch_size, progress=True))
     with replacing(output) as temporary, temporary.open("wb") as file:
         np.savez(file, latents=latents, names=np.array(names), settings=np.array(json.dumps(settings)))
+    kept.remove()
     click.echo(f"{output}: {len(latents)} latents, standard deviation {latents.std():.4g}")

@@ -96,7 +96,7 @@ def sample(
     sampling = _request(model, sampling, quality=quality, solver=solver, steps=steps, options=options)
     batches = batches_of(model, seeds, sampling, labels=labels, latents=latents, classifier=classifier,
                          guidance=guidance, batch_size=batch_size)
-    return last_images(batches, len(seeds), sampling.steps or 0, progress=progress)
+    return np.concatenate([*last_images(batches, len(seeds), sampling.steps or 0, progress=progress)])
 
 
 def sample_batches(
@@ -176,8 +176,8 @@ def _guided(
     return loop
 
 
-def last_images(batches: Iterator[Batch], count: int, steps: int, *, progress: bool) -> NDArray[np.float32]:
-    """Runs batches to their ends: ``[N, C, H, W]`` in [0, 1].
+def last_images(batches: Iterator[Batch], count: int, steps: int, *, progress: bool) -> Iterator[NDArray[np.float32]]:
+    """Runs batches to their ends: the images of each, ``[N, C, H, W]`` in [0, 1].
 
     Args:
         batches: of :func:`batches_of`.
@@ -185,13 +185,11 @@ def last_images(batches: Iterator[Batch], count: int, steps: int, *, progress: b
         steps: of an image, 0 where it is not known before.
         progress: show how far it is on standard error: a bar on a terminal, else a line each half minute.
     """
-    images = []
     with ImagesBar(count, show=progress) as bar:
         for batch in batches:
             for step in bar.over(batch.steps, len(batch.seeds), steps):   # noqa: B007  # the last one is the result
                 pass
-            images.append(np.clip(step.x_mean, 0, 1))
-    return np.concatenate(images)
+            yield np.clip(step.x_mean, 0, 1)
 
 
 def check_latents(latents: NDArray[np.float32], image_shape: tuple[int, int, int]) -> None:

@@ -21,7 +21,7 @@ from faults.subjects import COMMAND, SUBJECTS, contents, prepare, undisturbed
 
 __all__ = ["FAULTS", "can_mount"]
 
-UNFINISHED = re.compile(r"(.*/)?\.[^/]*")   # hidden names, which files.replacing gives and claims lock
+UNFINISHED = re.compile(r"(.*/)?\.[^/]*(/.*)?")   # hidden names, which files.replacing gives and claims lock
 SECONDS = 240   # that anything may take, beside other work
 STOPPED = {signal.SIGINT: (1, "Aborted!\n"), signal.SIGTERM: (143, "")}   # status and what is said
 
@@ -55,7 +55,7 @@ def killed(name: str, numbers: random.Random, folder: Path) -> list[str]:
         process.kill()
         process.communicate()
         problems += _left(name, folder, killed=True)
-        if _made(name, folder) and not (SUBJECTS[name].goes_on and _is_as_undisturbed(name, folder)):
+        if _made(name, folder) and not (SUBJECTS[name].goes_on and _is_as_undisturbed(name, folder, killed=True)):
             return problems   # it would be refused now: its files are there, whole
     return problems + _goes_on(name, folder)
 
@@ -143,14 +143,20 @@ def _made(name: str, folder: Path) -> dict[str, str]:
             if path.split("/")[0] in SUBJECTS[name].makes and not UNFINISHED.fullmatch(path)}
 
 
+def _is_kept(name: str, path: str) -> bool:
+    """Whether a file is of what a run keeps hidden for the next."""
+    parts = path.split("/")
+    return any(path == keep or (path.startswith(f"{keep}/") and not parts[-1].startswith("."))
+               for keep in SUBJECTS[name].keeps)
+
+
 def _left(name: str, folder: Path, *, killed: bool, beside: tuple[str, ...] = ()) -> list[str]:
     """What a run that was stopped left and should not have."""
     expected, problems = undisturbed(name).files, []
     for path, content in contents(folder).items():
         if path in beside or content == expected.get(path) or (killed and UNFINISHED.fullmatch(path)):
             continue
-        makes = SUBJECTS[name].makes
-        is_part = path in makes or (path.split("/")[0] in makes and not UNFINISHED.fullmatch(path))
+        is_part = _is_kept(name, path) or (path in _made(name, folder))
         if SUBJECTS[name].goes_on and is_part and path not in expected:
             continue   # for the next run
         problems.append(f"left {path}" if path not in expected else f"{path} is another one")
@@ -159,7 +165,8 @@ def _left(name: str, folder: Path, *, killed: bool, beside: tuple[str, ...] = ()
 
 def _goes_on(name: str, folder: Path) -> list[str]:
     """The same command again, with nothing in its way."""
-    whole = _made(name, folder) and not (SUBJECTS[name].goes_on and _is_as_undisturbed(name, folder))
+    is_part = SUBJECTS[name].goes_on and _is_as_undisturbed(name, folder, killed=True)
+    whole = _made(name, folder) and not is_part
     force = ["--force"] if whole else []   # it would be refused: there are files of it, whole ones
     result = subprocess.run([*COMMAND, *SUBJECTS[name].arguments, *force], cwd=folder, capture_output=True, text=True,
                             timeout=SECONDS)
@@ -170,8 +177,10 @@ def _goes_on(name: str, folder: Path) -> list[str]:
 
 def _is_as_undisturbed(name: str, folder: Path, *, killed: bool = False, beside: tuple[str, ...] = ()) -> list[str]:
     """Whether a folder holds what an undisturbed run leaves; beside it, what a killed process had not finished."""
-    found = {path: content for path, content in contents(folder).items()
-             if path not in beside and not (killed and UNFINISHED.fullmatch(path) and not SUBJECTS[name].goes_on)}
+    cleans = SUBJECTS[name].goes_on and not SUBJECTS[name].keeps
+    scraps = [path for path in contents(folder)
+              if killed and UNFINISHED.fullmatch(path) and not cleans and not _is_kept(name, path)]
+    found = {path: content for path, content in contents(folder).items() if path not in (*beside, *scraps)}
     expected = undisturbed(name).files
     return [f"{path} differs from that of an undisturbed run" if path in found and path in expected else
             f"{path} is missing" if path in expected else f"{path} is left"
