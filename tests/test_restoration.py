@@ -91,57 +91,13 @@ def test_the_gradient_file_alone_will_do(gradient, digits, clean):
     np.testing.assert_allclose(alone, beside, atol=2e-3)
 
 
-def test_a_measurement_has_the_noise_that_was_asked_for():
-    images = np.full((64, *SHAPE), 0.5, np.float32)
-    operator = operator_for("random:0.5", SHAPE)
-    y = degrade(images, operator, range(64), noise=0.2)
-    known = operator.A(images) > 0
-    assert (y[~known] == 0).all()
-    assert (y[known] - 0.5).std() == pytest.approx(0.2, rel=0.02)
-    np.testing.assert_array_equal(y[3:4], degrade(images[:1], operator, [3], noise=0.2))
-
-
-class Wrong:
-    def A(self, x):   # noqa: N802
-        return x[:, :, ::2]
-
-    def adjoint(self, y):
-        return np.repeat(y, 2, axis=2)
-
-
-class Halves(Wrong):
-    def adjoint(self, y):
-        image = np.zeros((len(y), *SHAPE), np.float32)
-        image[:, :, ::2] = y
-        return image
-
-
-class Fails(Halves):
-    def pinv(self, y, damping):
-        raise ZeroDivisionError("no\nway")
-
-
-class Flat(Halves):
-    def pinv(self, y, damping):
-        return y
-
-
 @pytest.mark.parametrize(("changed", "said"), [
-    ({"operator": "down:3"}, "16 rows cannot be divided by 3"),
-    ({"operator": "down:4"}, "the measurement has shape [3, 8, 8], the operator gives [3, 4, 4] of images [3, 16, 16]"),
-    ({"operator": Wrong()}, "adjoint(y) is not the adjoint of A: <A x, y> is "),
     ({"operator": 5}, "operator is int"),
-    ({"operator": Fails()}, "the operator's pinv fails on [2, 3, 8, 16]: ZeroDivisionError: no way"),
-    ({"operator": Flat()}, "the operator's pinv gives (2, 3, 8, 16) of measurements [2, 3, 8, 16]"),
+    ({"noise": -0.1}, "noise is -0.1"),
+    ({"operator": "down:4"}, "the measurement has shape [3, 8, 8], the operator gives [3, 4, 4] of images [3, 16, 16]"),
     ({"method": "daps", "eta": 1.0}, "method daps takes nothing but the noise levels of sde-dpmpp-2m: leave out eta"),
     ({"method": "daps", "solver": "pc", "steps": 1}, "the first is the model's sigma_max: that is not how pc"),
     ({"method": "daps", "solver": "stochastic-heun"}, "that is not how stochastic-heun"),
-    ({"noise": -0.1}, "noise is -0.1"),
-    ({"noise": float("nan")}, "noise is nan"),
-    ({"noise": None}, "noise is None"),
-    ({"measurement": np.zeros((5, 3, 8, 8), np.float32)}, "the measurement has shape [5, 3, 8, 8]"),
-    ({"measurement": np.zeros((3, 8, 8))}, "the measurement is float64"),
-    ({"measurement": np.full((3, 8, 8), np.nan, np.float32)}, "the measurement holds NaN"),
     ({"method": "dps"}, "method dps needs the model's gradient file, which `sde-onnx gradient` makes; without one "
                         "there are null-space, daps, replacement"),
     ({"method": "nothing"}, "method 'nothing' is unknown, expected one of: null-space"),

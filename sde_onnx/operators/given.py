@@ -32,7 +32,7 @@ def operator_for(operator: Any, image_shape: tuple[int, int, int]) -> Operator:
     generator = np.random.default_rng(0)
     x = generator.standard_normal((2, *image_shape), np.float32)
     measured = _called("A", linear.A, x)
-    if not isinstance(measured, np.ndarray) or len(measured) != 2 or measured.ndim < 2:
+    if not isinstance(measured, np.ndarray) or measured.ndim < 2 or len(measured) != 2:
         raise InputError(f"the operator gives {getattr(measured, 'shape', type(measured).__name__)} of images "
                          f"{list(x.shape)}, expected a measurement for each")
     y = generator.standard_normal(measured.shape).astype(np.float32)
