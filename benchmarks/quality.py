@@ -12,7 +12,8 @@ numbers compare. As many real images, the model's own training set in other colo
 wrong; real images that it has not seen, what another hand makes.
 
 Points that the output holds already are not run again, and images are kept in build/samples: a run that was stopped
-goes on where it was, and points can be added. MODEL is the export of what
+goes on where it was, and points can be added. What takes hours is measured in parts, each of its own seeds, and its
+figures are means of theirs. MODEL is the export of what
 `python examples/digits/train.py --data fashion` writes.
 """
 
@@ -44,7 +45,7 @@ REAL = 8192        # real images that they are compared with
 JUDGES = 3         # whose figures are averaged: one alone has features of its own
 LEAST_IMAGES = 512   # of which quarters still have some images for each of a judge's features
 PICTURED = 16      # seeds of the picture
-KEY = ("solver", "steps", "options", "images")   # what a row is of
+PART = 1024        # images of a part, where a point is measured in parts
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Curve:
     solver: str
     steps: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    count: int | None = None   # images, if not as many as of the others: of what takes hours
+    in_parts: bool = False   # of PART images, of what takes hours
 
 
 def _curves(solver: str, steps: tuple[int, ...], **options: tuple[Any, ...]) -> list[Curve]:
@@ -86,7 +87,7 @@ CURVES = [
     Curve("stochastic-heun", (13,)),
     Curve("ancestral", (50,)),
     Curve("sde-dpmpp-3m", (25,)),
-    Curve("pc", (1000,), count=2048),
+    Curve("pc", (1000,), in_parts=True),
 ]
 
 
@@ -112,7 +113,7 @@ class Measure:
         sets = [in_deviations(features, real) for (features, _), real in zip(looks, self.features, strict=True)]
         distance, error = extrapolated_distance(sets, self.references)
         p = np.mean([probabilities for _, probabilities in looks], axis=0)
-        classes = np.bincount(p.argmax(axis=1), minlength=10) / len(pixels)
+        classes: NDArray[np.float64] = np.bincount(p.argmax(axis=1), minlength=10) / len(pixels)
         grain = measured_noise(pixels.transpose(0, 3, 1, 2).astype(np.float32))
         return {
             "frechet": distance,
@@ -121,8 +122,23 @@ class Measure:
             "confidence": float(p.max(axis=1).mean()),
             "grain": float(np.median(grain)), "grain_90": float(np.percentile(grain, 90)),   # levels of 255
             "classes": classes.tolist(),
-            "class_distance": float(np.abs(classes - self.classes).sum() / 2),   # total variation
+            "class_distance": total_variation(classes, self.classes),
         }
+
+
+def mean_of(parts: list[dict[str, Any]], real_classes: NDArray[np.float64]) -> dict[str, Any]:
+    """The figures of a point from those of its parts, each of other seeds: means, weighted by their images."""
+    images = sum(part["images"] for part in parts)
+    weights = np.array([part["images"] for part in parts]) / images
+    means = {name: np.average([part[name] for part in parts], axis=0, weights=weights).tolist() for name in parts[0]}
+    errors = weights * [part["frechet_standard_error"] for part in parts]
+    return means | {"images": images, "frechet_standard_error": float(np.linalg.norm(errors)),
+                    "class_distance": total_variation(np.array(means["classes"]), real_classes)}
+
+
+def total_variation(classes: NDArray[np.float64], real_classes: NDArray[np.float64]) -> float:
+    """How far two distributions are from each other: the share that would have to be of another class."""
+    return float(np.abs(classes - real_classes).sum() / 2)
 
 
 def main() -> None:
@@ -149,7 +165,6 @@ def main() -> None:
         "model_steps": metadata.schedule.num_scales,
     } | {name: measure(real_digits(arguments.count, held_out=held_out, seed=1, data=arguments.data)[0])
          for name, held_out in (("real", False), ("unseen", True))}
-    held = {json.dumps([row[name] for name in KEY]) for row in result["rows"]}
     points: list[tuple[Curve, int | None, Plan | None]] = [
         (curve, steps, None) for curve in CURVES for steps in curve.steps
         if curve.solver in (arguments.solvers or [curve.solver]) and steps in (arguments.steps or [steps])]
@@ -157,17 +172,21 @@ def main() -> None:
         points += [(Curve(name, ()), None, make(metadata.schedule)) for name, make in VARIANTS.items()
                    if name in (arguments.solvers or VARIANTS)]
     for curve, steps, variant in points:
-        count = curve.count or arguments.count
-        point = dict(zip(KEY, (curve.solver, steps, curve.options, count), strict=True))
-        if json.dumps(list(point.values())) in held:
-            continue
         request = ({"solver": "sde-dpmpp-2m", "variant": (curve.solver, variant)} if variant else
                    {"solver": curve.solver, **curve.options})
-        samples = cached_samples(count, steps=steps, provider="cpu", model_file=model, **request)
-        row = point | {"nfe": samples.nfe} | measure(samples.pixels)
-        result["rows"].append(row)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-        print({name: value for name, value in row.items() if name != "classes"}, flush=True)
+        point = {"solver": curve.solver, "steps": steps, "options": curve.options}
+        held = [row for row in result["rows"] if point.items() <= row.items()]
+        parts: list[dict[str, Any]] = [part for row in held for part in row["parts"]] if curve.in_parts else [
+            row for row in held if row["images"] == arguments.count]
+        size = PART if curve.in_parts else arguments.count
+        while (sampled := sum(part["images"] for part in parts)) < arguments.count:
+            samples = cached_samples(size, first=sampled, steps=steps, provider="cpu", model_file=model, **request)
+            parts.append({"images": size, "nfe": samples.nfe, **measure(samples.pixels)})
+            row = point | (mean_of(parts, measure.classes) | {"parts": parts} if curve.in_parts else parts[0])
+            result["rows"] = [other for other in result["rows"] if not (curve.in_parts and other in held)] + [row]
+            held = [row]
+            arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+            print({name: value for name, value in row.items() if name not in ("classes", "parts")}, flush=True)
     if arguments.picture:
         plot_qualities({name: cached_samples(PICTURED, solver=solver, steps=steps, provider="cpu", model_file=model,
                                              **options) for name, (solver, steps, options) in QUALITIES.items()},

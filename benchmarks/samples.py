@@ -42,9 +42,10 @@ def cached_samples(
     precision: str = "fp32",
     model_file: Path | None = None,
     variant: tuple[str, Plan] | None = None,
+    first: int = 0,
     **options: Any,
 ) -> Samples:
-    """Images of the seeds from 0 on, in whole chunks; sampled now, where an earlier call has not.
+    """Images of the seeds from ``first`` on, in whole chunks; sampled now, where an earlier call has not.
 
     Of the bundled digits, or of the model in another file. A variant is a plan that takes the place of the solver's,
     under a name.
@@ -59,7 +60,7 @@ def cached_samples(
     folder.mkdir(parents=True, exist_ok=True)
     model = None
     pixels, nfe = [], []
-    for start in range(0, count, CHUNK):
+    for start in range(first, first + count, CHUNK):
         chunk = folder / f"{start}.npz"
         if not chunk.exists():
             model = model or sde_onnx.load(path, provider, precision=precision)
