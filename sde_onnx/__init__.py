@@ -5,8 +5,7 @@
 
 Names are imported when they are first used, so that ``sde-onnx --help`` waits for neither numpy nor ONNX Runtime.
 
-ONNX Runtime's telemetry, on by default in its packages from 1.29 on, is turned off: set ``ORT_DISABLE_TELEMETRY=0`` to
-keep it.
+ONNX Runtime's packages send telemetry by default. It is turned off here: set ``ORT_DISABLE_TELEMETRY=0`` to keep it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ Images = NDArray[np.uint8 | np.float32]
 KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alpha"}
 # The modes of Pillow that hold 8 bits or fewer a value, and the one of KINDS that loses nothing.
 LOSSLESS = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "PA": "RGBA"}
-DEEP = re.compile(r";16[BLN]")   # in Pillow's raw modes: of colours, it drops the lower 8 bits and says nothing
+DEEP = re.compile(r";16[BLN]")   # in Pillow's raw modes
 RESIZE = "--resize (resize=True) puts alpha on white, crops the middle and resizes"
 
 
@@ -147,7 +148,7 @@ def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # what is far too large is an error
             with Image.open(regular(path)) as file:
                 frames = getattr(file, "n_frames", 1)
-                is_deep = any(DEEP.search(str(tile)) for tile in getattr(file, "tile", ()))
+                is_deep = any(map(_is_deep, getattr(file, "tile", ())))
                 picture = ImageOps.exif_transpose(file)
                 picture.load()
     except NO_PICTURE as error:
@@ -157,6 +158,13 @@ def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
     if is_deep:
         raise InputError(f"{path} has 16 bits a value, expected 8-bit gray or RGB: convert it")
     return _fitted(picture, str(path), expected)
+
+
+def _is_deep(tile: tuple[Any, ...]) -> bool:
+    """Whether a part of a file has 16 bits a value. Of colours, Pillow drops the lower 8 bits and says nothing."""
+    codec, *_, how = tile   # how: a raw mode, or a tuple that begins with one; of a PPM the greatest value follows
+    greatest = how[1] if codec.startswith("ppm") else 255
+    return codec == "SGI16" or greatest > 255 or DEEP.search(str(how)) is not None
 
 
 def _read_npz(path: Path, expected: _Expected) -> tuple[list[str], Images]:

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 
 import sde_onnx
-from sde_onnx.export import export, from_diffusers
+from sde_onnx.export import export, from_diffusers, from_edm
 from sde_onnx.runtime.providers import usable_providers
 
 from random_unets import random_unet, save_pipeline
@@ -155,6 +155,13 @@ def model_file(checkpoint16, shared) -> Path:
 @pytest.fixture(scope="session")
 def model(model_file) -> sde_onnx.ScoreModel:
     return sde_onnx.load(model_file, provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def labelled_file(golden, shared) -> Path:
+    """EDM's recorded network of ten labels, 16x16; a label may be left out."""
+    return shared("cifar10_cond_ve.onnx",
+                  lambda path: export(from_edm(golden / "edm" / "cifar10_cond_ve" / "network.pkl"), path))
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,8 @@ def test_what_is_no_picture_of_the_model_is_refused(rng, rgb, tmp_path):
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))))
     refused("has 16 bits a value, expected 8-bit", tmp_path / "deeper.png")
+    (tmp_path / "deep.ppm").write_bytes(b"P6 8 6 65535\n" + rng.bytes(6 * 8 * 3 * 2))
+    refused("has 16 bits a value, expected 8-bit", tmp_path / "deep.ppm")
     frames = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)) for _ in range(3)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     refused("holds 3 frames", tmp_path / "film.gif")

@@ -173,7 +173,7 @@ inline int64_t whole_number(const std::string& name, const std::string& word, in
   return number;
 }
 
-// ONNX Runtime, which from 1.29 on sends telemetry unless this says not to before it starts.
+// ONNX Runtime's environment. From 1.29 on it sends telemetry, unless a variable says not to before it starts.
 inline Ort::Env open_environment(const char* name) {
 #ifdef _WIN32
   if (std::getenv("ORT_DISABLE_TELEMETRY") == nullptr) _putenv_s("ORT_DISABLE_TELEMETRY", "1");

@@ -49,7 +49,7 @@ def decode_command(
     Example: sde-onnx decode celebahq.onnx codes.npz -o faces-again/
     """
     from sde_onnx.cli.outputs import picture_paths
-    from sde_onnx.cli.unfinished import Unfinished
+    from sde_onnx.cli.unfinished import UnfinishedRun
     from sde_onnx.codes import decode_batches
     from sde_onnx.files import sha256
     from sde_onnx.images import save_png, to_uint8
@@ -66,16 +66,16 @@ def decode_command(
     if settings.get("model") != sha256(score_model.path):
         note(f"{files[0]} was not encoded with {score_model.path}")
     labels = settings.get("labels") if labels is None else labels
-    kept = Unfinished(output / ".unfinished", {
+    run = UnfinishedRun(output, {
         "codes": sha256(files[0]), "model": sha256(score_model.path), "precision": score_model.precision, "rtol": rtol,
-        "atol": atol, "steps": steps, "labels": labels, "denoise": denoise}, latents.shape, force=force)
-    paths = picture_paths(output, names, force=force or kept.finished > 0, inputs=[model, *files])
-    images = kept.complete(lambda left: decode_batches(
+        "atol": atol, "steps": steps, "labels": labels, "denoise": denoise}, latents.shape)
+    paths = picture_paths(output, names, force=force or run.began_to_write, inputs=[model, *files])
+    images = run.complete(lambda left: decode_batches(
         score_model, latents[left], labels=labels[left] if isinstance(labels, list) else labels, rtol=rtol, atol=atol,
         steps=steps, denoise=denoise, batch_size=batch_size, progress=True))
     for path, picture in zip(paths, to_uint8(images), strict=True):
         save_png(path, picture)
-    kept.remove()
+    run.remove()
     click.echo(f"{output}: {len(paths)} images")
 
 

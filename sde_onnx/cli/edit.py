@@ -66,7 +66,7 @@ def edit_command(
     import hashlib
 
     from sde_onnx.cli.outputs import picture_paths
-    from sde_onnx.cli.unfinished import Unfinished
+    from sde_onnx.cli.unfinished import UnfinishedRun
     from sde_onnx.codes import edit_batches, resolve_edit
     from sde_onnx.files import sha256
     from sde_onnx.image_files import picture_files, read_images
@@ -81,16 +81,16 @@ def edit_command(
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
     sampling = resolve_edit(score_model.metadata, sigma, solver=solver, quality=quality, steps=steps,
                             options=given(options))
+    settings = {"model": sha256(model), "precision": score_model.precision, "sigma": sigma, **sampling.to_json(),
+                "names": names, "images": hashlib.sha256(images.tobytes()).hexdigest(), "seeds": seeds,
+                "labels": labels, "batch_size": batch_size if sampling.depends_on_batch else None}
     images, each = images.repeat(len(seeds), axis=0), seeds * len(names)
-    kept = Unfinished(output / ".unfinished", {
-        "names": names, "images": hashlib.sha256(images.tobytes()).hexdigest(), "seeds": seeds, "labels": labels,
-        "model": sha256(model), "precision": score_model.precision, "sigma": sigma, **sampling.to_json(),
-        "batch_size": batch_size if sampling.depends_on_batch else None}, images.shape, force=force)
+    run = UnfinishedRun(output, settings, images.shape)
     outputs = picture_paths(output, [f"{name}-{seed:06d}" for name in names for seed in seeds],
-                            force=force or kept.finished > 0, inputs=[model, *pictures])
-    edited = kept.complete(lambda left: edit_batches(score_model, images[left], each[left], sampling, labels=labels,
+                            force=force or run.began_to_write, inputs=[model, *pictures])
+    edited = run.complete(lambda left: edit_batches(score_model, images[left], each[left], sampling, labels=labels,
                                                      batch_size=batch_size, progress=True))
     for path, picture in zip(outputs, to_uint8(edited), strict=True):
         save_png(path, picture)
-    kept.remove()
+    run.remove()
     click.echo(f"{output}: {len(outputs)} images, from sigma {sigma:g}")

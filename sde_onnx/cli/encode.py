@@ -46,7 +46,7 @@ def encode_command(
     import numpy as np
 
     from sde_onnx.cli.outputs import check_names
-    from sde_onnx.cli.unfinished import Unfinished
+    from sde_onnx.cli.unfinished import UnfinishedRun
     from sde_onnx.codes import encode_batches
     from sde_onnx.files import check_writable, replacing, sha256
     from sde_onnx.image_files import picture_files, read_images
@@ -57,19 +57,20 @@ def encode_command(
     model, pictures = given_model or bundled_model(), picture_files(paths)
     if output.suffix.lower() != ".npz":
         raise click.UsageError(f"--output {output}: expected a .npz")
-    check_writable(output, force=force, inputs=[model, *pictures])
+    check_writable(output, force=True, inputs=[model, *pictures])
     with notes():
         score_model = load(model, provider, precision=precision, threads=threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
     check_names(names)   # which `decode` gives to files
     settings = {"model": sha256(score_model.path), "precision": score_model.precision, "rtol": rtol, "atol": atol,
                 "steps": steps, "labels": labels}
-    inputs = {"names": names, "images": hashlib.sha256(images.tobytes()).hexdigest()}
-    kept = Unfinished(output.with_name(f".{output.name[:41]}.unfinished"), settings | inputs, images.shape, force=force)
-    latents = kept.complete(lambda left: encode_batches(
+    run = UnfinishedRun(output.parent, settings | {
+        "output": output.name, "names": names, "images": hashlib.sha256(images.tobytes()).hexdigest()}, images.shape)
+    check_writable(output, force=force or run.began_to_write, inputs=[model, *pictures])
+    latents = run.complete(lambda left: encode_batches(
         score_model, images[left], labels=labels[left] if isinstance(labels, list) else labels, rtol=rtol, atol=atol,
         steps=steps, batch_size=batch_size, progress=True))
     with replacing(output) as temporary, temporary.open("wb") as file:
         np.savez(file, latents=latents, names=np.array(names), settings=np.array(json.dumps(settings)))
-    kept.remove()
+    run.remove()
     click.echo(f"{output}: {len(latents)} latents, standard deviation {latents.std():.4g}")

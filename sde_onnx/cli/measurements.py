@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,10 @@ class Measurements:
             WRITERS[self._output.suffix](temporary, self.rows, mean, {
                 "settings": self._about["settings"],
                 "floors": {"of the density's peak": peak, "of noise of sigma_min, on average": noise}})
-        for unfinished in self._output.parent.glob(f".{escape(self._output.name)}.*unfinished.json"):   # of any split
-            unfinished.unlink(missing_ok=True)
+        any_split = re.compile(rf"\.{re.escape(self._output.name)}(\.\d+-of-\d+)?\.unfinished\.json")
+        for path in self._output.parent.iterdir():
+            if any_split.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         spread = "" if error is None else f" +- {error:.4f}"
         return [f"{self._output}: {len(self.rows)} images",
                 f"{mean['bits_per_dim']:.4f}{spread} bits/dim on average, "

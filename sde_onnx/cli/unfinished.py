@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import secrets
-import shutil
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,93 +16,80 @@ from numpy.typing import NDArray
 
 from sde_onnx.cli.options import notes
 from sde_onnx.errors import OutputError, first_line
-from sde_onnx.files import UNREADABLE, read_json, regular, replacing
+from sde_onnx.files import UNREADABLE, regular, replacing
 
-__all__ = ["Unfinished"]
+__all__ = ["UnfinishedRun"]
 
-SETTINGS = "settings.json"
+ALL = "all"   # a file that is there when all arrays are: from then on outputs are written
 
 
-class Unfinished:
-    """Arrays in turn, one for each image: a file a batch, named by the place of its first.
+class UnfinishedRun:
+    """The arrays that runs of the same settings have made, one array an image.
 
-    Two processes with the same settings write the same files.
+    They are in a folder whose name is a digest of the settings, so that runs of other settings have their own. A file
+    holds the arrays of a batch, and its name is the number of the first.
 
     Args:
-        folder: that is theirs alone; made with the first batch.
-        settings: everything that the arrays depend on, as JSON values.
+        place: the folder that the hidden one is in. Both may be missing.
+        settings: everything that the arrays and the output depend on, as JSON values.
         shape: of all arrays together, ``(N, C, H, W)``.
-        force: whether what is there is dropped.
 
     Raises:
-        OutputError: the folder holds arrays of other settings or damaged ones, or no folder can have the name.
+        OutputError: a file is damaged, or something that is no folder has the name.
     """
 
-    def __init__(
-        self, folder: Path, settings: Mapping[str, Any], shape: tuple[int, int, int, int], *, force: bool
-    ) -> None:
-        self._folder = folder
+    def __init__(self, place: Path, settings: Mapping[str, Any], shape: tuple[int, int, int, int]) -> None:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self._folder = place / f".unfinished-{digest[:12]}"
         self._shape = shape
-        self._settings = json.loads(json.dumps(settings))
         self._batches: list[NDArray[np.float32]] = []
-        try:
-            folder.lstat()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be written: {error.strerror}") from None
-        if force:
-            self.remove()
-        elif (folder / SETTINGS).exists():
-            self._read()
-
-    def _read(self) -> None:
-        if read_json(self._folder / SETTINGS, OutputError) != self._settings:
-            raise OutputError(f"{self._folder} was begun with other settings or inputs: choose another --output, or "
-                              "--force to begin anew")
-        while (path := self._folder / f"{self.finished:06d}.npy").exists():
-            try:
-                batch = np.load(regular(path))
-                if batch.dtype != np.float32 or batch.shape[1:] != self._shape[1:] or not self._fits(len(batch)):
-                    raise ValueError(f"{batch.dtype} {list(batch.shape)}")
-            except UNREADABLE as error:
-                raise OutputError(f"{path} is damaged ({first_line(error)}): remove it, or --force to begin anew"
-                                  ) from None
-            self._batches.append(batch)
-
-    def _fits(self, count: int) -> bool:
-        return 0 < count <= self._shape[0] - self.finished
+        if os.path.lexists(self._folder) and (self._folder.is_symlink() or not self._folder.is_dir()):
+            raise OutputError(f"{self._folder} is no folder: remove it")
+        while os.path.exists(path := self._file()):   # False where no file could have the name: its output tells why
+            self._batches.append(self._read(path))
 
     @property
-    def finished(self) -> int:
-        """How many arrays there are."""
-        return sum(map(len, self._batches))
+    def began_to_write(self) -> bool:
+        """Whether a run was stopped after all its arrays were there: then outputs of this name are its own."""
+        return os.path.exists(self._folder / ALL)
 
     def complete(self, make: Callable[[slice], Iterator[NDArray[np.float32]]]) -> NDArray[np.float32]:
-        """All arrays, ``[N, C, H, W]``.
+        """All arrays, ``[N, C, H, W]``. The output is written next, and then :meth:`remove` is called.
 
         Args:
-            make: those of some images, batch by batch: called for the ones that are not there yet.
+            make: gives the arrays of some images, batch by batch. It is called for those that are missing.
         """
-        if self.finished:
-            click.echo(f"{self.finished} of {self._shape[0]} images were there already")
-        if self.finished < self._shape[0] or not self._batches:   # makers refuse to make none
+        if count := self._count():
+            click.echo(f"{count} of {self._shape[0]} images were there already")
+        if count < self._shape[0] or count == 0:   # of no images, too: that is an error of what makes them
             with notes():
-                for batch in make(slice(self.finished, None)):
-                    self._add(batch)
+                for batch in make(slice(count, None)):
+                    with replacing(self._file()) as temporary, temporary.open("wb") as file:
+                        np.save(file, batch)
+                    self._batches.append(batch)
+        with replacing(self._folder / ALL) as temporary:
+            temporary.touch()
         return np.concatenate(self._batches)
 
-    def _add(self, batch: NDArray[np.float32]) -> None:
-        if not self._batches:
-            with replacing(self._folder / SETTINGS) as temporary:
-                temporary.write_text(json.dumps(self._settings), encoding="utf-8")
-        with replacing(self._folder / f"{self.finished:06d}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, batch)
-        self._batches.append(batch)
-
     def remove(self) -> None:
-        """Leaves nothing: the output is there. All at once, so that whoever is stopped here leaves no half of it."""
-        scrap = self._folder.with_name(f"{self._folder.name}.{secrets.token_hex(4)}")
-        with suppress(OSError):
-            self._folder.rename(scrap)
-            shutil.rmtree(scrap)
+        """Removes the folder: the output is there."""
+        with suppress(OSError):   # another run of the same settings may be at it, too
+            for path in sorted(self._folder.iterdir(), key=lambda path: path.name == ALL):   # which is the last to go
+                path.unlink(missing_ok=True)
+            self._folder.rmdir()
+
+    def _count(self) -> int:
+        return sum(map(len, self._batches))
+
+    def _file(self) -> Path:
+        return self._folder / f"{self._count():06d}.npy"
+
+    def _read(self, path: Path) -> NDArray[np.float32]:
+        try:
+            batch: NDArray[np.float32] = np.load(regular(path))
+            if batch.dtype != np.float32 or batch.shape[1:] != self._shape[1:] or (
+                    not 0 < len(batch) <= self._shape[0] - self._count()):
+                raise ValueError(f"{batch.dtype} {list(batch.shape)}")
+        except UNREADABLE as error:
+            raise OutputError(f"{path} is damaged ({first_line(error)}): remove it") from None
+        return batch

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import sde_onnx
-from sde_onnx.cli.unfinished import Unfinished
 from sde_onnx.files import sha256
 from sde_onnx.images import load_png, save_png, to_uint8
 
@@ -129,49 +128,3 @@ def test_bad_input_is_refused_in_one_line(pictures, codes, tmp_path):
     refuses("2 files of codes, expected one", "decode", codes, codes, "-o", out, status=2)
     assert not out.exists()
     done("encode", tmp_path / "wide.png", "--resize", "--steps", 1, "-o", out / "c.npz")
-
-
-def held(folder):
-    """The files of a folder and below it, hidden ones too, each with what it holds."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize(("command", "output", "keeps"), [
-    (("encode", "pictures", "--steps", 4), "c.npz", ".c.npz.unfinished"),
-    (("decode", "codes.npz", "--steps", 4), "d", "d/.unfinished"),
-    (("edit", "pictures", "--sigma", 0.5, "--steps", 4), "e", "e/.unfinished"),
-], ids=lambda value: value[0] if isinstance(value, tuple) else "")
-def test_a_run_that_was_stopped_goes_on_where_it_was(command, output, keeps, pictures, codes, tmp_path, monkeypatch):
-    name, source, *rest = command
-    command = [name, {"pictures": pictures, "codes.npz": codes}[source], *rest, "--batch-size", 1, "-o"]
-    done(*command, tmp_path / "whole" / output)
-    again = tmp_path / "again"
-
-    add, added = Unfinished._add, []
-
-    def stopped(self, batch):
-        if added:
-            raise KeyboardInterrupt
-        added.append(batch)
-        add(self, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Unfinished, "_add", stopped)
-        assert "Aborted!" in commands.run(*command, again / output, "--provider", "cpu").output
-    assert sorted(held(again)) == [f"{keeps}/000000.npy", f"{keeps}/settings.json"]
-    kept = held(again)
-    refuses("was begun with other settings or inputs", *command, again / output, "--steps", 5)
-    (again / keeps / "000000.npy").write_bytes(b"damaged")
-    refuses("000000.npy is damaged", *command, again / output)
-    np.save(again / keeps / "000000.npy", np.zeros((3, 3, 16, 16), np.float32))
-    refuses("000000.npy is damaged (float32 [3, 3, 16, 16])", *command, again / output)
-    (again / keeps / "000000.npy").write_bytes(kept[f"{keeps}/000000.npy"])
-    assert "1 of 2 images were there already" in done(*command, again / output).output
-    assert held(again) == held(tmp_path / "whole")
-
-    with monkeypatch.context() as patched:
-        added.clear()
-        patched.setattr(Unfinished, "_add", stopped)
-        assert "Aborted!" in commands.run(*command, again / output, "--provider", "cpu", "--force").output
-    assert "were there already" not in done(*command, again / output, "--force").output
-    assert held(again) == held(tmp_path / "whole")

@@ -44,7 +44,7 @@ def test_closed_streams_lose_nothing(closed, tmp_path):
 
 
 def test_onnxruntime_sends_nothing_and_leaves_nothing_behind(tmp_path):
-    """Its telemetry has files in the home folder, and where there is none a warning, and a file in the working one."""
+    """Its telemetry writes files into the home folder; without one it warns, and writes into the working folder."""
     environment = {name: value for name, value in os.environ.items()
                    if name not in ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")}
     home, work = tmp_path / "home", tmp_path / "work"

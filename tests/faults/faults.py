@@ -145,18 +145,16 @@ def _made(name: str, folder: Path) -> dict[str, str]:
 
 def _is_kept(name: str, path: str) -> bool:
     """Whether a file is of what a run keeps hidden for the next."""
-    parts = path.split("/")
-    return any(path == keep or (path.startswith(f"{keep}/") and not parts[-1].startswith("."))
-               for keep in SUBJECTS[name].keeps)
+    return re.fullmatch(SUBJECTS[name].keeps, path) is not None
 
 
 def _left(name: str, folder: Path, *, killed: bool, beside: tuple[str, ...] = ()) -> list[str]:
     """What a run that was stopped left and should not have."""
-    expected, problems = undisturbed(name).files, []
+    expected, made, problems = undisturbed(name).files, _made(name, folder), []
     for path, content in contents(folder).items():
         if path in beside or content == expected.get(path) or (killed and UNFINISHED.fullmatch(path)):
             continue
-        is_part = _is_kept(name, path) or (path in _made(name, folder))
+        is_part = _is_kept(name, path) or path in made
         if SUBJECTS[name].goes_on and is_part and path not in expected:
             continue   # for the next run
         problems.append(f"left {path}" if path not in expected else f"{path} is another one")

@@ -17,6 +17,7 @@ from sde_onnx.models import bundled_gradient
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "sde_onnx")
 QUICK = ("--provider", "cpu", "--threads", "1")
+ARRAYS = r"\.unfinished-[0-9a-f]{12}/(\d{6}\.npy|all)"
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class Subject:
         arguments: as typed in a folder that holds what :func:`prepare` puts there.
         makes: files and folders that are there after a success.
         goes_on: whether what is finished stays, and the same command goes on with the rest.
-        keeps: hidden files or folders that hold what is finished. Without any, it lies among the images, and who goes
-            on also removes what a killed process has left half.
+        keeps: hidden files that hold what is finished, as a pattern. Without one, what is finished lies among the
+            images, and the next run also removes what a killed process has left half.
     """
 
     arguments: tuple[str, ...]
     makes: tuple[str, ...]
     goes_on: bool = False
-    keeps: tuple[str, ...] = ()
+    keeps: str = ""
 
 
 SUBJECTS = {
@@ -45,14 +46,14 @@ SUBJECTS = {
     "shards": Subject(("sample", *QUICK, "--seeds", "0-63", "--batch-size", "4", "--steps", "12", "--shards", "-o",
                        "s"), ("s",), goes_on=True),
     "likelihood": Subject(("likelihood", *QUICK, str(bundled_gradient()), "digits", "-o", "l.csv", "--batch-size",
-                           "2", "--steps", "4"), ("l.csv",), goes_on=True, keeps=(".l.csv.unfinished.json",)),
+                           "2", "--steps", "4"), ("l.csv",), goes_on=True, keeps=r"\.l\.csv\.unfinished\.json"),
     "encode": Subject(("encode", *QUICK, "digits", "--batch-size", "1", "-o", "c.npz"), ("c.npz",), goes_on=True,
-                      keeps=(".c.npz.unfinished",)),
+                      keeps=ARRAYS),
     "decode": Subject(("decode", *QUICK, "codes.npz", "--batch-size", "1", "-o", "d"), ("d",), goes_on=True,
-                      keeps=("d/.unfinished",)),
+                      keeps=f"d/{ARRAYS}"),
     "interpolate": Subject(("interpolate", *QUICK, "--from", "1", "--to", "2", "-o", "i.gif"), ("i.gif",)),
     "edit": Subject(("edit", *QUICK, "digits", "--sigma", "1", "--seeds", "0-3", "--batch-size", "2", "-o", "e"),
-                    ("e",), goes_on=True, keeps=("e/.unfinished",)),
+                    ("e",), goes_on=True, keeps=f"e/{ARRAYS}"),
     "restore": Subject(("restore", *QUICK, "digits", "--operator", "box:4,4,6,6", "--degrade", "--seeds", "0-1",
                         "--batch-size", "1", "--steps", "8", "-o", "r"), ("r",), goes_on=True),
     "embed": Subject(("embed", "-o", "e.onnx", "--golden", "g.npz"), ("e.onnx", "g.npz")),

@@ -19,15 +19,8 @@ pytestmark = pytest.mark.thorough   # its network is exported first
 
 
 @pytest.fixture(scope="module")
-def path(golden, shared):
-    """EDM's recorded network of ten labels, 16x16; a label may be left out."""
-    return shared("cifar10_cond_ve.onnx",
-                  lambda path: export(from_edm(golden / "edm" / "cifar10_cond_ve" / "network.pkl"), path))
-
-
-@pytest.fixture(scope="module")
-def labelled(path):
-    return sde_onnx.load(path, "cpu")
+def labelled(labelled_file):
+    return sde_onnx.load(labelled_file, "cpu")
 
 
 def run(*arguments):
@@ -60,32 +53,33 @@ def test_a_model_without_labels_refuses_them(digits):
         sde_onnx.sample_batches(digits, [0], 8, labels=3)
 
 
-def test_the_command_and_its_folders(path, labelled, tmp_path):
+def test_the_command_and_its_folders(labelled_file, labelled, tmp_path):
     out = tmp_path / "out"
-    first = run("sample", path, "--seeds", "0-3", "--label", "0-9", "--steps", 4, "--provider", "cpu", "-o", out)
+    first = run("sample", labelled_file, "--seeds", "0-3", "--label", "0-9", "--steps", 4, "--provider", "cpu", "-o",
+                out)
     assert first.exit_code == 0, first.output
     assert json.loads((out / "run.json").read_text())["settings"]["labels"] == "0-9"
-    other = run("sample", path, "--seeds", "0-3", "--label", "3", "--steps", 4, "--provider", "cpu", "-o", out)
+    other = run("sample", labelled_file, "--seeds", "0-3", "--label", "3", "--steps", 4, "--provider", "cpu", "-o", out)
     assert other.exit_code == 1
     assert "its labels is '0-9', here it is '3'" in other.output
-    without = run("sample", path, "--seeds", "0-3", "--steps", 4, "--provider", "cpu", "-o", out)
+    without = run("sample", labelled_file, "--seeds", "0-3", "--steps", 4, "--provider", "cpu", "-o", out)
     assert "its labels is '0-9', here it is None" in without.output
     again = tmp_path / "again"
-    run("sample", path, "--seeds", "0-2", "--label", "3,3,5", "--steps", 4, "--provider", "cpu", "-o", again)
+    run("sample", labelled_file, "--seeds", "0-2", "--label", "3,3,5", "--steps", 4, "--provider", "cpu", "-o", again)
     assert json.loads((again / "run.json").read_text())["settings"]["labels"] == "3,3,5"
-    saved = run("sample", path, "--seeds", "1-2", "--label", "0-9", "--steps", 4, "--provider", "cpu", "-o",
+    saved = run("sample", labelled_file, "--seeds", "1-2", "--label", "0-9", "--steps", 4, "--provider", "cpu", "-o",
                 tmp_path / "s.npz")
     assert saved.exit_code == 0, saved.output
     np.testing.assert_allclose(np.load(tmp_path / "s.npz")["images"],
                                sde_onnx.sample(labelled, [1, 2], 4, labels=range(10)), atol=1e-3)
     for label, message in (("10", "label 10 is out of range"), ("x", "neither a whole number nor a range")):
-        result = run("sample", path, "--label", label, "--provider", "cpu", "-o", tmp_path / "x.png")
+        result = run("sample", labelled_file, "--label", label, "--provider", "cpu", "-o", tmp_path / "x.png")
         assert result.exit_code != 0
         assert message in result.output
 
 
-def test_a_triton_repository_asks_for_the_label(path, tmp_path):
-    made = run("embed", path, "-o", tmp_path / "s.onnx", "--steps", 3, "--triton", tmp_path / "models")
+def test_a_triton_repository_asks_for_the_label(labelled_file, tmp_path):
+    made = run("embed", labelled_file, "-o", tmp_path / "s.onnx", "--steps", 3, "--triton", tmp_path / "models")
     assert made.exit_code == 0, made.output
     config = text_format.Parse((tmp_path / "models" / "s" / "config.pbtxt").read_text(), ModelConfig())
     session = ort.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
@@ -100,8 +94,9 @@ def test_no_loop_on_a_device_takes_labels(golden, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["sampler", "evaluation"])
-def test_an_embedded_sampler_takes_labels(kind, path, tmp_path):
-    made = run("embed", path, "-o", tmp_path / "s.onnx", "--steps", 5, "--kind", kind, "--golden", tmp_path / "g.npz")
+def test_an_embedded_sampler_takes_labels(kind, labelled_file, tmp_path):
+    made = run("embed", labelled_file, "-o", tmp_path / "s.onnx", "--steps", 5, "--kind", kind, "--golden",
+               tmp_path / "g.npz")
     assert made.exit_code == 0, made.output
     assert "label" in np.load(tmp_path / "g.npz")
     result = run("verify", tmp_path / "s.onnx", tmp_path / "g.npz")
