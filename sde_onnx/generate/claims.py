@@ -1,8 +1,9 @@
 """Who samples which seeds, where several processes share a folder: locks that the system takes back from the dead.
 
 One hidden file is locked byte by byte: the first by everybody at work, the second by whoever reads and writes the
-record, and one for each seed by whoever samples it. The last to leave removes the file. Where there are no such locks
-(Windows, some network file systems) everybody may do everything: images are then sampled twice, and come out the same.
+record or leaves, and one for each seed by whoever samples it. The last to leave removes the file. Where there are no
+such locks (Windows, some network file systems) everybody may do everything: images are then sampled twice, and come out
+the same.
 """
 
 from __future__ import annotations
@@ -49,9 +50,7 @@ class Claims:
             yield
         finally:
             if self._file is not None:
-                if self.alone():
-                    self._path.unlink(missing_ok=True)
-                os.close(self._file)
+                self._leave(self._file)
                 self._file = None
 
     def _join(self) -> None:
@@ -78,6 +77,14 @@ class Claims:
                     self._file = file
                     return
             os.close(file)   # the last to leave had just removed it
+
+    def _leave(self, file: int) -> None:
+        """Removes the file, if nobody else is at work. One leaves after another: together, none would be the last."""
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, RECORD)
+        if self.alone():
+            self._path.unlink(missing_ok=True)
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, AT_WORK)   # before the record's lock goes, for whoever waits for that
+        os.close(file)
 
     def others(self) -> bool:
         """Whether it is known that somebody else is at work here."""

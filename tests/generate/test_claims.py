@@ -1,0 +1,38 @@
+"""Claims of processes that share a folder."""
+
+import multiprocessing
+import sys
+
+import pytest
+
+from sde_onnx.generate.claims import Claims
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's locks")
+TURNS, PROCESSES = 300, 3
+
+
+def join_and_leave(path, together, left):
+    for turn in range(TURNS):
+        together.wait(60)
+        with Claims(path).at_work():
+            together.wait(60)
+        together.wait(60)
+        if path.exists():
+            left.append(turn)
+        together.wait(60)
+        path.unlink(missing_ok=True)
+
+
+def test_of_those_who_leave_at_the_same_moment_the_last_removes_the_file(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(PROCESSES)
+    with context.Manager() as manager:
+        left = manager.list()
+        processes = [context.Process(target=join_and_leave, args=(tmp_path / ".run.lock", together, left))
+                     for _ in range(PROCESSES)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * PROCESSES
+        assert sorted(set(left)) == []
