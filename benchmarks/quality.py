@@ -69,6 +69,7 @@ CURVES = [
     *_curves("sde-dpmpp-2m", (25,), eta=(0.5, 1.0, 2.0, 3.0)),
     *_curves("sde-dpmpp-2m", (8, 12, 16), eta=(0.25, 0.5, 1.0, 2.0)),
     *_curves("restart", (12,), eta=(0.5, 1.0), restarts=(1,), restart_steps=(3,)),
+    *_curves("restart", (50,), eta=(1.0,), restarts=(8,)),
     *_curves("restart", (100,), eta=(2.0,)),
     *_curves("restart", (50, 100), eta=(1.0,)),
     *_curves("restart", (100,), eta=(4.0,)),
