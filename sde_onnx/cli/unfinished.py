@@ -90,6 +90,8 @@ class UnfinishedRun:
             if batch.dtype != np.float32 or batch.shape[1:] != self._shape[1:] or (
                     not 0 < len(batch) <= self._shape[0] - self._count()):
                 raise ValueError(f"{batch.dtype} {list(batch.shape)}")
+            if not np.isfinite(batch).all():
+                raise ValueError("it holds NaN or infinity")
         except UNREADABLE as error:
             raise OutputError(f"{path} is damaged ({first_line(error)}): remove it") from None
         return batch

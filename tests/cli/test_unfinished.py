@@ -101,8 +101,9 @@ def test_a_removal_that_was_stopped_is_made_good(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"no array", np.zeros((2, 3, 2, 2)), np.zeros((2, 3, 2), np.float32),
-                                     np.zeros((6, 3, 2, 2), np.float32), np.zeros((0, 3, 2, 2), np.float32)],
-                         ids=["bytes", "float64", "shape", "too many", "none"])
+                                     np.zeros((6, 3, 2, 2), np.float32), np.zeros((0, 3, 2, 2), np.float32),
+                                     np.full((2, 3, 2, 2), np.nan, np.float32)],
+                         ids=["bytes", "float64", "shape", "too many", "none", "NaN"])
 def test_damaged_arrays_are_refused(content, tmp_path):
     stopped(tmp_path)
     path = next(tmp_path.glob(".unfinished-*/000000.npy"))
