@@ -45,7 +45,7 @@ REAL = 8192        # real images that they are compared with
 JUDGES = 3         # whose figures are averaged: one alone has features of its own
 LEAST_IMAGES = 512   # of which quarters still have some images for each of a judge's features
 PICTURED = 16      # seeds of the picture
-PART = 1024        # images of a part, where a point is measured in parts
+POINT = ("solver", "steps", "options")   # what a row is of
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Curve:
     solver: str
     steps: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    in_parts: bool = False   # of PART images, of what takes hours
+    part: int | None = None   # images that are sampled and measured at a time, of what takes hours
 
 
 def _curves(solver: str, steps: tuple[int, ...], **options: tuple[Any, ...]) -> list[Curve]:
@@ -88,7 +88,7 @@ CURVES = [
     Curve("stochastic-heun", (13,)),
     Curve("ancestral", (50,)),
     Curve("sde-dpmpp-3m", (25,)),
-    Curve("pc", (1000,), in_parts=True),
+    Curve("pc", (1000,), part=1024),
 ]
 
 
@@ -125,6 +125,11 @@ class Measure:
             "classes": classes.tolist(),
             "class_distance": total_variation(classes, self.classes),
         }
+
+
+def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts that a point was measured in: one, in rows of before there were any."""
+    return row.get("parts") or [{name: value for name, value in row.items() if name not in POINT}]
 
 
 def mean_of(parts: list[dict[str, Any]], real_classes: NDArray[np.float64]) -> dict[str, Any]:
@@ -175,17 +180,15 @@ def main() -> None:
     for curve, steps, variant in points:
         request = ({"solver": "sde-dpmpp-2m", "variant": (curve.solver, variant)} if variant else
                    {"solver": curve.solver, **curve.options})
-        point = {"solver": curve.solver, "steps": steps, "options": curve.options}
-        held = [row for row in result["rows"] if point.items() <= row.items()]
-        parts: list[dict[str, Any]] = [part for row in held for part in row["parts"]] if curve.in_parts else [
-            row for row in held if row["images"] == arguments.count]
-        size = PART if curve.in_parts else arguments.count
+        point = dict(zip(POINT, (curve.solver, steps, curve.options), strict=True))
+        held = next((row for row in result["rows"] if point.items() <= row.items()), None)
+        parts = [] if held is None else parts_of(held)
         while (sampled := sum(part["images"] for part in parts)) < arguments.count:
+            size = curve.part or arguments.count - sampled
             samples = cached_samples(size, first=sampled, steps=steps, provider="cpu", model_file=model, **request)
             parts.append({"images": size, "nfe": samples.nfe, **measure(samples.pixels)})
-            row = point | (mean_of(parts, measure.classes) | {"parts": parts} if curve.in_parts else parts[0])
-            result["rows"] = [other for other in result["rows"] if not (curve.in_parts and other in held)] + [row]
-            held = [row]
+            row = point | mean_of(parts, measure.classes) | {"parts": parts}
+            result["rows"] = [other for other in result["rows"] if not point.items() <= other.items()] + [row]
             arguments.output.write_text(json.dumps(result, indent=1) + "\n")
             print({name: value for name, value in row.items() if name not in ("classes", "parts")}, flush=True)
     if arguments.picture:

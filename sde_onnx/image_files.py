@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import warnings
@@ -19,7 +20,7 @@ from sde_onnx.errors import InputError, first_line, one_line
 from sde_onnx.files import UNREADABLE, arrays_of, regular
 from sde_onnx.images import MODES, NO_PICTURE, to_pil
 
-__all__ = ["Images", "check_images", "in_data_units", "is_array", "picture_files", "read_images"]
+__all__ = ["Images", "check_images", "digest", "in_data_units", "is_array", "picture_files", "read_images"]
 
 Images = NDArray[np.uint8 | np.float32]
 KINDS = {"L": "gray", "LA": "gray and alpha", "RGB": "RGB", "RGBA": "RGB and alpha"}
@@ -63,6 +64,11 @@ def check_images(images: Images, image_shape: tuple[int, int, int]) -> None:
         raise InputError("no images: at least one is needed")
     if images.dtype == np.float32 and not ((images > -1) & (images < 2)).all():
         raise InputError(f"images holds {images.min():g} to {images.max():g}, expected values about [0, 1]")
+
+
+def digest(images: Images) -> str:
+    """What tells images from others: the SHA-256 of their values, in hexadecimal."""
+    return hashlib.sha256(images.tobytes()).hexdigest()
 
 
 def in_data_units(images: Images) -> NDArray[np.float32]:

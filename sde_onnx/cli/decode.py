@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sde_onnx.cli.options import OutputPath, flow_options, label_option, note, notes, runtime_options, split_model
+from sde_onnx.cli.options import (
+    OutputPath,
+    flow_options,
+    label_option,
+    labels_of,
+    note,
+    notes,
+    runtime_options,
+    split_model,
+)
 from sde_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +80,7 @@ def decode_command(
         "atol": atol, "steps": steps, "labels": labels, "denoise": denoise}, latents.shape)
     paths = picture_paths(output, names, force=force or run.began_to_write, inputs=[model, *files])
     images = run.complete(lambda left: decode_batches(
-        score_model, latents[left], labels=labels[left] if isinstance(labels, list) else labels, rtol=rtol, atol=atol,
+        score_model, latents[left], labels=labels_of(labels, left), rtol=rtol, atol=atol,
         steps=steps, denoise=denoise, batch_size=batch_size, progress=True))
     for path, picture in zip(paths, to_uint8(images), strict=True):
         save_png(path, picture)

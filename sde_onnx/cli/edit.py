@@ -63,13 +63,11 @@ def edit_command(
     \b
     Example: sde-onnx edit celebahq.onnx sketch.png --sigma 0.7 --seeds 0-3 -o faces/
     """
-    import hashlib
-
     from sde_onnx.cli.outputs import picture_paths
     from sde_onnx.cli.unfinished import UnfinishedRun
     from sde_onnx.codes import edit_batches, resolve_edit
     from sde_onnx.files import sha256
-    from sde_onnx.image_files import picture_files, read_images
+    from sde_onnx.image_files import digest, picture_files, read_images
     from sde_onnx.images import save_png, to_uint8
     from sde_onnx.models import bundled_model
     from sde_onnx.runtime.load import load
@@ -82,7 +80,7 @@ def edit_command(
     sampling = resolve_edit(score_model.metadata, sigma, solver=solver, quality=quality, steps=steps,
                             options=given(options))
     settings = {"model": sha256(model), "precision": score_model.precision, "sigma": sigma, **sampling.to_json(),
-                "names": names, "images": hashlib.sha256(images.tobytes()).hexdigest(), "seeds": seeds,
+                "names": names, "images": digest(images), "seeds": seeds,
                 "labels": labels, "batch_size": batch_size if sampling.depends_on_batch else None}
     images, each = images.repeat(len(seeds), axis=0), seeds * len(names)
     run = UnfinishedRun(output, settings, images.shape)

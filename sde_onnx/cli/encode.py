@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sde_onnx.cli.options import flow_options, label_option, notes, picture_options, runtime_options
+from sde_onnx.cli.options import flow_options, label_option, labels_of, notes, picture_options, runtime_options
 
 __all__ = ["encode_command"]
 
@@ -40,7 +40,6 @@ def encode_command(
     \b
     Example: sde-onnx encode celebahq.onnx faces/ -o codes.npz
     """
-    import hashlib
     import json
 
     import numpy as np
@@ -49,7 +48,7 @@ def encode_command(
     from sde_onnx.cli.unfinished import UnfinishedRun
     from sde_onnx.codes import encode_batches
     from sde_onnx.files import check_writable, replacing, sha256
-    from sde_onnx.image_files import picture_files, read_images
+    from sde_onnx.image_files import digest, picture_files, read_images
     from sde_onnx.models import bundled_model
     from sde_onnx.runtime.load import load
 
@@ -65,10 +64,10 @@ def encode_command(
     settings = {"model": sha256(score_model.path), "precision": score_model.precision, "rtol": rtol, "atol": atol,
                 "steps": steps, "labels": labels}
     run = UnfinishedRun(output.parent, settings | {
-        "output": output.name, "names": names, "images": hashlib.sha256(images.tobytes()).hexdigest()}, images.shape)
+        "output": output.name, "names": names, "images": digest(images)}, images.shape)
     check_writable(output, force=force or run.began_to_write, inputs=[model, *pictures])
     latents = run.complete(lambda left: encode_batches(
-        score_model, images[left], labels=labels[left] if isinstance(labels, list) else labels, rtol=rtol, atol=atol,
+        score_model, images[left], labels=labels_of(labels, left), rtol=rtol, atol=atol,
         steps=steps, batch_size=batch_size, progress=True))
     with replacing(output) as temporary, temporary.open("wb") as file:
         np.savez(file, latents=latents, names=np.array(names), settings=np.array(json.dumps(settings)))

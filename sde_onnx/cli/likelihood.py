@@ -10,6 +10,7 @@ import click
 from sde_onnx.cli.options import (
     flow_options,
     label_option,
+    labels_of,
     note_shard,
     notes,
     picture_options,
@@ -72,11 +73,9 @@ def likelihood_command(
     \b
     Example: sde-onnx likelihood celebahq-gradient.onnx faces/ -o faces.csv --plot faces.png
     """
-    import hashlib
-
     from sde_onnx.cli.measurements import PLOTS, WRITERS, Measurements, plot_histogram
     from sde_onnx.files import check_writable, sha256
-    from sde_onnx.image_files import picture_files, read_images
+    from sde_onnx.image_files import digest, picture_files, read_images
     from sde_onnx.likelihood import log_likelihood_batches
     from sde_onnx.models import bundled_gradient
 
@@ -100,8 +99,7 @@ def likelihood_command(
         steps = LIKELIHOOD_STEPS
     elif steps is None:   # so that a default that is typed makes the same run
         rtol, atol = (FLOW_TOLERANCE if value is None else value for value in (rtol, atol))
-    pixels = hashlib.sha256(images.tobytes()).hexdigest()
-    settings = {"model": sha256(model), "images": pixels, "precision": score_model.precision, "probes": probes,
+    settings = {"model": sha256(model), "images": digest(images), "precision": score_model.precision, "probes": probes,
                 "dequantizations": dequantizations, "kind": kind, "seed": seed, "labels": labels, "steps": steps,
                 "rtol": rtol, "atol": atol}
     run = Measurements(output, settings, names, score_model.metadata.schedule.sigma_min, shard=shard, force=force)
@@ -113,7 +111,7 @@ def likelihood_command(
         batches = log_likelihood_batches(
             score_model, images[left], range(seed, seed + len(names))[left], probes=probes,
             dequantizations=dequantizations, kind=kind, steps=steps, rtol=rtol, atol=atol,
-            labels=labels[left] if isinstance(labels, list) else labels, batch_size=batch_size, progress=True,
+            labels=labels_of(labels, left), batch_size=batch_size, progress=True,
         ) if run.finished < len(run.mine) else iter(())
     for batch in batches:
         run.add(batch)

@@ -24,9 +24,9 @@ from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_list", "label_option", "method_options", "note",
-           "note_shard", "notes", "picture_options", "request_options", "runtime_options", "seed_list", "shard_option",
-           "solver_options", "split_model"]
+__all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_list", "label_option", "labels_of",
+           "method_options", "note", "note_shard", "notes", "picture_options", "request_options", "runtime_options",
+           "seed_list", "shard_option", "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "openvino", "cpu"])
 MOST_LABELS = 1_000_000
@@ -136,6 +136,11 @@ def _labels_of_each(context: click.Context, parameter: click.Parameter, text: st
     except ValueError:
         raise click.BadParameter(f"{text!r} is no list of labels such as 3 or 3,3,5") from None
     return labels[0] if len(labels) == 1 else labels or None
+
+
+def labels_of(labels: int | list[int] | None, rows: slice) -> int | list[int] | None:
+    """The labels of some pictures, of what :func:`label_option` gives."""
+    return labels[rows] if isinstance(labels, list) else labels
 
 
 def flow_options(usual_steps: int | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

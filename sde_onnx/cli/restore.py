@@ -106,7 +106,7 @@ def restore_command(
     from sde_onnx.generate.seeds import format_seeds
     from sde_onnx.guidance.measuring import degrade as degraded
     from sde_onnx.guidance.measuring import hidden_by
-    from sde_onnx.image_files import in_data_units, picture_files, read_images
+    from sde_onnx.image_files import digest, in_data_units, picture_files, read_images
     from sde_onnx.models import bundled_model
     from sde_onnx.operators.given import operator_for
     from sde_onnx.operators.text import files_of
@@ -154,7 +154,7 @@ def restore_command(
                    for measurement in images]
     start, done, nfe, asked = time.monotonic(), 0, 0, len(seeds) * len(names)
     count = restoration.sampling.steps or 0
-    begun = [partial(run.begun, {**settings, "measurement": hashlib.sha256(measurement.tobytes()).hexdigest()}, seeds,
+    begun = [partial(run.begun, {**settings, "measurement": digest(measurement)}, seeds,
                      batch_size, depends_on_batch=restoration.sampling.depends_on_batch)
              for run, measurement in zip(outputs, images, strict=True)]
     for begin in begun:

@@ -20,21 +20,6 @@ def refuses(message, *arguments, status=1):
     return commands.refuses(message, *arguments, "--provider", "cpu", status=status)
 
 
-@pytest.fixture(scope="module")
-def pictures(digits, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for seed, picture in enumerate(to_uint8(sde_onnx.sample(digits, range(2)))):
-        save_png(folder / f"{seed}.png", picture)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def codes(pictures):
-    path = pictures.parent / "codes.npz"
-    done("encode", pictures, "--steps", 12, "-o", path)
-    return path
-
-
 def test_pictures_go_to_codes_and_back(pictures, codes, digits, tmp_path):
     with np.load(codes) as saved:
         assert saved["names"].tolist() == ["0", "1"]

@@ -11,7 +11,7 @@ import pytest
 import sde_onnx
 from sde_onnx.cli.unfinished import UnfinishedRun
 from sde_onnx.errors import OutputError
-from sde_onnx.images import load_png, save_png, to_uint8
+from sde_onnx.images import load_png, save_png
 
 SETTINGS, SHAPE = {"steps": 4}, (5, 3, 2, 2)
 ARRAYS = np.arange(60, dtype=np.float32).reshape(SHAPE)
@@ -124,21 +124,6 @@ def test_what_is_no_folder_is_refused(tmp_path):
         with pytest.raises(OutputError, match="is no folder: remove it"):
             UnfinishedRun(tmp_path, SETTINGS, SHAPE)
         folder.unlink()
-
-
-@pytest.fixture(scope="module")
-def pictures(digits, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for seed, picture in enumerate(to_uint8(sde_onnx.sample(digits, range(2)))):
-        save_png(folder / f"{seed}.png", picture)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def codes(pictures, tmp_path_factory):
-    path = tmp_path_factory.mktemp("codes") / "codes.npz"
-    commands.done("encode", pictures, "--steps", 4, "--provider", "cpu", "-o", path)
-    return path
 
 
 @pytest.fixture(scope="module")
