@@ -21,8 +21,8 @@ from sde_onnx.errors import OutputError, SdeOnnxError, first_line
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["UNREADABLE", "arrays_of", "cache_folder", "check_room", "check_writable", "read_json", "regular", "remove",
-           "replacing", "sha256"]
+__all__ = ["UNREADABLE", "array_of", "arrays_of", "cache_folder", "check_room", "check_writable", "read_json",
+           "regular", "remove", "replacing", "sha256"]
 
 # What readers (JSON, numpy's archives, Pillow's pictures) raise on files that are cut off, damaged, or something else.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SyntaxError, MemoryError,
@@ -73,13 +73,44 @@ def arrays_of(path: Path, *names: str, optional: tuple[str, ...] = ()) -> dict[s
     """
     import numpy as np
 
-    with np.load(regular(path)) as file:
-        found = {name: file[name] for name in file.files if not names or name in (*names, *optional)}
+    with _numbers_alone():
+        file = np.load(regular(path))
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is a single array, expected a .npz")
+        with file:
+            found = {name: file[name] for name in file.files if not names or name in (*names, *optional)}
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"it holds no array `{missing[0]}`")
     if strange := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
         raise ValueError(f"{strange[0]} is no array")
     return found
+
+
+def array_of(path: Path) -> NDArray[Any]:
+    """The array of a ``.npy``.
+
+    Raises:
+        UNREADABLE: whatever numpy makes of a file that is none.
+    """
+    import numpy as np
+
+    with _numbers_alone():
+        found = np.load(regular(path))
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError("it is a .npz, expected a single array")
+    return found
+
+
+@contextmanager
+def _numbers_alone() -> Iterator[None]:
+    """Python objects, and all that numpy takes for such, are refused without its advice how to load them."""
+    try:
+        yield
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise ValueError("it holds no arrays of numbers") from None
+        raise
 
 
 def check_room(path: Path, size: int) -> None:

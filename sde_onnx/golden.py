@@ -46,6 +46,7 @@ GOLDEN_SEEDS = (0, 1, 12345678901234567890, 2**64 - 1)   # with bits in both wor
 SAME_SHARE = {"cpu": 0.999, "openvino": 0.999}           # of 8-bit values that are equal, at least
 SAME_ON_GPUS = 0.99                                      # whose float32 rounds otherwise, and whose exponentials
 MOST_LEVELS = 1                                          # the largest difference of any value
+HELD = ("seed", "latent", "x_first", "x_last", "image")  # of every format
 OTHER_INPUTS = ("label", "mask", "measurement")          # of a sampler file, beside seed and steps
 KINDS = ("sampler", "evaluation")                        # of files
 MOST_EVALUATIONS_A_STEP = 1000                           # a file that asks for more does not end
@@ -115,17 +116,17 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
     """
     try:
         held = arrays_of(Path(golden))
-        number = int(held["format"]) if "format" in held else 1
-        expected = {name: held[name] for name in ("seed", "latent", "x_first", "x_last", "image")}
-        inputs = {name: held[name] for name in ("seed", *OTHER_INPUTS) if name in held}
+        number = int(held.get("format", 1))
     except UNREADABLE as error:
-        # numpy's advice is how to read what it is not.
-        reason = "no .npz" if "pickle" in str(error) else first_line(error)
-        raise OutputError(f"{golden} cannot be read as golden values: {reason}") from None
+        raise OutputError(f"{golden} cannot be read as golden values: {first_line(error)}") from None
     if number not in GOLDEN_FORMATS:
         mend = "upgrade sde-onnx" if number > GOLDEN_FORMATS[-1] else "write it again with `sde-onnx embed --golden`"
         raise OutputError(f"{golden} has golden format {number}, this sde-onnx reads {GOLDEN_FORMATS[0]} to "
                           f"{GOLDEN_FORMATS[-1]}: {mend}")
+    if missing := [name for name in HELD if name not in held]:
+        raise OutputError(f"{golden} cannot be read as golden values: it holds no array `{missing[0]}`")
+    expected = {name: held[name] for name in HELD}
+    inputs = {name: held[name] for name in ("seed", *OTHER_INPUTS) if name in held}
     count = len(expected["seed"]) if expected["seed"].ndim == 1 else 0
     shape = expected["latent"].shape[1:]
     held_as: dict[str, tuple[Any, tuple[int, ...]]] = {

@@ -3,8 +3,7 @@ import pytest
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from sde_onnx.errors import InputError, OutputError
-from sde_onnx.files import check_writable, replacing
+from sde_onnx.errors import InputError
 from sde_onnx.images import grid, save_gif, save_png, to_pil, to_uint8
 
 
@@ -46,38 +45,3 @@ def test_gif_has_all_frames(rng, tmp_path):
             film.seek(index)
             durations.append(film.info["duration"])
     assert durations == [80, 80, 80, 80, 1500]
-
-
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
-    path = tmp_path / "result"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_in_the_place_of_its_folder_is_told(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="below cannot be written"), replacing(tmp_path / "file" / "below"):
-        pass
-
-
-def test_outputs_are_checked_before_the_work(tmp_path):
-    path = tmp_path / "new" / "result"
-    check_writable(path, force=False)
-    assert not path.parent.exists()   # nothing is made before the work is done
-    path.parent.mkdir()
-    path.write_text("x")
-    with pytest.raises(OutputError, match="exists already"):
-        check_writable(path, force=False)
-    check_writable(path, force=True)
-    with pytest.raises(OutputError, match="is a folder"):
-        check_writable(tmp_path, force=True)
-    with pytest.raises(OutputError, match="below cannot be written"):
-        check_writable(path / "below", force=False)

@@ -100,8 +100,10 @@ def _read_codes(path: Path) -> tuple[list[str], NDArray[np.float32], dict[str, A
         names, latents, settings = held["names"].tolist(), held["latents"], json.loads(str(held["settings"]))
         if held["names"].dtype.kind != "U" or held["names"].ndim != 1:
             raise ValueError("its names are no list of texts")
-        if len(names) != len(latents) or not isinstance(settings, dict):
+        if len(names) != len(latents):
             raise ValueError(f"{len(names)} names for {len(latents)} latents")
+        if not isinstance(settings, dict):
+            raise ValueError("its settings are no JSON object")
     except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as codes, expected a .npz of `sde-onnx encode`: {first_line(error)}"
                          ) from None

@@ -85,7 +85,7 @@ def edit_command(
     images, each = images.repeat(len(seeds), axis=0), seeds * len(names)
     run = UnfinishedRun(output, settings, images.shape)
     outputs = picture_paths(output, [f"{name}-{seed:06d}" for name in names for seed in seeds],
-                            force=force or run.began_to_write, inputs=[model, *pictures])
+                            force=force or run.began_to_write, inputs=[model, *paths, *pictures])
     edited = run.complete(lambda left: edit_batches(score_model, images[left], each[left], sampling, labels=labels,
                                                      batch_size=batch_size, progress=True))
     for path, picture in zip(outputs, to_uint8(edited), strict=True):

@@ -266,13 +266,16 @@ def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Se
         folder: may be missing.
         names: of the pictures, without suffix.
         force: whether existing files may be replaced.
-        inputs: files that are read.
+        inputs: files that are read, and folders all of whose pictures are.
 
     Raises:
         InputError: a name twice, or one that leads out of the folder.
-        OutputError: a file exists already, is an input, or cannot be written.
+        OutputError: a file exists already, is an input, or cannot be written; or the folder is an input, whose next
+            reading would find the outputs.
     """
     check_names(names)
+    if folder.resolve() in {path.resolve() for path in inputs}:
+        raise OutputError(f"{folder} is where pictures are read from: choose another folder")
     for name in names:
         check_writable(folder / f"{name}.png", force=force, inputs=inputs)
     return [folder / f"{name}.png" for name in names]

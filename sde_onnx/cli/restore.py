@@ -143,7 +143,7 @@ def restore_command(
         "operator": operator, "operator_files": [sha256(path) for path in files_of(operator)], "noise": noise,
         "labels": labels and format_seeds(labels), **restoration.to_json(),
     }
-    panels = picture_paths(output, names, force=True, inputs=[model, *pictures, *files_of(operator)])
+    panels = picture_paths(output, names, force=True, inputs=[model, *paths, *pictures, *files_of(operator)])
     mine = slice(shard.index, None, shard.count)   # every so many pictures, and each of them whole
     note_shard(shard, len(names[mine]), len(names), "pictures")
     panels, names, images, clean = panels[mine], names[mine], images[mine], None if clean is None else clean[mine]

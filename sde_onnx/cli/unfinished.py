@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sde_onnx.cli.options import notes
 from sde_onnx.errors import OutputError, first_line
-from sde_onnx.files import UNREADABLE, regular, replacing
+from sde_onnx.files import UNREADABLE, array_of, replacing
 
 __all__ = ["UnfinishedRun"]
 
@@ -86,7 +86,7 @@ class UnfinishedRun:
 
     def _read(self, path: Path) -> NDArray[np.float32]:
         try:
-            batch: NDArray[np.float32] = np.load(regular(path))
+            batch: NDArray[np.float32] = array_of(path)
             if batch.dtype != np.float32 or batch.shape[1:] != self._shape[1:] or (
                     not 0 < len(batch) <= self._shape[0] - self._count()):
                 raise ValueError(f"{batch.dtype} {list(batch.shape)}")

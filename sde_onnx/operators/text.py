@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sde_onnx.errors import InputError, first_line
-from sde_onnx.files import UNREADABLE, regular
+from sde_onnx.files import UNREADABLE, array_of, regular
 from sde_onnx.images import NO_PICTURE
 from sde_onnx.operators.compose import compose
 from sde_onnx.operators.convolution import convolve
@@ -82,7 +82,7 @@ def _mask_of(path: str) -> Operator:
 def _kernel_of(path: str) -> Operator:
     if path.endswith(".npy"):
         try:
-            kernel = np.load(regular(path), allow_pickle=False)
+            kernel = array_of(Path(path))
         except UNREADABLE as error:
             raise InputError(f"{path} cannot be read as an array ({first_line(error)})") from None
         return convolve(kernel)

@@ -74,7 +74,9 @@ def test_outputs_are_kept_and_inputs_never_replaced(pictures, codes, tmp_path):
     save_png(tmp_path / "0.png", load_png(pictures / "0.png"))
     np.savez(tmp_path / "more.npz", images=np.zeros((1, 16, 16, 3), np.uint8))
     refuses("is also another file", "encode", tmp_path, "-o", tmp_path / "more.npz", "--force")
-    refuses("is also another file", "edit", tmp_path, "--sigma", 0.5, "-o", tmp_path, "--force")
+    refuses("is also another file", "edit", tmp_path / "0-000000.png", tmp_path / "0.png", "--sigma", 0.5, "-o",
+            tmp_path, "--force")
+    refuses("is where pictures are read from", "edit", tmp_path, "--sigma", 0.5, "-o", tmp_path, "--force")
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -88,9 +90,10 @@ def test_bad_input_is_refused_in_one_line(pictures, codes, tmp_path):
     refuses("cannot be read as codes", "decode", tmp_path / "other.npz", "-o", out)
     with np.load(codes) as saved:
         held = dict(saved)
-    for changed in ({"names": held["names"][:1]}, {"settings": "[1]"}):
+    for changed, message in (({"names": held["names"][:1]}, "1 names for 2 latents"),
+                             ({"settings": "[1]"}, "its settings are no JSON object")):
         np.savez(tmp_path / "odd.npz", **(held | changed))
-        refuses("2 latents", "decode", tmp_path / "odd.npz", "-o", out)
+        refuses(message, "decode", tmp_path / "odd.npz", "-o", out)
     others = [f"other{index}" for index in range(1, len(held["names"]))]
     for first, message in (("a\0b", "is no name for a file"), ("\ud800", "is no name for a file"),
                            ("", "is no name for a file"), ("x" * 300, "cannot be written: File name too long")):

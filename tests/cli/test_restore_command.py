@@ -100,7 +100,7 @@ def test_bad_input_is_one_line(arguments, said, clean, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if arguments[-1] == ".":
         monkeypatch.chdir(clean)
-        said = "digit0.png is also another file of this command"
+        said = "is where pictures are read from: choose another folder"
     refuses(said, clean, *arguments)
 
 

@@ -419,10 +419,11 @@ def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
     refuses("does not end in .onnx", "embed", "-o", tmp_path / "s.bin")
     refuses("m.onnx is missing", "embed", tmp_path / "m.onnx", "-o", path)
     assert list(tmp_path.iterdir()) == []
-    np.save(tmp_path / "a.npy", np.zeros(3))
-    for content in (b"no numbers", b"", (tmp_path / "a.npy").read_bytes()):
+    for content, said in ((b"no numbers", "it holds no arrays"), (b"", "No data left")):
         (tmp_path / "g.npz").write_bytes(content)
-        refuses("cannot be read as golden values", "verify", model_file, tmp_path / "g.npz")
+        refuses(f"cannot be read as golden values: {said}", "verify", model_file, tmp_path / "g.npz")
+    np.savez(tmp_path / "g.npz", format=3, latent=np.zeros(3))
+    refuses("it holds no array `seed`", "verify", model_file, tmp_path / "g.npz")
     refuses("exists already", "embed", "-o", path, "--golden", tmp_path / "g.npz")
     refuses("exists already", "embed", "-o", model_file)
     refuses("is also another file of this command", "embed", model_file, "-o", model_file, "--force")

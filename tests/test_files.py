@@ -1,0 +1,76 @@
+import io
+
+import numpy as np
+import pytest
+
+from sde_onnx.errors import OutputError, first_line
+from sde_onnx.files import UNREADABLE, array_of, arrays_of, check_writable, replacing
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "result"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_the_place_of_its_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="below cannot be written"), replacing(tmp_path / "file" / "below"):
+        pass
+
+
+def test_outputs_are_checked_before_the_work(tmp_path):
+    path = tmp_path / "new" / "result"
+    check_writable(path, force=False)
+    assert not path.parent.exists()   # nothing is made before the work is done
+    path.parent.mkdir()
+    path.write_text("x")
+    with pytest.raises(OutputError, match="exists already"):
+        check_writable(path, force=False)
+    check_writable(path, force=True)
+    with pytest.raises(OutputError, match="is a folder"):
+        check_writable(tmp_path, force=True)
+    with pytest.raises(OutputError, match="below cannot be written"):
+        check_writable(path / "below", force=False)
+
+
+def saved(save, *arguments, **arrays):
+    file = io.BytesIO()
+    save(file, *arguments, **arrays)
+    return file.getvalue()
+
+
+ONE, OBJECTS = np.zeros(3), np.array([None])
+
+
+@pytest.mark.parametrize(("read", "content", "said"), [
+    (arrays_of, b"no arrays", "it holds no arrays of numbers"),
+    (arrays_of, saved(np.savez, a=OBJECTS), "it holds no arrays of numbers"),
+    (arrays_of, saved(np.save, ONE), "it is a single array, expected a .npz"),
+    (array_of, b"no array", "it holds no arrays of numbers"),
+    (array_of, saved(np.save, OBJECTS), "it holds no arrays of numbers"),
+    (array_of, saved(np.savez, a=ONE), "it is a .npz, expected a single array"),
+], ids=["text", "objects", "npy", "array: text", "array: objects", "array: npz"])
+def test_what_holds_no_arrays_is_told_without_advice_to_load_it_all_the_same(read, content, said, tmp_path):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UNREADABLE) as error:
+        read(tmp_path / "file")
+    assert first_line(error.value) == said
+
+
+def test_arrays_are_found_by_their_names(tmp_path):
+    np.savez(tmp_path / "a.npz", a=ONE, b=ONE + 1, c=ONE + 2)
+    assert {name: array[0] for name, array in arrays_of(tmp_path / "a.npz").items()} == {"a": 0, "b": 1, "c": 2}
+    assert list(arrays_of(tmp_path / "a.npz", "b", optional=("c", "d"))) == ["b", "c"]
+    with pytest.raises(ValueError, match="it holds no array `d`"):
+        arrays_of(tmp_path / "a.npz", "b", "d")
+    np.save(tmp_path / "a.npy", ONE)
+    np.testing.assert_array_equal(array_of(tmp_path / "a.npy"), ONE)
