@@ -22,6 +22,7 @@ from faults.subjects import COMMAND, SUBJECTS, contents, prepare, undisturbed
 __all__ = ["FAULTS", "can_mount"]
 
 UNFINISHED = re.compile(r"(.*/)?\.[^/]*(/.*)?")   # hidden names, which files.replacing gives and claims lock
+PROGRESS = re.compile(r"\d+ of \d+ images")   # of a log, where a run takes half a minute
 SECONDS = 240   # that anything may take, beside other work
 STOPPED = {signal.SIGINT: (1, "Aborted!\n"), signal.SIGTERM: (143, "")}   # status and what is said
 
@@ -71,7 +72,7 @@ def full(name: str, numbers: random.Random, folder: Path) -> list[str]:
         problems, told = _ended(process)
         if process.returncode == 0:
             return problems + _is_as_undisturbed(name, disk, beside=("padding",))
-        lines = [line for line in told.splitlines() if line]
+        lines = [line for line in told.splitlines() if line and not PROGRESS.match(line)]
         if process.returncode != 1 or len(lines) != 1 or not lines[0].startswith("Error: "):
             problems.append(f"status {process.returncode}, said {told[-400:]!r}")
         problems += _left(name, disk, killed=False, beside=("padding",))
