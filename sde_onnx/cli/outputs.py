@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,25 +29,63 @@ __all__ = ["RestoredPicture", "SampleOutput", "check_names", "picture_paths", "p
 GIF_FRAMES = 40
 
 
+class HeldRun:
+    """Images that are held until all are there, for single files: what :class:`FolderRun` is for a folder."""
+
+    batch_size: int | None = None
+    folder: Path | None = None
+
+    def __init__(self) -> None:
+        self._images: list[NDArray[np.float32]] = []
+
+    def begun(
+        self, settings: Mapping[str, Any], *, seeds: Sequence[int], batch_size: int, depends_on_batch: bool,
+        is_shard: bool = False
+    ) -> AbstractContextManager[None]:
+        """Every run is a new one."""
+        return nullcontext()
+
+    def has(self, seeds: Sequence[int]) -> bool:
+        """No image is there before it is made."""
+        return False
+
+    def turns(self, batches: Iterable[Batch], *, in_order: bool = False) -> Iterator[tuple[Batch, bool]]:
+        """Each batch, none of which is there already."""
+        return ((batch, False) for batch in batches)
+
+    def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> int:
+        """Takes the images of a batch, ``[N, C, H, W]``; how many."""
+        self._images.append(images)
+        return len(seeds)
+
+    def images(self) -> NDArray[np.float32]:
+        """All of them, ``[N, C, H, W]``."""
+        return np.concatenate(self._images)
+
+    def read(self, seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """Those of the seeds, which are all, as pictures ``[N, H, W, C]``."""
+        pixels: NDArray[np.uint8] = pictures.to_uint8(self.images())
+        return pixels
+
+
 @dataclass
 class SampleOutput:
     """Takes steps and batches while sampling. A folder is written as they come, single files at the end."""
 
     seeds: list[int]
     zoom: int
-    npz: Path | None
     uint8: bool                    # what the .npz holds
-    run: FolderRun | None          # a folder
-    sheet: Path | None             # the grid
     gif: Path | None
+    run: FolderRun | HeldRun = field(default_factory=HeldRun)
+    npz: Path | None = None
+    sheet: Path | None = None      # the grid
     is_shard: bool = False         # whether others make the rest: then all of them must cut batches alike
-    images: list[NDArray[np.float32]] = field(default_factory=list)
     frames: list[list[Any]] = field(default_factory=list)   # of each batch, the steps that the animation shows
 
     @property
     def batch_size(self) -> int | None:
         """That of the run that the folder holds: batches that are cut as before are bit for bit the same."""
-        return self.run.batch_size if self.run else None
+        return self.run.batch_size
 
     def check_room(self, image_shape: tuple[int, ...]) -> None:
         """``OutputError`` where the disk has no room for a ``.npz``, which is written when all is done."""
@@ -61,13 +99,9 @@ class SampleOutput:
         Raises:
             OutputError: as there; or images are there, and an animation needs the steps of all.
         """
-        if self.run is None:
-            yield
-            return
         with self.run.begun(settings, seeds=self.seeds, batch_size=batch_size, depends_on_batch=depends_on_batch,
                             is_shard=self.is_shard):
-            if self.gif:
-                self._check_animation(any(self.run.has([seed]) for seed in self.seeds))
+            self._check_animation(self.gif is not None and any(self.run.has([seed]) for seed in self.seeds))
             yield
 
     def turns(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -76,15 +110,12 @@ class SampleOutput:
         Raises:
             OutputError: they are, and an animation needs the steps of all.
         """
-        if self.run is None:
-            yield from ((batch, False) for batch in batches)
-            return
         for batch, is_there in self.run.turns(batches, in_order=self.gif is not None):
             self._check_animation(is_there)
             yield batch, is_there
 
     def _check_animation(self, is_there: bool) -> None:
-        if is_there and self.gif and self.run:
+        if is_there and self.gif:
             raise OutputError(f"{self.run.folder} has images already, and an animation needs the steps of all of them")
 
     def see(self, step: Step, steps: int) -> None:
@@ -96,27 +127,21 @@ class SampleOutput:
 
     def finish(self, seeds: list[int], step: Step) -> int:
         """Takes the last step of a batch; how many of its images were not there yet."""
-        images = np.clip(step.x_mean, 0, 1)
-        if self.run:
-            return self.run.write(seeds, images)
-        self.images.append(images)
-        return len(seeds)
+        return self.run.write(seeds, np.clip(step.x_mean, 0, 1))
 
     def write(self) -> list[Path]:
         """Writes what is left and returns what to name on standard output."""
         written = []
-        if self.npz:
-            images = np.concatenate(self.images)
-            arrays = {"arr_0": pictures.to_uint8(images)} if self.uint8 else {
-                "images": images, "seeds": np.array(self.seeds, np.uint64)}
+        if self.npz and isinstance(self.run, HeldRun):
+            arrays = {"arr_0": self.run.read(self.seeds)} if self.uint8 else {
+                "images": self.run.images(), "seeds": np.array(self.seeds, np.uint64)}
             with replacing(self.npz) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
             written.append(self.npz)
-        if self.run:
+        if self.run.folder:
             written.append(self.run.folder)
         if self.sheet:
-            pixels = self.run.read(self.seeds) if self.run else pictures.to_uint8(np.concatenate(self.images))
-            pictures.save_png(self.sheet, pictures.grid(pixels, zoom=self.zoom))
+            pictures.save_png(self.sheet, pictures.grid(self.run.read(self.seeds), zoom=self.zoom))
             written.append(self.sheet)
         if self.gif:
             # A batch that took fewer steps than another rests on its last.
@@ -138,7 +163,7 @@ def plan_outputs(
         click.UsageError: options that do not go together, or an unknown kind of file.
         OutputError: a file exists already or cannot be written.
     """
-    plan = SampleOutput(seeds, zoom, npz=None, uint8=uint8, run=None, sheet=None, gif=gif)
+    plan = SampleOutput(seeds, zoom, uint8=uint8, gif=gif)
     kind, is_folder = output.suffix.lower(), os.path.isdir(output)
     if zoom > 1 and not (gif or grid or (kind == ".png" and not is_folder)):
         raise click.UsageError("--zoom goes with a .png, --grid or --gif: images themselves stay as they are")

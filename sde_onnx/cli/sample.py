@@ -181,13 +181,14 @@ def _sample_on_ray(
     guidance: float, request: dict[str, Any],
 ) -> None:
     """The same by actors of a Ray cluster, on machines that need not be like this one."""
+    from sde_onnx.generate.folder import FolderRun
     from sde_onnx.generate.ray import Cluster, sample_into
     from sde_onnx.generate.sample import default_batch_size
     from sde_onnx.progress import ImagesBar
     from sde_onnx.runtime.load import read_metadata
     from sde_onnx.solvers.catalogue import resolve
 
-    if outputs.run is None or outputs.gif or shard.count > 1:
+    if not isinstance(outputs.run, FolderRun) or outputs.gif or shard.count > 1:
         raise click.UsageError("--ray goes with a folder, and without --gif and --shard")
     metadata = read_metadata(model)
     asked = {name: request.pop(name) for name in ("quality", "solver", "steps")}
