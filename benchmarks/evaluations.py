@@ -39,7 +39,8 @@ COMPILED_BATCHES = (1,)   # compilers run once more for every batch size
 
 def subjects(folder: Path, batch: int) -> list[Subject]:
     """Everything that is compared, for a prepared network."""
-    unet, model, plain = (str(folder / name) for name in ("checkpoint/unet", "model.onnx", f"plain{batch}.onnx"))
+    unet, model, for_cpu, plain = (str(folder / name) for name in ("checkpoint/unet", "model.onnx", "cpu.onnx",
+                                                                   f"plain{batch}.onnx"))
     chosen = [
         Subject(REFERENCE, diffusers_eager, (unet,)),
         Subject("diffusers eager bf16", diffusers_eager, (unet, True)),
@@ -47,6 +48,7 @@ def subjects(folder: Path, batch: int) -> list[Subject]:
         Subject("torch.compile bf16", diffusers_compiled, (unet, True), COMPILE_LIMIT),
         Subject("torch.onnx.export, ONNX Runtime", plain_export, (plain,)),
         Subject("sde-onnx fp32", ours, (model, "cpu")),
+        Subject("sde-onnx fp32, --target cpu", ours, (for_cpu, "cpu")),
         Subject("sde-onnx OpenVINO fp32", ours, (model, "openvino")),
         Subject("sde-onnx OpenVINO bf16", ours, (model, "openvino", "bf16")),
     ]
@@ -59,7 +61,8 @@ def prepare(name: str, batches: list[int]) -> Path:
     stamp = stamp_of([ROOT / "benchmarks" / "random_unets.py"])
     for batch in batches:
         make_once(folder / f"plain{batch}.onnx", stamp, _make_plain_export, name, folder, batch)
-    make_once(folder / "model.onnx", stamp_of_exports(), _make_model, folder)
+    for file, target in (("model.onnx", "any"), ("cpu.onnx", "cpu")):
+        make_once(folder / file, stamp_of_exports(), _make_model, folder, file, target)
     return folder
 
 
@@ -110,10 +113,10 @@ def _make_plain_export(name: str, folder: Path, batch: int) -> None:
         torch.onnx.export(unet, (x, sigma), folder / f"plain{batch}.onnx", dynamo=True, verbose=False)
 
 
-def _make_model(folder: Path) -> None:
+def _make_model(folder: Path, file: str, target: str) -> None:
     from sde_onnx.export import export, from_diffusers
 
-    export(from_diffusers(str(folder / "checkpoint")), folder / "model.onnx", force=True)
+    export(from_diffusers(str(folder / "checkpoint")), folder / file, target=target, force=True)
 
 
 def inputs(folder: Path, batch: int, generator: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:

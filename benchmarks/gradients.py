@@ -1,4 +1,4 @@
-"""Times the score with its vector-Jacobian product: diffusers in PyTorch, and our gradient file. Interleaved.
+"""Times the score with its vector-Jacobian product: diffusers in PyTorch, and our gradient files. Interleaved.
 
     python benchmarks/gradients.py --networks 32 --turns 15 --output benchmarks/results/gradients.json
 
@@ -52,10 +52,10 @@ def ours(path: str) -> Callable[[Array, Array], Array]:
     return lambda x, sigma: model.vjp(x, sigma, vectors(x))[1]
 
 
-def make_gradient(source: Path, path: Path) -> None:
+def make_gradient(source: Path, path: Path, target: str) -> None:
     from sde_onnx.export.gradient.model_file import export_gradient
 
-    export_gradient(source, path, force=True)
+    export_gradient(source, path, target=target, force=True)
 
 
 def main() -> None:
@@ -69,12 +69,13 @@ def main() -> None:
     rows = []
     for name in arguments.networks:
         folder = prepare(name, [1])
-        path = folder / "gradient.onnx"
-        make_once(path, stamp_of_exports(), make_gradient, folder / "model.onnx", path)
+        path, for_cpu = folder / "gradient.onnx", folder / "gradient-cpu.onnx"
+        for file, target in ((path, "any"), (for_cpu, "cpu")):
+            make_once(file, stamp_of_exports(), make_gradient, folder / "model.onnx", file, target)
         cases = inputs(folder, 1, np.random.default_rng(0))
         x, sigma = list(cases.values())[1]
         subjects = [Subject(REFERENCE, eager, (str(folder / "checkpoint" / "unet"),)),
-                    Subject("sde-onnx", ours, (str(path),))]
+                    Subject("sde-onnx", ours, (str(path),)), Subject("sde-onnx, --target cpu", ours, (str(for_cpu),))]
         found = values(compare(subjects, x, sigma, cases, reference=REFERENCE, turns=arguments.turns))
         for subject, result in found.items():
             print(f"    {subject:32} {result['median'] * 1e3:9.1f} ms {result['ratio']:6.2f}x "

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cuda_page import half_errors_section, noise_section
-from plots import OURS, TITLES, method_name, plot_quality, plot_restoration, plot_speed
+from plots import TITLES, method_name, plot_quality, plot_restoration, plot_speed
 from quality_page import headline_section, qualities_section, restarts_section, second_section, tried_section
 from scale_page import scale_section
-from speed_page import bf16_section, cpu_section, gpu_section, machine, speed_section
+from speed_page import bf16_section, cpu_section, gpu_section, machine, speed_section, winograd_section
 
 from environment import RESULTS, ROOT
 
@@ -23,6 +23,7 @@ PERFORMANCE_PAGE, CODES_PAGE, CUDA_PAGE, GRADIENT_PAGE, LIKELIHOOD_PAGE, SCALE_P
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
 QUALITY_PAGE = ROOT / "docs" / "quality.md"
 EMBEDDING_PAGE = ROOT / "docs" / "embedding.md"
+GRADIENT_RESULTS = ["gradients.json", "gradients_avx2.json"]   # of a processor with AVX-512 and of one without
 RESTORATION_PAGE, RESTORATION_PLOT = ROOT / "docs" / "restoration.md", ROOT / "docs" / "restoration.png"
 
 
@@ -48,20 +49,21 @@ def result(name: str) -> dict[str, Any] | None:
     return held
 
 
-def gradient_section(result: dict[str, Any] | None) -> str:
-    """The page's text on gradients, from what benchmarks/gradients.py has written, if it has."""
-    if result is None:
-        return ""
-    rows = result["rows"]
-    lines = [f"Score and product at batch 1 on {machine(rows)}:", "",
-             "| | eager PyTorch | sde-onnx | | relative error | memory, eager and ours |", "| --- |" + " --- |" * 5]
-    for row in rows:
-        eager, ours = row["subjects"][row["reference"]], row["subjects"][OURS]
-        lines.append(f"| {TITLES[row['network']]} | {eager['median'] * 1e3:.0f} ms | {ours['median'] * 1e3:.0f} ms | "
-                     f"{ours['ratio']:.2f}x | {max(ours['errors'].values()):.0e} | {eager['peak_mb']:.0f} MB, "
-                     f"{ours['peak_mb']:.0f} MB |")
-    return "\n".join([
-        *lines, "", "Raw samples: [`benchmarks/results/gradients.json`](../benchmarks/results/gradients.json)."])
+def gradient_section(*results: dict[str, Any] | None) -> str:
+    """The page's text on gradients, from what benchmarks/gradients.py has written on machines of several kinds."""
+    measured = {name: result["rows"] for name, result in zip(GRADIENT_RESULTS, results, strict=True) if result}
+    lines = []
+    for rows in measured.values():
+        lines += [f"Score and product at batch 1 on {machine(rows)}:", "",
+                  "| | | | times faster | relative error | memory |", "| --- |" + " --- |" * 5]
+        for row in rows:
+            for name, subject in row["subjects"].items():
+                lines.append(f"| {TITLES[row['network']]} | {name} | {subject['median'] * 1e3:.0f} ms | "
+                             f"{subject['ratio']:.2f} | {max(subject['errors'].values()):.1e} | "
+                             f"{subject['peak_mb']:.0f} MB |")
+        lines.append("")
+    samples = ", ".join(f"[`benchmarks/results/{name}`](../benchmarks/results/{name})" for name in measured)
+    return "\n".join([*lines, f"Raw samples: {samples}."])
 
 
 def likelihood_section(result: dict[str, Any] | None) -> str:
@@ -208,6 +210,7 @@ PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
     ("qualities", qualities_section, ["quality.json", "headline.json"]),
 ], PERFORMANCE_PAGE: [
     ("cpu", cpu_section, ["cpu.json", "loop.json", "cpu_amx.json"]),
+    ("winograd", winograd_section, ["winograd.json"]),
     ("bf16", bf16_section, ["bf16.json"]),
     ("gpu", gpu_section, ["cuda.json", "fp16.json"]),
 ], CUDA_PAGE: [
@@ -216,7 +219,7 @@ PAGES: dict[Path, list[tuple[str, Any, list[str]]]] = {README: [
 ], SCALE_PAGE: [
     ("scale", scale_section, ["scale.json", "scale_256.json"]),
 ], GRADIENT_PAGE: [
-    ("gradients", gradient_section, ["gradients.json"]),
+    ("gradients", gradient_section, GRADIENT_RESULTS),
 ], LIKELIHOOD_PAGE: [
     ("likelihood", likelihood_section, ["likelihood.json"]),
 ], CODES_PAGE: [

@@ -9,7 +9,7 @@ from quality_page import evaluations_of
 
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY
 
-__all__ = ["bf16_section", "cpu_section", "gpu_section", "machine", "speed_section"]
+__all__ = ["bf16_section", "cpu_section", "gpu_section", "machine", "speed_section", "winograd_section"]
 
 
 def speed_section(cpu: dict[str, Any], headline: dict[str, Any]) -> str:
@@ -74,6 +74,23 @@ def cpu_section(cpu: dict[str, Any], loop: dict[str, Any], amx: dict[str, Any] |
         "[`benchmarks/results/loop.json`](../benchmarks/results/loop.json)"
         + ("." if amx is None else ", [`benchmarks/results/cpu_amx.json`](../benchmarks/results/cpu_amx.json)."),
     ])
+
+
+def winograd_section(result: dict[str, Any] | None) -> str:
+    """The page's text on files for cpu, from what evaluations.py has written on a processor without AVX-512."""
+    if result is None:
+        return "Not measured yet."
+    rows = result["rows"]
+    tables = [line for batch in sorted({row["batch"] for row in rows})
+              for line in (f"At batch {batch}:", "", *_table(rows, batch, _speed_and_memory), "")]
+    return "\n".join([
+        f"On {machine(rows)}. Times faster than eager PyTorch, largest relative",
+        "error of the score over three noise levels, highest resident memory:", "", *tables,
+        "Raw samples: [`benchmarks/results/winograd.json`](../benchmarks/results/winograd.json)."])
+
+
+def _speed_and_memory(subject: dict[str, Any], is_reference: bool) -> str:
+    return f"{_speed(subject, is_reference)}, {subject['peak_mb']:.0f} MB"
 
 
 def _shares(rows: list[dict[str, Any]]) -> list[str]:

@@ -33,6 +33,7 @@ from sde_onnx.export.rewrites.for_cuda import PRECISIONS as CUDA_PRECISIONS
 from sde_onnx.export.rewrites.for_cuda import write_for_cuda
 from sde_onnx.export.rewrites.half_weights import store_in_half
 from sde_onnx.export.rewrites.norms import mark_norms, write_norms
+from sde_onnx.export.rewrites.winograd import use_winograd
 from sde_onnx.files import check_writable, replacing
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, ModelMetadata
 from sde_onnx.solvers.plan import ROWS_FORMAT
@@ -45,7 +46,7 @@ __all__ = ["REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_outp
 REVISION = 5
 # Largest relative error |graph - network| / |network| at export, by precision. Rounding alone stays well below.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "mixed": 5e-3}
-TARGETS = ("any", "cuda")
+TARGETS = ("any", "cpu", "cuda")
 WEIGHTS = ("fp32", "fp16")
 # What torch's exporter raises; the cause of the last one says what it was.
 TRACING_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, KeyError)
@@ -63,11 +64,12 @@ def export(
     Args:
         source: a trained model.
         path: the ``.onnx`` file.
-        target: the execution provider that the graph is written for: ``"any"``, or ``"cuda"``, which no other runs.
+        target: the execution provider that the graph is written for: ``"any"``; ``"cpu"``, for ONNX Runtime's own on
+            processors without wide vectors; or ``"cuda"``, which no other runs.
         precision: of the inside, ``"fp32"``, or for cuda ``"fp16"`` or ``"mixed"`` (the image's own
             resolution in float32, the others in float16); inputs and outputs are float32 always.
         weights: how they are stored: ``"fp32"``, or ``"fp16"`` for a file of half the size that computes in float32;
-            of target ``"any"``.
+            not of target ``"cuda"``.
         force: whether an existing file may be replaced.
         about: of a torch module, at least ``schedule`` and ``image_shape``: see
             :func:`sde_onnx.export.checkpoints.module.from_module`.
@@ -154,14 +156,14 @@ def build_model(
     Raises:
         ConfigError: the weights do not fit into one protobuf of 2 GB, it cannot be traced, or see :func:`export`.
     """
-    able = {"any": ("fp32",), "cuda": CUDA_PRECISIONS}
+    able = {"any": ("fp32",), "cpu": ("fp32",), "cuda": CUDA_PRECISIONS}
     if target not in TARGETS or precision not in able[target]:
         told = "; ".join(f"{name}: {', '.join(able[name])}" for name in TARGETS)
         raise ConfigError(f"target {target!r} in precision {precision!r} is unknown, expected one of {told}")
     if weights not in WEIGHTS:
         raise ConfigError(f"weights are {weights!r}, expected one of: {', '.join(WEIGHTS)}")
-    if weights == "fp16" and target != "any":
-        raise ConfigError("weights in fp16 are for target any: a graph for cuda stores them in its precision")
+    if weights == "fp16" and target == "cuda":
+        raise ConfigError("weights in fp16 are not for target cuda: its graph stores them in its precision")
     if sum(p.numel() * p.element_size() for p in network.parameters()) >= 2**31:
         raise ConfigError("the network's weights pass 2 GB, more than one ONNX file holds")
     network = fold_constants(network)
@@ -187,6 +189,8 @@ def build_model(
         keep_phases_exact(model)
         if weights == "fp16":
             store_in_half(model)
+        if target == "cpu":
+            use_winograd(model)
     onnx.checker.check_model(model)
     return model
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from sde_onnx.errors import GradientError, ModelFileError, ParityError, first_line
 from sde_onnx.export.gradient.reference import Reference
 from sde_onnx.export.gradient.reverse import add_gradient
+from sde_onnx.export.rewrites.winograd import use_winograd
 from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases
 from sde_onnx.files import replacing
 from sde_onnx.runtime.load import read_metadata
@@ -30,12 +31,13 @@ TOLERANCE = 1e-5            # of the product, relative to torch's reverse mode i
 LARGEST_BATCHED = 1 << 16   # values of an image that is also checked three at a time: torch keeps all activations
 
 
-def export_gradient(source: Path, path: Path, *, force: bool = False) -> ModelMetadata:
+def export_gradient(source: Path, path: Path, *, target: str = "any", force: bool = False) -> ModelMetadata:
     """Writes a file ``(x, sigma, v) -> (score, vjp)``, and the input ``label`` where the model file has it.
 
     Args:
         source: a model file, of target ``"any"``.
         path: the new ``.onnx`` file.
+        target: ``"any"``, or ``"cpu"``: see :func:`sde_onnx.export.to_onnx.export`.
         force: whether an existing file may be replaced.
 
     Returns:
@@ -52,10 +54,13 @@ def export_gradient(source: Path, path: Path, *, force: bool = False) -> ModelMe
     if metadata.gradient:
         raise ModelFileError(f"{source} has a gradient already")
     if metadata.target != "any":
-        raise ModelFileError(f"{source} was exported for {metadata.target}: export it without --target, its gradient "
-                             "runs there as well")
+        raise ModelFileError(f"{source} was exported for {metadata.target}: export it without --target, and give "
+                             "--target here if its gradient is for cpu alone")
     plain, model = onnx.load(source), onnx.load(source)
     add_gradient(model, "score", "x", cotangent=COTANGENT, result=GRADIENT)
+    kept = _kept(plain, model)
+    if target == "cpu":
+        use_winograd(model)
     onnx.checker.check_model(model)
     session = cpu_session(model)
     batches = (1, 3) if math.prod(metadata.image_shape) <= LARGEST_BATCHED else (1,)
@@ -70,8 +75,8 @@ def export_gradient(source: Path, path: Path, *, force: bool = False) -> ModelMe
         if not error <= TOLERANCE:
             raise ParityError(f"the gradient differs from torch's by {error:.2e} relative at {case}, above "
                               f"{TOLERANCE:.0e}; {path} was not written")
-    metadata = dataclasses.replace(metadata, gradient=True, parity={**metadata.parity, **parity},
-                                   architecture={**metadata.architecture, "kept": _kept(plain, model)})
+    metadata = dataclasses.replace(metadata, gradient=True, target=target, parity={**metadata.parity, **parity},
+                                   architecture={**metadata.architecture, "kept": kept})
     onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())

@@ -18,8 +18,10 @@ __all__ = ["gradient_command", "told_of_gradient"]
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .onnx file.")
 @click.option("--of", metavar="OUTPUT", help="Of any ONNX graph: the output to differentiate. Needs --at.")
 @click.option("--at", metavar="INPUT", help="And the input to differentiate at.")
+@click.option("--target", type=click.Choice(["any", "cpu"]), default="any", show_default=True,
+              help="As of `sde-onnx export`; of a model file alone, one of target any.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-def gradient_command(model: Path, output: Path, of: str | None, at: str | None, force: bool) -> None:
+def gradient_command(model: Path, output: Path, of: str | None, at: str | None, target: str, force: bool) -> None:
     """Add a gradient to an ONNX graph: the product v^T J of a vector with its Jacobian.
 
     Of a model file, the new one maps x, sigma and v to score and vjp, and `likelihood` takes it. It is checked against
@@ -38,10 +40,12 @@ def gradient_command(model: Path, output: Path, of: str | None, at: str | None, 
     if (of is None) != (at is None):
         raise click.UsageError("--of and --at go together")
     if of is not None and at is not None:
+        if target != "any":
+            raise click.UsageError("--target is for model files, without --of and --at")
         export_gradient_of_graph(model, output, of, at, force=force)
         click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, input v like {of}, output vjp like {at}")
         return
-    for line in told_of_gradient(export_gradient(model, output, force=force), output):
+    for line in told_of_gradient(export_gradient(model, output, target=target, force=force), output):
         click.echo(line)
 
 

@@ -21,10 +21,10 @@ from sde_onnx.errors import (
     one_line,
 )
 from sde_onnx.runtime import openvino
-from sde_onnx.runtime.cuda_options import CUDA_PRECISIONS
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
 from sde_onnx.runtime.providers import (
     ORT_ERRORS,
+    PRECISIONS,
     choose_provider,
     doubled_installation,
     gpu_note,
@@ -138,7 +138,8 @@ def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision:
     if metadata.target == "any":
         precision = precision or metadata.precision
         return choose_provider(provider, precision), precision
-    if precision not in (None, metadata.precision, *(CUDA_PRECISIONS if metadata.precision == "fp32" else ())):
+    own = PRECISIONS.get(metadata.target, ()) if metadata.precision == "fp32" else ()
+    if precision not in (None, metadata.precision, *own):
         raise InputError(f"{path} computes in {metadata.precision}, not in {precision}: export it again")
     if provider not in ("auto", metadata.target):
         raise ProviderError(f"{path} was exported for {metadata.target}, {provider} cannot run it: export it without "

@@ -42,7 +42,7 @@ class ModelMetadata:
     data_range: tuple[float, float]  # of the images that the model was trained on
     architecture: Mapping[str, Any]  # summary of the network
     precision: str                   # of the inside; inputs and outputs are float32 always
-    target: str                      # execution provider that the graph is written for: "any", "cuda"
+    target: str                      # execution provider that the graph is written for: "any", "cpu", "cuda"
     source: Mapping[str, str]        # name and sha256 of the checkpoint
     parity: Mapping[str, float] = field(default_factory=dict)  # relative error at export, by case
     versions: Mapping[str, str] = field(default_factory=dict)  # sde_onnx, torch, opset

@@ -216,7 +216,7 @@ def test_the_command_and_what_other_providers_say(checkpoint16, tmp_path):
 def test_targets_and_precisions_are_named(checkpoint16, tmp_path):
     checkpoint = from_diffusers(checkpoint16)
     with pytest.raises(ConfigError, match="target 'tpu' in precision 'fp32' is unknown, expected one of any: fp32; "
-                                          "cuda: fp32, fp16, mixed"):
+                                          "cpu: fp32; cuda: fp32, fp16, mixed"):
         export(checkpoint, tmp_path / "m.onnx", target="tpu")
     with pytest.raises(ConfigError, match="precision 'fp16' is unknown"):
         export(checkpoint, tmp_path / "m.onnx", precision="fp16")

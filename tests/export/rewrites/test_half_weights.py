@@ -65,8 +65,8 @@ def test_what_is_more_than_a_vector_is_a_weight(shape, kind):
 
 def test_graphs_for_cuda_store_weights_in_their_precision(digits_checkpoint, tmp_path):
     checkpoint = digits_checkpoint
-    refuses("--weights fp16 is for --target any", "export", checkpoint, "-o", tmp_path / "m.onnx", "--target", "cuda",
-            "--weights", "fp16", status=2)
+    refuses("--weights fp16 is not for --target cuda", "export", checkpoint, "-o", tmp_path / "m.onnx",
+            "--target", "cuda", "--weights", "fp16", status=2)
     with pytest.raises(ConfigError, match="weights are 'int8', expected one of: fp32, fp16"):
         export(from_diffusers(checkpoint), tmp_path / "m.onnx", weights="int8")
     assert list(tmp_path.iterdir()) == []
