@@ -52,15 +52,19 @@ def result(name: str) -> dict[str, Any] | None:
 def gradient_section(*results: dict[str, Any] | None) -> str:
     """The page's text on gradients, from what benchmarks/gradients.py has written on machines of several kinds."""
     measured = {name: result["rows"] for name, result in zip(GRADIENT_RESULTS, results, strict=True) if result}
+    if not measured:
+        return "Not measured yet."
     lines = []
     for rows in measured.values():
         lines += [f"Score and product at batch 1 on {machine(rows)}:", "",
-                  "| | | | times faster | relative error | memory |", "| --- |" + " --- |" * 5]
+                  "| network | | score and product | times faster | relative error | memory |",
+                  "| --- |" + " --- |" * 5]
         for row in rows:
             for name, subject in row["subjects"].items():
                 lines.append(f"| {TITLES[row['network']]} | {name} | {subject['median'] * 1e3:.0f} ms | "
-                             f"{subject['ratio']:.2f} | {max(subject['errors'].values()):.1e} | "
-                             f"{subject['peak_mb']:.0f} MB |")
+                             f"{subject['ratio']:.2f} | "
+                             + f"{max(subject['errors'].values()):.1e}" * (name != row["reference"])
+                             + f" | {subject['peak_mb']:.0f} MB |")
         lines.append("")
     samples = ", ".join(f"[`benchmarks/results/{name}`](../benchmarks/results/{name})" for name in measured)
     return "\n".join([*lines, f"Raw samples: {samples}."])

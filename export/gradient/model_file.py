@@ -14,11 +14,12 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 
+from sde_onnx.checks import checked_choice
 from sde_onnx.errors import GradientError, ModelFileError, ParityError, first_line
 from sde_onnx.export.gradient.reference import Reference
 from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.rewrites.winograd import use_winograd
-from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases
+from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases, without_target
 from sde_onnx.files import replacing
 from sde_onnx.runtime.load import read_metadata
 from sde_onnx.runtime.metadata import KEY, ModelMetadata
@@ -27,6 +28,7 @@ from sde_onnx.runtime.score_model import COTANGENT, GRADIENT
 
 __all__ = ["TOLERANCE", "export_gradient", "export_gradient_of_graph"]
 
+GRADIENT_TARGETS = ("any", "cpu")   # for cuda, rules are missing
 TOLERANCE = 1e-5            # of the product, relative to torch's reverse mode in float32
 LARGEST_BATCHED = 1 << 16   # values of an image that is also checked three at a time: torch keeps all activations
 
@@ -46,16 +48,18 @@ def export_gradient(source: Path, path: Path, *, target: str = "any", force: boo
     Raises:
         ModelFileError: the source is not a model file, has a gradient already, or was exported for one provider.
         GradientError: an operator without a rule.
+        InputError: a target that there is not.
         OutputError: the file exists, cannot be written, or does not end in ``.onnx``.
         ParityError: a product differs by more than TOLERANCE; nothing is written.
     """
+    checked_choice("target", target, GRADIENT_TARGETS)
     check_model_output(path, force=force, inputs=[source])
     metadata = read_metadata(source)
     if metadata.gradient:
         raise ModelFileError(f"{source} has a gradient already")
     if metadata.target != "any":
-        raise ModelFileError(f"{source} was exported for {metadata.target}: export it without --target, and give "
-                             "--target here if its gradient is for cpu alone")
+        raise ModelFileError(f"{source} was exported for {metadata.target}: give a file that was exported without "
+                             "--target")
     plain, model = onnx.load(source), onnx.load(source)
     add_gradient(model, "score", "x", cotangent=COTANGENT, result=GRADIENT)
     kept = _kept(plain, model)
@@ -74,7 +78,7 @@ def export_gradient(source: Path, path: Path, *, target: str = "any", force: boo
         parity[f"vjp {case}"] = error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
         if not error <= TOLERANCE:
             raise ParityError(f"the gradient differs from torch's by {error:.2e} relative at {case}, above "
-                              f"{TOLERANCE:.0e}; {path} was not written")
+                              f"{TOLERANCE:.0e}; {path} was not written{without_target(target)}")
     metadata = dataclasses.replace(metadata, gradient=True, target=target, parity={**metadata.parity, **parity},
                                    architecture={**metadata.architecture, "kept": kept})
     onnx.helper.set_model_props(model, {KEY: metadata.to_json()})

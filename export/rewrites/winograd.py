@@ -1,4 +1,4 @@
-"""Convolutions of 3x3 as Winograd's: fewer multiplications, for processors that compute slower than they move data.
+"""Convolutions of 3x3 as Winograd's: fewer multiplications and more passes over memory.
 
     Y = A' [ (G g G') * (B' d B) ] A        of a tile d of (m + 2)^2 pixels: m^2 results of a kernel g
 
@@ -7,9 +7,9 @@ Summed over channels, the product in the middle is a matrix product for each of 
 ``B' d B`` of all tiles is a convolution with stride m of each channel alone, ``G g G'`` is of weights, which ONNX
 Runtime computes once, when it loads the file. Which convolutions are worth it was measured under its CPU provider.
 
-Source: Winograd 1980, "Arithmetic Complexity of Computations", chapter III; Lavin and Gray 2016, "Fast Algorithms for
-Convolutional Neural Networks", equation 8. The matrices are Toom and Cook's, of points that keep rounding small:
-Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of Winograd Convolution for DNNs", on the choice.
+Source: Winograd 1980, "Arithmetic Complexity of Computations"; Lavin and Gray 2016, "Fast Algorithms for Convolutional
+Neural Networks", section 4. The matrices are Toom and Cook's, of points -1/c, -c, c and 1/c, which keep rounding small:
+Alam et al. 2022, "Winograd Convolution for Deep Neural Networks: Efficient Point Selection".
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ from sde_onnx.export.graph.nodes import Nodes, attributes_of, replace_nodes, sha
 __all__ = ["toom_cook", "use_winograd"]
 
 # The points at which polynomials are multiplied, beside infinity, by m. With 2 and 1/2 in place of 3/2 and 2/3, or with
-# whole numbers, results of m = 4 differ two to four times as much from those in exact arithmetic.
+# 1 and 2, results of m = 4 are at least 1.3 times as far from exact ones: tests/export/rewrites/test_winograd.py.
 POINTS = {
     2: (Fraction(0), Fraction(1), Fraction(-1)),
     4: (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)),
 }
-LEAST_CHANNELS = 64   # with fewer, the transforms cost what the products save
+LEAST_CHANNELS = 64   # with fewer, the transforms cost more of what the products save
 LEAST_PIXELS = {4: 16 * 16, 2: 8 * 8}   # of an image: with fewer, reading the transformed weights takes as long
 
 Matrix = NDArray[np.float64]
 
 
 def use_winograd(model: onnx.ModelProto) -> None:
-    """Writes, in place, the convolutions for which it is faster as Winograd's; weights stay as they are stored.
+    """Writes convolutions of many channels as Winograd's, in place; weights stay as they are stored.
 
     Args:
-        model: of images of known height and width.
+        model: in float32. Convolutions of images of unknown height or width stay.
     """
     graph = model.graph
     shapes = shapes_of(onnx.shape_inference.infer_shapes(model).graph)
     shapes |= {item.name: list(item.dims) for item in graph.initializer}
     constant = _constants_of(graph)
     nodes: list[onnx.NodeProto] = []
+    writer = Nodes("winograd")
     for node in graph.node:
         m = _tile_of(node, shapes, constant)
         if m is None:
             nodes.append(node)
             continue
-        writer = Nodes(node.output[0])
+        written = len(writer.nodes)
         _write(writer, node, m, shapes[node.input[0]][1:], shapes[node.output[0]][1])
-        nodes.extend(writer.nodes)
-        graph.initializer.extend(writer.constants.values())
+        nodes.extend(writer.nodes[written:])
+    graph.initializer.extend(writer.constants.values())
     replace_nodes(graph, nodes)
 
 
@@ -119,7 +120,7 @@ def toom_cook(points: tuple[Fraction, ...]) -> tuple[Matrix, Matrix, Matrix]:
     Returns:
         A ``[m + 2, m]``, G ``[m + 2, 3]``, B ``[m + 2, m + 2]``, each value rounded once.
     """
-    size, m = len(points) + 1, len(points) - 1
+    m = len(points) - 1
     zero, one = Fraction(0), Fraction(1)
     a = [[p**power for power in range(m)] for p in points] + [[zero] * (m - 1) + [one]]
     g = [[p**power / _product([p - other for other in points if other != p]) for power in range(3)] for p in points]
@@ -127,7 +128,6 @@ def toom_cook(points: tuple[Fraction, ...]) -> tuple[Matrix, Matrix, Matrix]:
     b = [[*_polynomial([other for other in points if other != p]), zero] for p in points]
     b.append(_polynomial(list(points)))
     of_a, of_g, of_b = (np.array([[float(value) for value in row] for row in rows]) for rows in (a, g, b))
-    assert of_b.shape == (size, size)
     return of_a, of_g, of_b.T
 
 

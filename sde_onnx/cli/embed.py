@@ -79,7 +79,7 @@ def embed_command(
     golden_model = None if golden is None else load(model, "cpu")   # refused, if it is, before the work
     embed(model, output, sampling, max_steps=max_steps, kind=kind, every=every, operator=operator, force=force)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {kind} of {sampling}, nfe {sampling.evaluations}"
-               f"{f', operator {operator}' * bool(operator)}{', for cuda alone' * (metadata.target == 'cuda')}")
+               f"{f', operator {operator}' * bool(operator)}{f', for {metadata.target}' * (metadata.target != 'any')}")
     if golden is not None and golden_model is not None:
         write_golden(golden_model, golden, sampling, operator=operator)
         click.echo(golden)

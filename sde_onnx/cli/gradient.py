@@ -19,7 +19,7 @@ __all__ = ["gradient_command", "told_of_gradient"]
 @click.option("--of", metavar="OUTPUT", help="Of any ONNX graph: the output to differentiate. Needs --at.")
 @click.option("--at", metavar="INPUT", help="And the input to differentiate at.")
 @click.option("--target", type=click.Choice(["any", "cpu"]), default="any", show_default=True,
-              help="As of `sde-onnx export`; of a model file alone, one of target any.")
+              help="Of a model file: the execution provider to write the graph for, as in `sde-onnx export`.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def gradient_command(model: Path, output: Path, of: str | None, at: str | None, target: str, force: bool) -> None:
     """Add a gradient to an ONNX graph: the product v^T J of a vector with its Jacobian.

@@ -299,7 +299,7 @@ def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Se
             reading would find the outputs.
     """
     check_names(names)
-    if folder.resolve() in {path.resolve() for path in inputs}:
+    if folder.is_dir() and folder.resolve() in {path.resolve() for path in inputs}:
         raise OutputError(f"{folder} is where pictures are read from: choose another folder")
     for name in names:
         check_writable(folder / f"{name}.png", force=force, inputs=inputs)

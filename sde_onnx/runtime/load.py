@@ -140,9 +140,10 @@ def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision:
         return choose_provider(provider, precision), precision
     own = PRECISIONS.get(metadata.target, ()) if metadata.precision == "fp32" else ()
     if precision not in (None, metadata.precision, *own):
-        raise InputError(f"{path} computes in {metadata.precision}, not in {precision}: export it again")
+        mend = "export it without --target" if metadata.target == "cpu" else "export it again"
+        raise InputError(f"{path} computes in {metadata.precision}, not in {precision}: {mend}")
     if provider not in ("auto", metadata.target):
-        raise ProviderError(f"{path} was exported for {metadata.target}, {provider} cannot run it: export it without "
+        raise ProviderError(f"{path} was exported for {metadata.target} and not for {provider}: export it without "
                             "--target")
     try:
         return choose_provider(metadata.target), precision or metadata.precision

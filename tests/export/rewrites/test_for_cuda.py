@@ -198,7 +198,7 @@ def test_the_command_and_what_other_providers_say(checkpoint16, tmp_path):
     assert "fp16 for cuda" in made.output
     metadata = sde_onnx.read_metadata(path)
     assert (metadata.target, metadata.precision) == ("cuda", "fp16")
-    with pytest.raises(ProviderError, match="was exported for cuda, cpu cannot run it: export it without --target"):
+    with pytest.raises(ProviderError, match="was exported for cuda and not for cpu: export it without --target"):
         sde_onnx.load(path, "cpu")
     with pytest.raises(InputError, match="computes in fp16, not in fp32"):
         sde_onnx.load(path, precision="fp32")
