@@ -113,7 +113,7 @@ def test_what_has_no_gradient_is_refused(gradient_file, model_file, for_cuda, tm
     path = tmp_path / "new.onnx"
     with pytest.raises(ModelFileError, match="has a gradient already"):
         export_gradient(gradient_file, path)
-    with pytest.raises(ModelFileError, match="was exported for cuda: export it without --target"):
+    with pytest.raises(ModelFileError, match="was exported for cuda: give a file that was exported without --target"):
         export_gradient(for_cuda, path)
     with pytest.raises(OutputError, match="is also another file of this command"):
         export_gradient(model_file, model_file, force=True)
