@@ -67,26 +67,27 @@ def layer_normalization(write: GradientWriter, call: Call) -> Contributions:
 
 def instance_normalization(write: GradientWriter, call: Call) -> Contributions:
     """A norm over each channel of an image: :func:`_through_norm` with h = gain g."""
-    x, gain = call.inputs[:2]
+    x, gain, bias = call.inputs
     rank = len(write.values.shape(x))
-    h = call.g if _is_one(write, gain) else write.add("Mul", call.g, _of_channels(write, gain, rank))
-    return [_through_norm(write, call, h, list(range(2, rank)))]
+    unit = _is_all(write, gain, 1)
+    h = call.g if unit else write.add("Mul", call.g, _of_channels(write, gain, rank))
+    return [_through_norm(write, call, h, list(range(2, rank)), plain=unit and _is_all(write, bias, 0))]
 
 
-def _is_one(write: GradientWriter, name: str) -> bool:
-    try:
-        return bool((write.values.constant(name) == 1).all())
-    except GradientError:
-        return False
+def _is_all(write: GradientWriter, name: str, value: float) -> bool:
+    return write.values.is_constant(name) and bool((write.values.constant(name) == value).all())
 
 
-def _through_norm(write: GradientWriter, call: Call, h: str, axes: list[int]) -> str:
-    """With ``xhat = (x - mean x) / d`` and ``d = sqrt(variance + epsilon)``: (h - mean h - xhat mean(h xhat)) / d."""
+def _through_norm(write: GradientWriter, call: Call, h: str, axes: list[int], *, plain: bool = False) -> str:
+    """With ``xhat = (x - mean x) / d`` and ``d = sqrt(variance + epsilon)``: (h - mean h - xhat mean(h xhat)) / d.
+
+    A plain norm, of gain 1 and bias 0, has computed xhat.
+    """
     x, epsilon = call.inputs[0], call.attributes.get("epsilon", 1e-5)
     centred = write.add("Sub", x, write.mean(x, axes, x))
     variance = write.mean(write.add("Mul", centred, centred), axes, x)
     deviation = write.add("Sqrt", write.add("Add", variance, write.number(epsilon, x)))
-    normalized = write.add("Div", centred, deviation)
+    normalized = call.outputs[0] if plain else write.add("Div", centred, deviation)
     along = write.mean(write.add("Mul", h, normalized), axes, x)
     rest = write.add("Sub", write.add("Sub", h, write.mean(h, axes, x)), write.add("Mul", normalized, along))
     return write.add("Div", rest, deviation)

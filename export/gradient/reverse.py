@@ -20,6 +20,7 @@ import onnx
 import onnx.inliner
 
 from sde_onnx.errors import GradientError
+from sde_onnx.export.gradient.elementwise import NOTHING
 from sde_onnx.export.gradient.rules import RULES
 from sde_onnx.export.gradient.writer import Call, GradientWriter, Values
 from sde_onnx.export.graph.nodes import attributes_of, needed_for, read_by, replace_nodes
@@ -73,6 +74,8 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         if between.isdisjoint(node.output):
             continue
         cotangents = [writer.total(parts[name], name) if parts[name] else None for name in node.output]
+        if not any(cotangents):   # what reads it has counted its part in
+            continue
         for name, contribution in _contributions(writer, node, cotangents, of, between):
             parts[name].append(contribution)
     writer.add("Identity", writer.total(parts[at], at), output=result)
@@ -119,7 +122,7 @@ def _contributions(
     for name, part in parts:
         if part is None:
             raise GradientError(f"{_told(node)} has no gradient rule for its input {name!r}; it feeds output {of!r}")
-    return [(name, part) for name, part in parts if part is not None]
+    return [(name, part) for name, part in parts if part is not None and part != NOTHING]
 
 
 def _told(node: onnx.NodeProto) -> str:

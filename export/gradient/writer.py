@@ -54,6 +54,8 @@ class Values:
         self._types = {item.name: item.type.tensor_type for item in (*graph.input, *graph.value_info, *graph.output)}
         inputs = {item.name for item in graph.input}   # whose initializers are defaults
         self._constants = {item.name: item for item in graph.initializer if item.name not in inputs}
+        self._sigmoids = {(node.output[0], node.input[0]) for node in graph.node
+                          if (node.domain, node.op_type) == ("", "Sigmoid")}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
@@ -89,6 +91,10 @@ class Values:
             raise GradientError(f"{name!r} has the sizes {shape}: its gradient needs axes {list(axes)} to be fixed, "
                                 "and not 0")
         return found
+
+    def is_sigmoid_of(self, name: str, x: str) -> bool:
+        """Whether a value is the sigmoid of another."""
+        return (name, x) in self._sigmoids
 
     def is_constant(self, name: str) -> bool:
         """Whether a value is held by the graph."""

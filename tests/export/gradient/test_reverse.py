@@ -55,6 +55,21 @@ def test_only_what_lies_between_is_walked():
     assert [item.name for item in model.graph.output] == ["y", "gradient"]
 
 
+@pytest.mark.parametrize("product", ["Mul(x, gate)", "Mul(gate, x)"])
+def test_a_silu_takes_four_nodes_and_its_gate_may_be_read_by_others(product, rng):
+    def text(nodes: str) -> str:
+        return f"g (float[N, 4] x) => (float[N, 4] y) {{ gate = Sigmoid(x)  {nodes} }}"
+
+    alone = model_of(text(f"y = {product}"))
+    add_gradient(alone, "y", "x")
+    assert [node.op_type for node in alone.graph.node][2:] == ["Sub", "Mul", "Add", "Mul", "Identity"]
+    model, plain = (model_of(text(f"a = {product}  b = Exp(gate)  y = Mul(a, b)")) for _ in range(2))
+    add_gradient(model, "y", "x")
+    x, v = (rng.standard_normal((3, 4), np.float32) * size for size in (10, 1))
+    [got] = run(model, ["vjp"], {"x": x, "v": v})
+    np.testing.assert_allclose(got, Reference(plain, "y", "x").vjp({"x": x}, v), rtol=1e-5, atol=1e-5)
+
+
 def test_a_second_gradient_may_be_added_under_other_names(rng):
     text = "g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y) { a = Exp(x)  y = Mul(a, z) }"
     model = model_of(text)

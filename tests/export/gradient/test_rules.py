@@ -83,6 +83,7 @@ CASES: list[tuple] = [
     ("Identity", IMAGE, ["x"], {}),
     ("InstanceNormalization", IMAGE, ["x", array(4), array(4)], {"epsilon": 1e-3}),
     ("InstanceNormalization", (2, 4, 9), ["x", np.ones(4, F32), np.zeros(4, F32)], {}),
+    ("InstanceNormalization", (2, 4, 9), ["x", np.ones(4, F32), array(4)], {}),
     ("LayerNormalization", (2, 5, 8), ["x", array(8), array(8)], {}),
     ("LayerNormalization", (2, 5, 8), ["x", array(5, 8)], {"axis": 1, "epsilon": 1e-2}),
     ("LeakyRelu", IMAGE, ["x"], {"alpha": 0.2}),
