@@ -10,9 +10,9 @@ import pytest
 from faults.faults import FAULTS, can_mount
 
 pytestmark = [pytest.mark.thorough, pytest.mark.skipif(sys.platform != "linux", reason="signals and a disk in memory")]
-CASES = [("interrupted", "folder", 4), ("interrupted", "array", 1), ("interrupted", "likelihood", 2),
+CASES = [("interrupted", "folder", 2), ("interrupted", "array", 1), ("interrupted", "likelihood", 1),
          ("killed", "encode", 1), ("interrupted", "decode", 1), ("full", "edit", 1),
-         ("killed", "shards", 2), ("full", "folder", 2), ("full", "array", 1), ("shared", "shards", 2)]
+         ("killed", "shards", 1), ("full", "folder", 1), ("full", "array", 1), ("shared", "shards", 1)]
 
 
 @pytest.mark.parametrize(("fault", "name", "rounds"), CASES)

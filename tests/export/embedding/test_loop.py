@@ -1,6 +1,7 @@
 """Sampler files against the host's loop, from the seeds to the images."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -116,6 +117,7 @@ def test_seeds_0_to_15_give_the_digits_of_the_command_in_every_batch(solver, ste
 
 KNOWN = np.ones((16, 16), bool)   # all but a box in the middle
 KNOWN[4:12, 5:14] = False
+RESTORED = np.arange(16)          # seeds
 
 
 def restored(model, measurement, known, seeds, *, solver=None, steps=None, label=None):
@@ -129,26 +131,41 @@ def restored(model, measurement, known, seeds, *, solver=None, steps=None, label
 
 @pytest.mark.parametrize(("solver", "steps"), [(None, None), ("pc", 8), ("heun", 8)])
 def test_a_mask_restores_as_the_hosts_loop_does(solver, steps, digits, tmp_path):
-    """Without reading what it hides, from masks and measurements of one image or of all, of one channel or of each."""
-    embed_digits(tmp_path / "s.onnx", solver=solver, steps=steps, operator="mask")
-    session, seeds = open_session(tmp_path / "s.onnx"), np.arange(16)
+    """Without reading what it hides."""
+    session = masked_session(tmp_path, solver=solver, steps=steps)
     measurement = sde_onnx.sample(digits, range(100, 116))
-    expected = restored(digits, measurement, KNOWN, seeds, solver=solver, steps=steps)
-    hidden = np.where(KNOWN, measurement, np.float32("nan"))
-    feeds = {"seed": seeds, "measurement": hidden, "mask": KNOWN[None, None].astype(np.float32)}
-    [images] = session.run(["image"], feeds)
+    expected = restored(digits, measurement, KNOWN, RESTORED, solver=solver, steps=steps)
+    [images] = session.run(["image"], inputs_of(measurement))
     difference = np.abs(images.astype(int) - expected)
     print(f"{solver}, {steps} steps: {100 * (difference == 0).mean():.4f}% equal, largest {difference.max()}")
     assert difference.max() <= 1
     assert (difference == 0).mean() >= 0.999
     assert np.abs(images.astype(int) - to_uint8(measurement))[:, KNOWN].max() <= 1
+
+
+def test_masks_and_measurements_may_be_of_one_image_or_all_and_masks_of_one_channel_or_all(digits, tmp_path):
+    session, measurement = masked_session(tmp_path, solver="heun", steps=8), sde_onnx.sample(digits, range(100, 116))
+    feeds = inputs_of(measurement)
+    [images] = session.run(["image"], feeds)
     for shape in ((16, 1, 16, 16), (1, 3, 16, 16), (16, 3, 16, 16)):
         mask = np.broadcast_to(feeds["mask"], shape).astype(np.float32)
         np.testing.assert_array_equal(session.run(["image"], feeds | {"mask": mask})[0], images)
-    [of_one] = session.run(["image"], feeds | {"measurement": hidden[3:4]})   # one measurement, 16 restorations
+    [of_one] = session.run(["image"], inputs_of(measurement[3:4]))   # one measurement, 16 restorations
     assert np.abs(of_one[3].astype(int) - images[3]).max() <= 1
     assert (of_one[:, KNOWN] == of_one[:1, KNOWN]).mean() > 0.99
     assert (of_one[:, ~KNOWN] != of_one[:1, ~KNOWN])[1:].mean() > 0.05
+
+
+def masked_session(folder: Path, **how: object) -> ort.InferenceSession:
+    """A sampler file with the operator mask."""
+    embed_digits(folder / "s.onnx", operator="mask", **how)
+    return open_session(folder / "s.onnx")
+
+
+def inputs_of(measurement: np.ndarray) -> dict[str, np.ndarray]:
+    """The inputs of a file with the operator mask; pixels that it hides are NaN."""
+    hidden = np.where(KNOWN, measurement, np.float32("nan"))
+    return {"seed": RESTORED, "measurement": hidden, "mask": KNOWN[None, None].astype(np.float32)}
 
 
 @pytest.mark.parametrize("kind", ["sampler", "evaluation"])
