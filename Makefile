@@ -94,7 +94,7 @@ cpp: $(INSTALLED)    ## build the C++ examples against the wheel's library and D
 	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_LIBRARY=$(CURDIR)/build/cpp/lib/libonnxruntime.so \
 		-DONNXRUNTIME_INCLUDE_DIR=$$(examples/cpp/debian_headers.sh build/cpp/headers)
 	cmake --build build/cpp
-	SDE_ONNX_CPP=build/cpp $(BIN)/python -m pytest tests/examples/test_cpp.py
+	SDE_ONNX_CPP=build/cpp $(BIN)/python -m pytest -n auto tests/examples/test_cpp.py
 
 cpp-debian: $(INSTALLED)    ## the same with the packages of Debian 13 alone, in a folder of its own; needs root
 	command -v debootstrap > /dev/null || apt-get install -qq -y --no-install-recommends debootstrap

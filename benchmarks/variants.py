@@ -14,9 +14,9 @@ from sde_onnx.solvers.schedule import VeSchedule
 __all__ = ["VARIANTS"]
 
 
-def eta_by_sigma(ve: VeSchedule, steps: int, *, eta: Callable[[float], float], restarts: int = 0) -> Plan:
+def eta_by_sigma(ve: VeSchedule, steps: int, *, eta: Callable[[float], float]) -> Plan:
     """DPM-Solver++ whose eta depends on the noise level of the step."""
-    plan = _restarted(ve, steps, eta=1.0, restarts=restarts)
+    plan = multistep.plan(ve, steps, order=2, eta=1.0)
     return replace(plan, evaluations=tuple(
         replace(evaluation, update=partial(evaluation.update, eta=eta(float(evaluation.sigma))))
         for evaluation in plan.evaluations))
@@ -40,18 +40,14 @@ def corrected(ve: VeSchedule, steps: int, *, below: float, snr: float, eta: floa
 
 def noisier(ve: VeSchedule, steps: int, *, scale: float, eta: float, restarts: int = 0) -> Plan:
     """DPM-Solver++ whose noise is scaled, as by S_noise of Karras et al. 2022, section 4: x holds more than it says."""
-    plan = _restarted(ve, steps, eta=eta, restarts=restarts)
+    plan = restart.multistep_plan(ve, steps, schedule="karras", rho=7.0, order=2, eta=eta, restarts=restarts,
+                                  restart_steps=4, restart_min=0.03, restart_max=0.15)
 
     def scaled(x: Array, score: Array, z: Array | None, memory: Memory, *, update: Update) -> Updated:
         return update(x, score, None if z is None else scale * z, memory)
 
     return replace(plan, evaluations=tuple(
         replace(evaluation, update=partial(scaled, update=evaluation.update)) for evaluation in plan.evaluations))
-
-
-def _restarted(ve: VeSchedule, steps: int, *, eta: float, restarts: int) -> Plan:
-    return restart.multistep_plan(ve, steps, schedule="karras", rho=7.0, order=2, eta=eta, restarts=restarts,
-                                  restart_steps=4, restart_min=0.03, restart_max=0.15)
 
 
 def _correction(x: Array, score: Array, z: Array | None, memory: Memory) -> Updated:

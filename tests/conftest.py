@@ -19,7 +19,6 @@ import onnx
 import pytest
 import torch
 from filelock import FileLock
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import sde_onnx
 from sde_onnx.export import export, from_diffusers, from_edm
@@ -104,7 +103,9 @@ def traced_once(shared) -> Iterator[None]:
 
     It would also read the sources of 500 operators for every trace, half the time of a small one: here it does so once.
     """
-    export, registry = torch.onnx.export, functools.cache(ONNXRegistry.from_torchlib)
+    from torch.onnx._internal.exporter._registration import ONNXRegistry  # private: it may move
+
+    export, from_torchlib = torch.onnx.export, functools.cache(ONNXRegistry.from_torchlib)
 
     def remembered(module: object, arguments: object, *file: object, **options: object) -> object:
         key = None if file or "f" in options else fingerprint((module, sizes(arguments), repr(options)))
@@ -115,7 +116,7 @@ def traced_once(shared) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", remembered)
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
         yield
 
 

@@ -81,7 +81,7 @@ def _is_all(write: GradientWriter, name: str, value: float) -> bool:
 def _through_norm(write: GradientWriter, call: Call, h: str, axes: list[int], *, plain: bool = False) -> str:
     """With ``xhat = (x - mean x) / d`` and ``d = sqrt(variance + epsilon)``: (h - mean h - xhat mean(h xhat)) / d.
 
-    A plain norm, of gain 1 and bias 0, has computed xhat.
+    The result of a norm of gain 1 and bias 0, a plain one, is xhat.
     """
     x, epsilon = call.inputs[0], call.attributes.get("epsilon", 1e-5)
     centred = write.add("Sub", x, write.mean(x, axes, x))

@@ -6,7 +6,8 @@ With ``y`` an output and ``x`` an input, the graph gains an input ``v`` of y's s
 
 Every value between has a cotangent, ``(dy / dvalue)^T v``. It is the sum of what the rules of its readers contribute,
 so nodes are walked from the last to the first; those that do not depend on x, or that y does not depend on, are left
-out. What follows from x by comparisons alone is constant almost everywhere and contributes nothing.
+out. What follows from x by comparisons alone is constant almost everywhere and contributes nothing. The rule of a SiLU,
+x sigmoid(x), gives x what passes through the sigmoid as well, and the sigmoid nothing.
 
 Source: Griewank and Walther 2008, "Evaluating Derivatives", chapter 3.
 """
@@ -20,7 +21,6 @@ import onnx
 import onnx.inliner
 
 from sde_onnx.errors import GradientError
-from sde_onnx.export.gradient.elementwise import NOTHING
 from sde_onnx.export.gradient.rules import RULES
 from sde_onnx.export.gradient.writer import Call, GradientWriter, Values
 from sde_onnx.export.graph.nodes import attributes_of, needed_for, read_by, replace_nodes
@@ -74,7 +74,7 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         if between.isdisjoint(node.output):
             continue
         cotangents = [writer.total(parts[name], name) if parts[name] else None for name in node.output]
-        if not any(cotangents):   # what reads it has counted its part in
+        if not any(cotangents):   # zero: read by comparisons or for its shape alone, or a SiLU's sigmoid
             continue
         for name, contribution in _contributions(writer, node, cotangents, of, between):
             parts[name].append(contribution)
@@ -122,7 +122,7 @@ def _contributions(
     for name, part in parts:
         if part is None:
             raise GradientError(f"{_told(node)} has no gradient rule for its input {name!r}; it feeds output {of!r}")
-    return [(name, part) for name, part in parts if part is not None and part != NOTHING]
+    return [(name, part) for name, part in parts if part]
 
 
 def _told(node: onnx.NodeProto) -> str:

@@ -1,7 +1,7 @@
 """The operators that have a gradient, and the rule of each.
 
-A rule takes the writer and a node, and returns what the node adds to the cotangent of each of its inputs: ``None``, or
-nothing, of inputs that it has no gradient for.
+A rule takes the writer and a node, and returns what the node adds to the cotangent of each of its inputs: ``ZERO``
+where that is nothing; ``None``, or a shorter list, of inputs that it has no gradient for.
 """
 
 from __future__ import annotations

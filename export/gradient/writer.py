@@ -55,7 +55,7 @@ class Values:
         inputs = {item.name for item in graph.input}   # whose initializers are defaults
         self._constants = {item.name: item for item in graph.initializer if item.name not in inputs}
         self._sigmoids = {(node.output[0], node.input[0]) for node in graph.node
-                          if (node.domain, node.op_type) == ("", "Sigmoid")}
+                          if node.op_type == "Sigmoid" and node.domain in ("", "ai.onnx")}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t

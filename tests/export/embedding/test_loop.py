@@ -117,7 +117,7 @@ def test_seeds_0_to_15_give_the_digits_of_the_command_in_every_batch(solver, ste
 
 KNOWN = np.ones((16, 16), bool)   # all but a box in the middle
 KNOWN[4:12, 5:14] = False
-RESTORED = np.arange(16)          # seeds
+RESTORED_SEEDS = np.arange(16)
 
 
 def restored(model, measurement, known, seeds, *, solver=None, steps=None, label=None):
@@ -129,12 +129,24 @@ def restored(model, measurement, known, seeds, *, solver=None, steps=None, label
     return to_uint8(last.x_mean)
 
 
+def masked_session(folder: Path, **request: object) -> ort.InferenceSession:
+    """A sampler file with the operator mask."""
+    embed_digits(folder / "s.onnx", operator="mask", **request)
+    return open_session(folder / "s.onnx")
+
+
+def inputs_of(measurement: np.ndarray) -> dict[str, np.ndarray]:
+    """The inputs of a file with the operator mask; pixels that it hides are NaN."""
+    hidden = np.where(KNOWN, measurement, np.float32("nan"))
+    return {"seed": RESTORED_SEEDS, "measurement": hidden, "mask": KNOWN[None, None].astype(np.float32)}
+
+
 @pytest.mark.parametrize(("solver", "steps"), [(None, None), ("pc", 8), ("heun", 8)])
 def test_a_mask_restores_as_the_hosts_loop_does(solver, steps, digits, tmp_path):
     """Without reading what it hides."""
     session = masked_session(tmp_path, solver=solver, steps=steps)
     measurement = sde_onnx.sample(digits, range(100, 116))
-    expected = restored(digits, measurement, KNOWN, RESTORED, solver=solver, steps=steps)
+    expected = restored(digits, measurement, KNOWN, RESTORED_SEEDS, solver=solver, steps=steps)
     [images] = session.run(["image"], inputs_of(measurement))
     difference = np.abs(images.astype(int) - expected)
     print(f"{solver}, {steps} steps: {100 * (difference == 0).mean():.4f}% equal, largest {difference.max()}")
@@ -154,18 +166,6 @@ def test_masks_and_measurements_may_be_of_one_image_or_all_and_masks_of_one_chan
     assert np.abs(of_one[3].astype(int) - images[3]).max() <= 1
     assert (of_one[:, KNOWN] == of_one[:1, KNOWN]).mean() > 0.99
     assert (of_one[:, ~KNOWN] != of_one[:1, ~KNOWN])[1:].mean() > 0.05
-
-
-def masked_session(folder: Path, **how: object) -> ort.InferenceSession:
-    """A sampler file with the operator mask."""
-    embed_digits(folder / "s.onnx", operator="mask", **how)
-    return open_session(folder / "s.onnx")
-
-
-def inputs_of(measurement: np.ndarray) -> dict[str, np.ndarray]:
-    """The inputs of a file with the operator mask; pixels that it hides are NaN."""
-    hidden = np.where(KNOWN, measurement, np.float32("nan"))
-    return {"seed": RESTORED, "measurement": hidden, "mask": KNOWN[None, None].astype(np.float32)}
 
 
 @pytest.mark.parametrize("kind", ["sampler", "evaluation"])

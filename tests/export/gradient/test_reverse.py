@@ -56,18 +56,39 @@ def test_only_what_lies_between_is_walked():
 
 
 @pytest.mark.parametrize("product", ["Mul(x, gate)", "Mul(gate, x)"])
-def test_a_silu_takes_four_nodes_and_its_gate_may_be_read_by_others(product, rng):
-    def text(nodes: str) -> str:
-        return f"g (float[N, 4] x) => (float[N, 4] y) {{ gate = Sigmoid(x)  {nodes} }}"
-
-    alone = model_of(text(f"y = {product}"))
-    add_gradient(alone, "y", "x")
-    assert [node.op_type for node in alone.graph.node][2:] == ["Sub", "Mul", "Add", "Mul", "Identity"]
-    model, plain = (model_of(text(f"a = {product}  b = Exp(gate)  y = Mul(a, b)")) for _ in range(2))
+def test_a_silu_takes_four_nodes(product):
+    model = model_of(f"g (float[N, 4] x) => (float[N, 4] y) {{ gate = Sigmoid(x)  y = {product} }}")
     add_gradient(model, "y", "x")
-    x, v = (rng.standard_normal((3, 4), np.float32) * size for size in (10, 1))
+    assert [node.op_type for node in model.graph.node][2:] == ["Sub", "Mul", "Add", "Mul", "Identity"]
+
+
+@pytest.mark.parametrize(("nodes", "of"), [
+    ("y = Mul(x, gate)", "y"),
+    ("a = Mul(gate, x)  b = Exp(gate)  y = Mul(a, b)", "y"),                    # others read the gate
+    ("a = Mul(gate, x)  b = Mul(x, gate)  c = Mul(gate, b)  y = Add(a, c)", "y"),   # of two SiLUs, and one more product
+    ("y = Mul(x, gate)", "gate"),
+])
+def test_a_silus_gate_may_be_read_by_others(nodes, of, rng):
+    text = f"g (float[N, 4] x) => (float[N, 4] y, float[N, 4] gate) {{ gate = Sigmoid(x)  {nodes} }}"
+    model = model_of(text)
+    add_gradient(model, of, "x")
+    x, v = (rng.standard_normal((3, 4), np.float32) * size for size in (5, 1))
     [got] = run(model, ["vjp"], {"x": x, "v": v})
-    np.testing.assert_allclose(got, Reference(plain, "y", "x").vjp({"x": x}, v), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, Reference(model_of(text), of, "x").vjp({"x": x}, v), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("nodes", "chosen"), [
+    ("e = Exp(x)  c = Greater(e, one)  b = Sin(x)  y = Where(c, b, x)", lambda x: x > 0),
+    ("e = Ceil(x)  c = Greater(e, one)  b = Sin(x)  y = Where(c, b, x)", lambda x: x > 1),   # no rule is needed
+    ("e = Exp(x)  s = Shape(e)  b = Sin(x)  y = Reshape(b, s)", lambda x: x == x),
+])
+def test_what_comparisons_and_shapes_alone_follow_from_has_no_share(nodes, chosen, rng):
+    text = f"g (float[N, 4] x) => (float[N, 4] y) <float one = {{1}}> {{ {nodes} }}"
+    model = model_of(text)
+    add_gradient(model, "y", "x")
+    x, v = (rng.standard_normal((3, 4), np.float32) for _ in range(2))
+    [got] = run(model, ["vjp"], {"x": x, "v": v})
+    np.testing.assert_allclose(got, v * np.where(chosen(x), np.cos(x), 1), rtol=1e-5, atol=1e-6)
 
 
 def test_a_second_gradient_may_be_added_under_other_names(rng):

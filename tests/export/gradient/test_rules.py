@@ -193,6 +193,14 @@ def test_rule(operator, shape, inputs, attributes, rng):
     assert float((along * v).sum()) == pytest.approx(float((expected * direction).sum()), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize(("bias", "quotients"), [(0, 1), (1, 2)])
+def test_a_plain_norm_is_not_computed_again(bias, quotients):
+    gain_and_bias = [np.ones(4, F32), np.full(4, bias, F32)]
+    model = graph_of("InstanceNormalization", np.zeros((2, 4, 9), F32), ["x", *gain_and_bias], {})
+    add_gradient(model, "y", "x")
+    assert [node.op_type for node in model.graph.node].count("Div") == quotients
+
+
 def test_every_rule_has_a_case():
     assert {case[0] for case in CASES} == set(RULES)
 
