@@ -20,7 +20,7 @@ from sde_onnx.export.gradient.reference import Reference
 from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.rewrites.winograd import use_winograd
 from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases, without_target
-from sde_onnx.files import replacing
+from sde_onnx.files import regular, replacing
 from sde_onnx.runtime.load import read_metadata
 from sde_onnx.runtime.metadata import KEY, ModelMetadata
 from sde_onnx.runtime.providers import ORT_ERRORS
@@ -113,7 +113,7 @@ def export_gradient_of_graph(source: Path, path: Path, of: str, at: str, *, forc
     """
     check_model_output(path, force=force, inputs=[source])
     try:
-        model = onnx.load(source)
+        model = onnx.load(regular(source))
         if model.ByteSize() >= 2**30:   # the gradient comes to it, and one file holds 2 GB
             raise ModelFileError(f"{source} passes 1 GB: its gradient must fit into one ONNX file, of 2 GB at most")
         onnx.checker.check_model(model)

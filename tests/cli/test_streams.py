@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import sde_onnx
+from sde_onnx.golden import write_golden
 from sde_onnx.models import bundled_model
 
 pytestmark = [pytest.mark.thorough, pytest.mark.skipif(sys.platform == "win32", reason="POSIX's streams and names")]
@@ -86,6 +88,7 @@ def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path):
     ["encode", "pipe.png", "-o", "c.npz"],
     ["decode", "pipe.npz", "-o", "d"], ["restore", "pipe.png", "--operator", "gray", "-o", "r"],
     ["restore", "a.png", "--operator", "mask:pipe.png", "--degrade", "-o", "r"], ["info", "pipe.onnx"],
+    ["gradient", "pipe.onnx", "-o", "g.onnx", "--of", "y", "--at", "x"], ["verify", "pipe.onnx", "golden.npz"],
 ], ids=lambda arguments: " ".join(arguments[:2]))
 def test_a_pipe_that_nobody_writes_into_is_refused(arguments, tmp_path):
     """Its end would never come."""
@@ -94,6 +97,8 @@ def test_a_pipe_that_nobody_writes_into_is_refused(arguments, tmp_path):
         os.mkfifo(tmp_path / name)
     (tmp_path / "sampler.onnx").write_bytes(bundled_model().read_bytes())
     shell('"$@"', *SAMPLE, "a.png", cwd=tmp_path)
+    model = sde_onnx.load(bundled_model(), "cpu")
+    write_golden(model, tmp_path / "golden.npz", sde_onnx.resolve(model.metadata, solver="dpmpp-2m", steps=2))
     result = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result.stderr
     assert result.stderr.startswith("Error: ")
