@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["UNREADABLE", "array_of", "arrays_of", "cache_folder", "check_room", "check_writable", "read_json",
-           "regular", "remove", "replacing", "sha256"]
+           "regular", "remove", "replacing", "sha256", "why_no_file"]
+
+PIPE = "a pipe or a device"   # the end of which may never come
 
 # What readers (JSON, numpy's archives, Pillow's pictures) raise on files that are cut off, damaged, or something else.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SyntaxError, MemoryError,
@@ -137,11 +139,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def regular(path: str | os.PathLike[str]) -> Path:
-    """The path, to be opened; ``OSError`` for a pipe or a device, whose end may never come."""
-    path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError("a pipe or a device, expected a file")
-    return path
+    """The path, to be opened; ``OSError`` for a pipe or a device."""
+    if (kind := why_no_file(path)) == PIPE:
+        raise OSError(f"{kind}, expected a file")
+    return Path(path)
+
+
+def why_no_file(path: str | os.PathLike[str]) -> str | None:
+    """What is at a path where no file is: ``missing``, ``a folder`` or :data:`PIPE`; ``None`` for a file."""
+    if os.path.isfile(path):
+        return None
+    return "a folder" if os.path.isdir(path) else PIPE if os.path.exists(path) else "missing"
 
 
 def remove(path: Path) -> None:

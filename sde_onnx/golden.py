@@ -25,7 +25,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError, ModelFileError, OutputError, ProviderError, first_line
-from sde_onnx.files import UNREADABLE, arrays_of, regular, replacing
+from sde_onnx.files import UNREADABLE, arrays_of, replacing
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.guidance.measurement import Measurement
 from sde_onnx.guidance.null_space import null_space
@@ -140,11 +140,11 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
     options.log_severity_level = 3
     chosen = choose_provider(provider)
     try:
-        session = open_session(os.fspath(regular(sampler)), "cpu" if chosen == "webgpu" else chosen, options)
+        session = open_session(os.fspath(sampler), "cpu" if chosen == "webgpu" else chosen, options)
         if chosen == "webgpu":   # which wants to know before it opens a file what the file says
             on_cpu = session.get_modelmeta().custom_metadata_map.get(NOISE_KEY, "").splitlines()
             session = open_session(os.fspath(sampler), chosen, options, on_cpu=on_cpu)
-    except (OSError, *ORT_ERRORS) as error:
+    except ORT_ERRORS as error:
         raise ModelFileError(f"{sampler} cannot be loaded: {first_line(error)}") from None
     about = _about(session, str(sampler))
     made = next((item.shape[1:] for item in session.get_outputs() if item.name in ("x_mean", "sample")), None)

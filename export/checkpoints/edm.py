@@ -25,7 +25,7 @@ from sde_onnx.errors import CheckpointError, first_line
 from sde_onnx.export.checkpoints import UNREADABLE, Checkpoint, load_network, option_number, read_weights
 from sde_onnx.export.network.edm import EdmNetwork, Preconditioning
 from sde_onnx.export.network.ncsnpp import NCSNppConfig
-from sde_onnx.files import read_json, sha256
+from sde_onnx.files import read_json, sha256, why_no_file
 from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["PRECONDITIONINGS", "from_edm"]
@@ -63,8 +63,8 @@ def from_edm(
             or its weights do not fit together.
     """
     path = Path(path)
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}, expected a .pkl or .pt")
+    if (kind := why_no_file(path)) is not None:
+        raise CheckpointError(f"{path} is {kind}, expected a .pkl or .pt")
     if path.suffix == ".pkl":
         preconditioning, sigma_data, weights = _read_pickle(path)
     else:

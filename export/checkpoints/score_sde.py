@@ -27,7 +27,7 @@ from sde_onnx.export.checkpoints import (
 )
 from sde_onnx.export.checkpoints.config_files import read_config
 from sde_onnx.export.network.ncsnpp import NCSNppConfig
-from sde_onnx.files import sha256
+from sde_onnx.files import sha256, why_no_file
 from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["ema_weights", "from_score_sde", "network_config", "score_sde_keys"]
@@ -60,8 +60,8 @@ def from_score_sde(
     """
     path = Path(path)
     tree = read_config(config)
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}, expected a .pth file")
+    if (kind := why_no_file(path)) is not None:
+        raise CheckpointError(f"{path} is {kind}, expected a .pth file")
     model, sampling = dict(tree["model"]), tree["sampling"]
     model |= {key: value for key, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if value is not None}
     with naming(f"config {config}"):

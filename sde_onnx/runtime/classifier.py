@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sde_onnx.checks import checked_path, checked_threads
 from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line
+from sde_onnx.files import why_no_file
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS
 from sde_onnx.solvers.protocols import Array
@@ -98,8 +99,8 @@ def load_classifier(
         InputError, ProviderError: see :func:`sde_onnx.load`.
     """
     path, threads = checked_path("path", path), checked_threads(threads)
-    if not os.path.isfile(path):
-        raise ModelFileError(f"{path} is missing, expected a classifier's .onnx file")
+    if (kind := why_no_file(path)) is not None:
+        raise ModelFileError(f"{path} is {kind}, expected a classifier's .onnx file")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     chosen = choose_provider(provider)

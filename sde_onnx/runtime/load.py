@@ -20,6 +20,7 @@ from sde_onnx.errors import (
     SlowPrecisionWarning,
     one_line,
 )
+from sde_onnx.files import why_no_file
 from sde_onnx.runtime import openvino
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
 from sde_onnx.runtime.providers import (
@@ -102,8 +103,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     options = default_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     path = checked_path("path", path)
-    if not os.path.isfile(path):
-        kind = "a folder" if os.path.isdir(path) else "missing"
+    if (kind := why_no_file(path)) is not None:
         raise ModelFileError(f"{path} is {kind}, expected an .onnx file; `sde-onnx export CHECKPOINT -o FILE` "
                              "makes one")
     try:

@@ -21,6 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from sde_onnx.checks import checked_choice
 from sde_onnx.errors import InputError, ProviderError
+from sde_onnx.files import regular
 from sde_onnx.runtime.cuda_options import (
     CUDA_PRECISIONS,
     HOW_TO_GET,
@@ -205,7 +206,11 @@ def open_session(
         own = PLUGINS[provider].options(precision=precision, threads=threads, cached=cached, on_cpu=on_cpu)
         settings = add_plugin(provider, options, own, is_built_in=_is_built_in(provider))
     try:
+        if isinstance(model, str):
+            regular(model)   # ONNX Runtime would wait for the end of a pipe
         session = ort.InferenceSession(model, options, providers=settings, enable_fallback=0)
+    except OSError as error:
+        raise RuntimeError(str(error)) from None
     except UnicodeDecodeError:   # of ONNX Runtime's own message, which quotes a damaged file
         raise RuntimeError("the file holds names that are no UTF-8") from None
     if PROVIDERS[provider] not in session.get_providers():

@@ -98,11 +98,13 @@ def golden_values(tmp_path_factory):
     ["decode", "pipe.npz", "-o", "d"], ["restore", "pipe.png", "--operator", "gray", "-o", "r"],
     ["restore", "a.png", "--operator", "mask:pipe.png", "--degrade", "-o", "r"], ["info", "pipe.onnx"],
     ["gradient", "pipe.onnx", "-o", "g.onnx", "--of", "y", "--at", "x"], ["verify", "pipe.onnx", "golden.npz"],
+    ["sample", "pipe.onnx", "-o", "b.png"], ["sample", "--classifier", "pipe.onnx", "--label", "3", "-o", "b.png"],
+    ["export", "pipe.pth", "--config", "cifar10_ncsnpp", "-o", "m.onnx"], ["export", "pipe.pkl", "-o", "m.onnx"],
 ], ids=lambda arguments: " ".join(arguments[:2]))
 def test_a_pipe_that_nobody_writes_into_is_refused(arguments, golden_values, tmp_path):
     """Its end would never come."""
     (tmp_path / "folder").mkdir()
-    for name in ("folder/run.json", "pipe.npz", "pipe.png", "pipe.onnx"):
+    for name in ("folder/run.json", "pipe.npz", "pipe.png", "pipe.onnx", "pipe.pth", "pipe.pkl"):
         os.mkfifo(tmp_path / name)
     (tmp_path / "sampler.onnx").write_bytes(bundled_model().read_bytes())
     shell('"$@"', *SAMPLE, "a.png", cwd=tmp_path)
@@ -110,4 +112,6 @@ def test_a_pipe_that_nobody_writes_into_is_refused(arguments, golden_values, tmp
     result = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result.stderr
     assert result.stderr.startswith("Error: ")
+    assert "a pipe or a device" in result.stderr
+    assert "a pipe or a device" in result.stderr
     assert result.stderr.count("\n") == 1
