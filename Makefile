@@ -25,8 +25,8 @@ quick: $(INSTALLED)    ## the tests of the runtime that take no seconds, for the
 fuzz: $(INSTALLED)    ## 100,000 hostile cases, an hour; a report of what broke the promise of one line
 	cd tests && ../$(BIN)/python -m fuzz --cases 100000
 
-faults: $(INSTALLED)    ## stop writing processes at random moments, some 40 minutes; a report of what was lost or left
-	PYTHONPATH=tests $(BIN)/python -m faults --rounds 15
+faults: $(INSTALLED)    ## stop writing processes at random moments, an hour; a report of what was lost or left
+	PYTHONPATH=tests $(BIN)/python -m faults --rounds 8
 
 mutants: $(INSTALLED)    ## put 200 small faults into the code, one at a time, over an hour; a report of those no test sees
 	PYTHONPATH=tests $(BIN)/python -m mutants
