@@ -15,7 +15,7 @@ from typing import Any
 
 from sde_onnx.errors import CheckpointError, first_line
 from sde_onnx.export.checkpoints.presets import PRESETS
-from sde_onnx.files import UNREADABLE
+from sde_onnx.files import UNREADABLE, regular
 
 __all__ = ["read_config"]
 
@@ -40,7 +40,7 @@ def read_config(config: str) -> dict[str, dict[str, Any]]:
             f"config {config!r} is neither a .json or .py file nor one of: {', '.join(PRESETS)}"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
         tree = json.loads(text) if path.suffix == ".json" else _follow(path, text)
     except CheckpointError:
         raise

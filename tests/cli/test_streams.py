@@ -100,12 +100,14 @@ def golden_values(tmp_path_factory):
     ["gradient", "pipe.onnx", "-o", "g.onnx", "--of", "y", "--at", "x"], ["verify", "pipe.onnx", "golden.npz"],
     ["sample", "pipe.onnx", "-o", "b.png"], ["sample", "--classifier", "pipe.onnx", "--label", "3", "-o", "b.png"],
     ["export", "pipe.pth", "--config", "cifar10_ncsnpp", "-o", "m.onnx"], ["export", "pipe.pkl", "-o", "m.onnx"],
+    ["export", "a.pth", "--config", "pipe.json", "-o", "m.onnx"],
 ], ids=lambda arguments: " ".join(arguments[:2]))
 def test_a_pipe_that_nobody_writes_into_is_refused(arguments, golden_values, tmp_path):
     """Its end would never come."""
     (tmp_path / "folder").mkdir()
-    for name in ("folder/run.json", "pipe.npz", "pipe.png", "pipe.onnx", "pipe.pth", "pipe.pkl"):
+    for name in ("folder/run.json", "pipe.npz", "pipe.png", "pipe.onnx", "pipe.pth", "pipe.pkl", "pipe.json"):
         os.mkfifo(tmp_path / name)
+    (tmp_path / "a.pth").touch()
     (tmp_path / "sampler.onnx").write_bytes(bundled_model().read_bytes())
     shell('"$@"', *SAMPLE, "a.png", cwd=tmp_path)
     shutil.copy(golden_values, tmp_path)
