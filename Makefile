@@ -28,7 +28,7 @@ fuzz: $(INSTALLED)    ## 100,000 hostile cases, an hour; a report of what broke 
 faults: $(INSTALLED)    ## stop writing processes at random moments, an hour; a report of what was lost or left
 	PYTHONPATH=tests $(BIN)/python -m faults --rounds 8
 
-mutants: $(INSTALLED)    ## put 200 small faults into the code, one at a time, over an hour; a report of those no test sees
+mutants: $(INSTALLED)    ## put 200 small faults into the code, one a core at a time, over an hour; a report of those no test sees
 	PYTHONPATH=tests $(BIN)/python -m mutants
 
 compatibility: $(INSTALLED)    ## run files of every kind under older ONNX Runtimes, OpenVINO and Node.js; docs/embedding.md

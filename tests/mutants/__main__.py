@@ -3,7 +3,8 @@
     PYTHONPATH=tests python -m mutants [--count 200] [--seed 0] [--again]
 
 First the suite runs once, to see which tests run which line. A mutant then meets the tests of its line, the quickest
-first, until one fails. What is finished is kept in build/mutants; a run that was stopped goes on.
+first, until one fails; each core has a mutant of its own. What is finished is kept in build/mutants; a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import random
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from mutants.sites import Mutant, mutants_of
@@ -25,7 +29,8 @@ from mutants.sites import Mutant, mutants_of
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "mutants"
 ROOMS = ("sde_onnx", "export")
-MOST_SECONDS = 300.0   # that the tests of a mutant take when nothing is wrong: of those beyond, none is run
+MOST_SECONDS = 120.0   # that the tests of a mutant take when nothing is wrong: of those beyond, none is run
+BROKEN = r"^(\d+ errors? in |ImportError while loading conftest)"   # what pytest says of files with the mutant
 PATIENCE = 4           # times as long may they take: what hangs is dead
 
 
@@ -44,16 +49,17 @@ def main() -> None:
              for mutant in mutants_of(ROOT, path.relative_to(ROOT))]
     sample = random.Random(arguments.seed).sample(sites, arguments.count)
     tests = _Tests()
-    for mutant in sample:
-        if str(mutant) in found:
-            continue
-        names = tests.of(mutant)
-        killer = _killer(mutant, names, tests.seconds)
-        found[str(mutant)] = {"dead": killer is not None, "by": killer, "tests": len(names)} | {
-            "mutant": asdict(mutant) | {"file": str(mutant.file)}}
-        report.write_text(json.dumps(found, indent=1) + "\n")
-        if killer is None:
-            print(f"{mutant} lives, {len(names)} tests", flush=True)
+    jobs = [(mutant, tests.of(mutant)) for mutant in sample if str(mutant) not in found]
+    cores = Queue[int]()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+    with ThreadPoolExecutor(cores.qsize(), initializer=lambda: os.sched_setaffinity(0, {cores.get()})) as pool:
+        for (mutant, names), killer in zip(jobs, pool.map(lambda job: _killer(*job, tests.seconds), jobs), strict=True):
+            found[str(mutant)] = {"dead": killer is not None, "by": killer, "tests": len(names)} | {
+                "mutant": asdict(mutant) | {"file": str(mutant.file)}}
+            report.write_text(json.dumps(found, indent=1) + "\n")
+            if killer is None:
+                print(f"{mutant} lives, {len(names)} tests", flush=True)
     rows = [found[str(mutant)] for mutant in sample]
     dead = sum(row["dead"] for row in rows)
     print(f"{dead} of {len(rows)} mutants died ({dead / len(rows):.1%}), of {len(sites)} that there are")
@@ -97,13 +103,13 @@ def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> 
     """The first test that fails with the mutant in place."""
     if not names:
         return None
-    changed = WORK / f"mutant-{os.getpid()}.py"
+    changed = WORK / f"mutant-{threading.get_native_id()}.py"
     changed.write_text(mutant.source(ROOT))
     usual = 20 + sum(each for name, each in seconds.items() if name in names or name.partition("::")[0] in names)
     path = os.pathsep.join([str(Path(__file__).parent / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path,
                    "SDE_ONNX_MUTANT": os.pathsep.join([str(ROOT / mutant.file), str(changed)])}
-    listed = WORK / f"names-{os.getpid()}"
+    listed = WORK / f"names-{threading.get_native_id()}"
     listed.write_text("\n".join(names))
     try:
         result = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider",
@@ -113,9 +119,10 @@ def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> 
         return "time"
     if result.returncode == 0:
         return None
-    broken = result.returncode == 4 and re.search(r"^\d+ errors? in ", result.stdout, re.MULTILINE)
-    if result.returncode not in (1, 2) and not broken:   # tests failed, could not be imported, their file could not
-        raise SystemExit(f"{mutant}: pytest ended with {result.returncode}: {(result.stdout + result.stderr)[-500:]}")
+    said = result.stdout + result.stderr
+    broken = result.returncode == 4 and re.search(BROKEN, said, re.MULTILINE)
+    if result.returncode not in (1, 2) and not broken:   # tests failed, or could not be imported
+        raise SystemExit(f"{mutant}: pytest ended with {result.returncode}: {said[-500:]}")
     failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return failed[0].split(" - ")[0] if failed else f"status {result.returncode}: {result.stdout[-200:]}"
 

@@ -37,12 +37,15 @@ def test_the_faults_of_a_file(tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("after", "dies"), [("^", False), ("|", True)])
-def test_a_fault_dies_by_a_test_and_what_is_none_lives(after, dies, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("file", "before", "after", "killer"), [
+    ("sde_onnx/solvers/noise.py", "^ ", "^ ", None),
+    ("sde_onnx/solvers/noise.py", "^ ", "| ", "FAILED tests/solvers/test_noise.py::"),
+    ("export/embedding/update.py", "| int,", "& int,", "status 4"),   # which conftest.py imports
+], ids=["none", "an operator", "a type"])
+def test_a_fault_dies_by_a_test_and_what_is_none_lives(file, before, after, killer, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "WORK", tmp_path)
-    text = (program.ROOT / "sde_onnx" / "solvers" / "noise.py").read_text()
-    start = text.index("^ ")
-    mutant = Mutant(Path("sde_onnx/solvers/noise.py"), text.count("\n", 0, start) + 1, start, start + 1, "^", after)
-    killer = program._killer(mutant, ["tests/solvers/test_noise.py"], {})
-    assert (killer is not None) is dies, killer
-    assert not dies or killer.startswith("FAILED tests/solvers/test_noise.py::")
+    text = (program.ROOT / file).read_text()
+    start = text.index(before)
+    mutant = Mutant(Path(file), text.count("\n", 0, start) + 1, start, start + len(before), before, after)
+    found = program._killer(mutant, ["tests/solvers/test_noise.py"], {})
+    assert found is None if killer is None else found.startswith(killer)
