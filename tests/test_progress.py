@@ -45,6 +45,15 @@ def test_images_that_were_there_say_nothing_of_the_pace(often, capsys, monkeypat
     assert "80 of 100 images, 4 s an image, 01:20 left" in capsys.readouterr().err
 
 
+def test_the_pace_of_one_image(monkeypatch):
+    with progress.ImagesBar(100) as bar:
+        monkeypatch.setattr(bar, "_time", lambda: 0.5)
+        bar.start_t = 0.0
+        assert bar.format_dict["pace"] == "? images/s"
+        bar.update(1)
+        assert bar.format_dict["pace"] == "2 images/s"
+
+
 def test_a_run_that_is_over_soon_says_nothing(tmp_path):
     assert done("sample", "--provider", "cpu", "--steps", 2, "-o", tmp_path / "s.png").stderr == ""
 

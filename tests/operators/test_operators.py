@@ -1,6 +1,7 @@
 """Operators against dense algebra, Pillow, deepinv and azula."""
 
 import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,6 +231,23 @@ def test_deepinvs(rng, torchvision_folder):
         np.testing.assert_allclose(operator.A(operator.pinv(y)), y, atol=2e-3 * np.abs(y).max(), err_msg=repr(physics))
         again = rng.standard_normal(y.shape).astype(np.float32)
         assert np.vdot(y, again) == pytest.approx(np.vdot(x, operator.adjoint(again)), rel=1e-3, abs=1e-3)
+
+
+def test_an_object_of_functions_of_tensors(rng):
+    """deepinv's form, without deepinv."""
+    whole = SimpleNamespace(A=lambda x: x[..., ::2, :], A_adjoint=lambda y: torch.stack([y, 0 * y], 3).flatten(2, 3),
+                            A_dagger=lambda y: torch.stack([y, 0 * y], 3).flatten(2, 3) + 7)   # shows whose it is
+    x = rng.standard_normal((2, *SHAPE)).astype(np.float32)
+    y = x[:, :, ::2]
+    operator = adapted(whole, SHAPE)
+    np.testing.assert_array_equal(operator.A(x), y)
+    np.testing.assert_array_equal(operator.adjoint(y)[:, :, ::2], y)
+    np.testing.assert_array_equal(operator.pinv(y)[:, :, ::2], y + 7)
+    iterated = adapted(SimpleNamespace(A=whole.A, A_adjoint=whole.A_adjoint), SHAPE)
+    np.testing.assert_allclose(iterated.pinv(y)[:, :, ::2], y, atol=1e-5)
+    for part in (SimpleNamespace(A=whole.A), SimpleNamespace(A_adjoint=whole.A_adjoint)):
+        with pytest.raises(InputError, match="expected one of sde_onnx.operators, an object with A and"):
+            adapted(part, SHAPE)
 
 
 def test_azulas_and_other_functions_of_tensors(rng):
