@@ -83,20 +83,23 @@ class _Tests:
         self.seconds: dict[str, float] = json.loads(times.read_text())
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Those that run the mutant's line, the quickest first; of a line that runs at import, those of its file."""
+        """Those that run the mutant's line and those named after its file, file by file, the quickest first.
+
+        Of a line that runs at import, those of its file.
+        """
         lines = self._data.contexts_by_lineno(str(ROOT / mutant.file))
         names = {context.rpartition("|")[0] for context in lines.get(mutant.line, [])} - {""}
         if not names:
             names = {context.rpartition("|")[0] for contexts in lines.values() for context in contexts} - {""}
-        total, chosen = 0.0, []
+        named = re.compile(rf"(.*/)?test_{mutant.file.stem.strip('_')}[^/]*\.py::.*")
+        names |= {name for name in self.seconds if named.fullmatch(name)}
+        total, chosen = 0.0, dict[str, list[str]]()
         for name in sorted(names, key=lambda name: (self.seconds.get(name, 1.0), name)):
             total += self.seconds.get(name, 1.0)
             if total > MOST_SECONDS:
                 break
-            chosen.append(name)
-        named = f"test_{mutant.file.stem.strip('_')}*.py"
-        by_name = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(named)]
-        return [*by_name, *(name for name in chosen if name.partition("::")[0] not in by_name)]
+            chosen.setdefault(name.partition("::")[0], []).append(name)   # what a file's tests share is made once
+        return [name for of_file in chosen.values() for name in of_file]
 
 
 def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> str | None:
@@ -105,7 +108,7 @@ def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> 
         return None
     changed = WORK / f"mutant-{threading.get_native_id()}.py"
     changed.write_text(mutant.source(ROOT))
-    usual = 20 + sum(each for name, each in seconds.items() if name in names or name.partition("::")[0] in names)
+    usual = 20 + sum(seconds.get(name, 1.0) for name in names)
     path = os.pathsep.join([str(Path(__file__).parent / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path,
                    "SDE_ONNX_MUTANT": os.pathsep.join([str(ROOT / mutant.file), str(changed)])}
