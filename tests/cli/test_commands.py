@@ -119,9 +119,23 @@ def test_what_a_command_needs_is_named(arguments, missing):
     assert f"Missing option '{missing}'" in output.replace("'-o' / ", "")
 
 
-@pytest.mark.parametrize("command", [["embed"], ["export", "checkpoint"], ["gradient", "m.onnx"]], ids=" ".join)
+@pytest.mark.parametrize("command", [
+    ["embed", "-o"], ["embed", "-o", "s.onnx", "--golden"], ["export", "checkpoint", "-o"],
+    ["export", "checkpoint", "-o", "m.onnx", "--gradient"], ["gradient", "m.onnx", "-o"], ["encode", "p.png", "-o"],
+    ["interpolate", "--from", "1", "--to", "2", "-o"], ["likelihood", "p.png", "-o"], ["likelihood", "p.png", "--plot"],
+    ["sample", "--gif"], ["sample", "--classifier"],
+], ids=" ".join)
 def test_a_file_is_no_folder(command, tmp_path):
-    refuses("is a directory", *command, "-o", tmp_path, status=2)
+    refuses("is a directory", *command, tmp_path, status=2)
+
+
+@pytest.mark.parametrize("command", [
+    ["decode", "c.npz", "-o"], ["edit", "p.png", "--sigma", "1", "-o"],
+    ["restore", "p.png", "--operator", "gray", "-o"], ["embed", "-o", "s.onnx", "--triton"],
+], ids=" ".join)
+def test_a_folder_is_no_file(command, tmp_path):
+    (tmp_path / "file").touch()
+    refuses("is a file", *command, tmp_path / "file", status=2)
 
 
 BALANCED = "restart, 25 steps"

@@ -23,6 +23,33 @@ def join_and_leave(path, together, left):
         path.unlink(missing_ok=True)
 
 
+def hold(path, seeds, held, tried):
+    claims = Claims(path)
+    with claims.at_work():
+        if claims.claim(seeds):
+            held.set()
+        tried.wait(60)
+
+
+def test_seeds_that_another_process_has_claimed_and_their_neighbours(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, tried = context.Event(), context.Event()
+    path = tmp_path / ".run.lock"
+    other = context.Process(target=hold, args=(path, [4, 2**64 - 1], held, tried))
+    other.start()
+    try:
+        assert held.wait(60)
+        claims = Claims(path)
+        with claims.at_work():
+            assert {seed for seed in (0, 3, 4, 5, 2**62, 2**63, 2**64 - 2, 2**64 - 1) if not claims.claim([seed])} == {
+                4, 2**64 - 1}
+            assert not claims.claim([7, 4])
+    finally:
+        tried.set()
+        other.join()
+    assert other.exitcode == 0
+
+
 def test_of_those_who_leave_at_the_same_moment_the_last_removes_the_file(tmp_path):
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(PROCESSES)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_bf16_without_matrix_units_is_said_to_be_slow(flags, monkeypatch, tmp_pa
 def test_session_options_are_refused(model_file):
     with pytest.raises(InputError, match="session_options go with every provider but openvino"):
         sde_onnx.load(model_file, "openvino", session_options=ort.SessionOptions)
+
+
+def test_no_other_provider_is_called_slow(model_file, monkeypatch):
+    monkeypatch.setattr(openvino, "why_slow", lambda precision: "slower than float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sde_onnx.load(model_file, "cpu")
 
 
 def test_without_the_package_it_is_not_offered(missing, model_file, monkeypatch):
