@@ -29,7 +29,7 @@ from mutants.sites import Mutant, mutants_of
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "mutants"
 ROOMS = ("sde_onnx", "export")
-MOST_SECONDS = 120.0   # that the tests of a mutant take when nothing is wrong: of those beyond, none is run
+MOST_SECONDS = 300.0   # that the tests that run a mutant's line take when nothing is wrong: those beyond are not run
 BROKEN = r"^(\d+ errors? in |ImportError while loading conftest)"   # what pytest says of files with the mutant
 PATIENCE = 4           # times as long may they take: what hangs is dead
 
@@ -83,23 +83,25 @@ class _Tests:
         self.seconds: dict[str, float] = json.loads(times.read_text())
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Those that run the mutant's line and those named after its file, file by file, the quickest first.
+        """The files of tests that are named after the mutant's, whole, and the quickest tests that run its line.
 
-        Of a line that runs at import, those of its file.
+        They come file by file: what a file's tests share is made once. Of a line that runs at import, the tests of its
+        file.
         """
+        named = f"test_{mutant.file.stem.strip('_')}*.py"
+        whole = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob(named))]
+        chosen = {file: list[str]() for file in whole}
         lines = self._data.contexts_by_lineno(str(ROOT / mutant.file))
         names = {context.rpartition("|")[0] for context in lines.get(mutant.line, [])} - {""}
         if not names:
             names = {context.rpartition("|")[0] for contexts in lines.values() for context in contexts} - {""}
-        named = re.compile(rf"(.*/)?test_{mutant.file.stem.strip('_')}[^/]*\.py::.*")
-        names |= {name for name in self.seconds if named.fullmatch(name)}
-        total, chosen = 0.0, dict[str, list[str]]()
+        total = 0.0
         for name in sorted(names, key=lambda name: (self.seconds.get(name, 1.0), name)):
             total += self.seconds.get(name, 1.0)
             if total > MOST_SECONDS:
                 break
-            chosen.setdefault(name.partition("::")[0], []).append(name)   # what a file's tests share is made once
-        return [name for of_file in chosen.values() for name in of_file]
+            chosen.setdefault(name.partition("::")[0], []).append(name)
+        return [name for file, of_file in chosen.items() for name in ([file] if file in whole else of_file)]
 
 
 def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> str | None:
@@ -108,7 +110,7 @@ def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> 
         return None
     changed = WORK / f"mutant-{threading.get_native_id()}.py"
     changed.write_text(mutant.source(ROOT))
-    usual = 20 + sum(seconds.get(name, 1.0) for name in names)
+    usual = 20 + sum(each for name, each in seconds.items() if name in names or name.partition("::")[0] in names)
     path = os.pathsep.join([str(Path(__file__).parent / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path,
                    "SDE_ONNX_MUTANT": os.pathsep.join([str(ROOT / mutant.file), str(changed)])}
