@@ -1,17 +1,12 @@
-"""Operators against dense algebra, Pillow, deepinv and azula."""
-
-import importlib
-from types import SimpleNamespace
+"""Operators against dense algebra and Pillow."""
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from sde_onnx import operators
 from sde_onnx.errors import InputError, SdeOnnxError
-from sde_onnx.operators.foreign import adapted
 from sde_onnx.operators.operator import least_squares
 
 SHAPE = (3, 12, 16)
@@ -177,86 +172,11 @@ def test_what_does_not_fit_is_refused(operator, shape, said):
     (lambda: operators.convolve(np.full((2, 2), np.nan)), "expected finite numbers"),
     (lambda: operators.compose(), "no operator"),
     (lambda: operators.down("2"), "the factor is '2'"),
-    (lambda: adapted(3, SHAPE), "operator is int: expected one of sde_onnx.operators"),
 ])
 def test_what_makes_no_sense_is_refused(made, said):
     with pytest.raises(SdeOnnxError, match=r".") as error:
         made()
     assert said in str(error.value)
-
-
-class Halves:
-    """A user's own: the upper half of an image, without a pseudo-inverse."""
-
-    def A(self, x):   # noqa: N802
-        return 2 * x[:, :, : x.shape[2] // 2]
-
-    def adjoint(self, y):
-        return np.concatenate([2 * y, np.zeros_like(y)], axis=2)
-
-
-def test_a_users_own(rng):
-    x = rng.standard_normal((2, *SHAPE))
-    operator = adapted(Halves(), SHAPE)
-    np.testing.assert_allclose(operator.pinv(operator.A(x))[:, :, :6], x[:, :, :6], atol=1e-6)
-    np.testing.assert_allclose(operator.pinv(operator.A(x), 4.0)[:, :, :6], x[:, :, :6] / 2, atol=1e-6)
-
-
-def test_a_users_own_inverse_is_told_the_damping_that_it_names(rng):
-    class Own(Halves):
-        def pinv(self, y, rtol=None, damping=0.0):
-            assert rtol is None   # the damping is told by its name
-            return self.adjoint(y) / (4 + damping) + 7   # so that it shows whose it is
-
-    class Plain(Halves):
-        def pinv(self, y):
-            return self.adjoint(y) / 4 + 7
-
-    y = rng.standard_normal((2, SHAPE[0], SHAPE[1] // 2, SHAPE[2]))
-    np.testing.assert_allclose(adapted(Own(), SHAPE).pinv(y, 4.0)[:, :, :6], y / 4 + 7, atol=1e-6)
-    np.testing.assert_allclose(adapted(Plain(), SHAPE).pinv(y)[:, :, :6], y / 2 + 7, atol=1e-6)
-    np.testing.assert_allclose(adapted(Plain(), SHAPE).pinv(y, 4.0)[:, :, :6], y / 4, atol=1e-6)   # iterated
-
-
-def test_deepinvs(rng, torchvision_folder):
-    deepinv = importlib.import_module("deepinv")
-    x = rng.standard_normal((2, *SHAPE)).astype(np.float32)
-    for physics in (
-        deepinv.physics.Inpainting(SHAPE, mask=0.4), deepinv.physics.Downsampling(SHAPE, factor=4, filter=None),
-        deepinv.physics.Decolorize(channels=3),
-        deepinv.physics.BlurFFT(SHAPE, filter=deepinv.physics.blur.gaussian_blur(sigma=1.0)),
-    ):
-        operator = adapted(physics, SHAPE)
-        y = operator.A(x)
-        np.testing.assert_allclose(operator.A(operator.pinv(y)), y, atol=2e-3 * np.abs(y).max(), err_msg=repr(physics))
-        again = rng.standard_normal(y.shape).astype(np.float32)
-        assert np.vdot(y, again) == pytest.approx(np.vdot(x, operator.adjoint(again)), rel=1e-3, abs=1e-3)
-
-
-def test_an_object_of_functions_of_tensors(rng):
-    """deepinv's form, without deepinv."""
-    whole = SimpleNamespace(A=lambda x: x[..., ::2, :], A_adjoint=lambda y: torch.stack([y, 0 * y], 3).flatten(2, 3),
-                            A_dagger=lambda y: torch.stack([y, 0 * y], 3).flatten(2, 3) + 7)   # shows whose it is
-    x = rng.standard_normal((2, *SHAPE)).astype(np.float32)
-    y = x[:, :, ::2]
-    operator = adapted(whole, SHAPE)
-    np.testing.assert_array_equal(operator.A(x), y)
-    np.testing.assert_array_equal(operator.adjoint(y)[:, :, ::2], y)
-    np.testing.assert_array_equal(operator.pinv(y)[:, :, ::2], y + 7)
-    iterated = adapted(SimpleNamespace(A=whole.A, A_adjoint=whole.A_adjoint), SHAPE)
-    np.testing.assert_allclose(iterated.pinv(y)[:, :, ::2], y, atol=1e-5)
-    for part in (SimpleNamespace(A=whole.A), SimpleNamespace(A_adjoint=whole.A_adjoint)):
-        with pytest.raises(InputError, match="expected one of sde_onnx.operators, an object with A and"):
-            adapted(part, SHAPE)
-
-
-def test_azulas_and_other_functions_of_tensors(rng):
-    x = rng.standard_normal((2, *SHAPE)).astype(np.float32)
-    operator = adapted(lambda tensor: torch.nn.functional.avg_pool2d(tensor, 2), SHAPE)
-    np.testing.assert_allclose(operator.A(x), operators.down(2).A(x), atol=1e-6)
-    y = rng.standard_normal((2, 3, 6, 8)).astype(np.float32)
-    np.testing.assert_allclose(operator.adjoint(y), operators.down(2).adjoint(y), atol=1e-6)
-    np.testing.assert_allclose(operator.pinv(y), operators.down(2).pinv(y), atol=1e-5)
 
 
 def test_least_squares_of_a_singular_system_is_its_shortest_solution(rng):
