@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from commands import done
+from commands import done, refuses
 
 from sde_onnx.benchmark import benchmark
 from sde_onnx.cli import main
@@ -93,6 +93,14 @@ def test_the_command(model_file):
     assert [line.split("--quality ")[1].split(",")[0] for line in images] == list(QUALITIES)
     assert any("with --quality balanced, 25 evaluations" in line for line in images)
     assert loop.endswith("% of the time in the loop outside the network")
+
+
+def test_ten_seconds_are_measured_by_default(model_file, monkeypatch):
+    def stop(model, *, batch_size, seconds):
+        raise InputError(f"asked for {seconds} s of {batch_size}")
+
+    monkeypatch.setattr("sde_onnx.benchmark.benchmark", stop)
+    refuses("asked for 10.0 s of None", "bench", model_file)
 
 
 def test_other_forms_say_what_was_measured_on_what(model_file):

@@ -4,7 +4,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from sde_onnx.errors import InputError
-from sde_onnx.images import grid, save_gif, save_png, to_pil, to_uint8
+from sde_onnx.images import grid, panel, save_gif, save_png, to_pil, to_uint8
 
 
 def test_eight_bits_round_as_diffusers_does(rng):
@@ -45,3 +45,18 @@ def test_gif_has_all_frames(rng, tmp_path):
             film.seek(index)
             durations.append(film.info["duration"])
     assert durations == [80, 80, 80, 80, 1500]
+
+
+def test_a_panel_shows_a_small_measurement_by_whole_pixels(rng):
+    samples = rng.integers(0, 256, (3, 8, 12, 3), dtype=np.uint8)
+    measurement = rng.integers(0, 256, (2, 6, 1), dtype=np.uint8)   # enlarged four times one way, twice the other
+    clean = samples[0]
+    shown, white = panel(measurement, samples, clean=clean)
+    assert len(shown) == 1 + 3 + 2 + 1
+    np.testing.assert_array_equal(shown[0], np.kron(measurement, np.ones((4, 2, 3), np.uint8)))
+    np.testing.assert_array_equal(shown[1:4], samples)
+    assert np.abs(shown[4] - samples.mean(axis=0)).max() <= 0.5
+    deviation = samples.std(axis=0).mean(axis=2)
+    assert white == pytest.approx(deviation.max() / 255)
+    assert np.abs(shown[5] - 255 * deviation[..., None] / deviation.max()).max() <= 0.5 + 1e-6
+    np.testing.assert_array_equal(shown[6], clean)

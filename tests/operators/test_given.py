@@ -53,6 +53,17 @@ class Refuses(Halves):
         raise InputError("only on Mondays")
 
 
+class Coarse(Halves):
+    """Its adjoint is off by what float32 transforms may be."""
+
+    def adjoint(self, y):
+        return super().adjoint(y) * np.float32(1 + 2e-5)
+
+
+def test_what_rounding_does_to_an_adjoint_is_taken():
+    operator_for(Coarse(), SHAPE)
+
+
 def test_one_that_fits_is_itself():
     operator = Halves()
     x = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)

@@ -137,13 +137,14 @@ def test_what_the_buffers_no_longer_hold_is_refused(host, loop):
         next(run)
 
 
-def test_what_is_not_finite_is_told_with_its_step(host, loop):
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_what_is_not_finite_is_told_with_its_step(lost, host, loop):
     plan = plan_of(host, "pc", 5)
     noise = PortableNoise(SEEDS, SHAPE)
 
     def broken():
         z = noise()
-        return z * np.float32(np.nan) if noise.draw == 7 else z   # of the third step's prediction
+        return np.abs(z) * np.float32(lost) if noise.draw == 7 else z   # of the third step's prediction
 
     with pytest.raises(NonFiniteError, match=r"NaN or infinity at step 3 of 5 \(sigma"):
         list(loop.run(plan, broken))
