@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -24,7 +23,9 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--first", type=int, default=0, help="the first round")
     arguments = parser.parse_args()
-    if "full" in arguments.faults and not can_mount(Path(tempfile.mkdtemp())):
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        can_be_full = can_mount(Path(folder))
+    if "full" in arguments.faults and not can_be_full:
         parser.error("full needs a process that may mount a disk: name the other --faults")
     start, cases, failed = time.monotonic(), Counter[str](), Counter[str]()
     for number in range(arguments.first, arguments.first + arguments.rounds):
@@ -33,16 +34,13 @@ def main() -> None:
             for name in subjects:
                 if name not in arguments.subjects:
                     continue
-                folder = Path(tempfile.mkdtemp(prefix="faults-"))
-                try:
-                    problems = disturb(name, random.Random(f"{fault} {name} {number}"), folder)
-                finally:
-                    shutil.rmtree(folder)
+                with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+                    problems = disturb(name, random.Random(f"{fault} {name} {number}"), Path(folder))
                 cases[fault] += 1
                 failed[fault] += bool(problems)
                 if problems:
                     print(f"{fault} {name} {number}: {'; '.join(problems)}", flush=True)
-    print(f"{sum(cases.values())} cases in {time.monotonic() - start:.0f} s")
+        print(f"{cases.total()} cases in {time.monotonic() - start:.0f} s, {failed.total()} failures", flush=True)
     for fault, count in cases.items():
         print(f"{fault:12} {count:5} cases, {failed[fault]} failures")
     raise SystemExit(1 if failed.total() else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import shutil
@@ -66,6 +67,7 @@ SUBJECTS = {
 def _inputs() -> Path:
     """A folder with pictures and latents."""
     folder = Path(tempfile.mkdtemp(prefix="faults-inputs-"))
+    atexit.register(shutil.rmtree, folder)
     for arguments in (("sample", *QUICK, "--seeds", "0-3", "-o", "digits"),
                       ("encode", *QUICK, "digits", "-o", "codes.npz")):
         subprocess.run([*COMMAND, *arguments], cwd=folder, check=True, capture_output=True)
@@ -92,8 +94,8 @@ class Undisturbed:
 @functools.cache
 def undisturbed(name: str) -> Undisturbed:
     """What a command does when nothing is in its way."""
-    folder = Path(tempfile.mkdtemp(prefix="faults-whole-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="faults-whole-") as temporary:
+        folder = Path(temporary)
         prepare(folder)
         before = contents(folder)
         start = time.monotonic()
@@ -104,8 +106,6 @@ def undisturbed(name: str) -> Undisturbed:
         made = after.keys() - before.keys()
         assert {path.split("/")[0] for path in made} <= set(SUBJECTS[name].makes), f"{name}: {sorted(made)}"
         return Undisturbed(seconds, after, sum((folder / path).stat().st_size for path in made))
-    finally:
-        shutil.rmtree(folder)
 
 
 def contents(folder: Path) -> dict[str, str]:
