@@ -14,7 +14,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 import sde_onnx
 from sde_onnx import operators
 from sde_onnx.cli import main
-from sde_onnx.errors import BatchSizeWarning, InputError
+from sde_onnx.errors import BatchSizeWarning, InputError, OutputError
 from sde_onnx.export import export, from_diffusers, from_edm
 from sde_onnx.export.embedding.loop import embed
 from sde_onnx.export.embedding.noise import key_words, normals
@@ -416,6 +416,13 @@ def refuses(message, *arguments):
     assert message in result.output
     assert result.output.startswith("Error: ")
     assert result.output.count("\n") == 1
+
+
+def test_an_existing_file_is_kept(model, model_file):
+    before = model_file.read_bytes()
+    with pytest.raises(OutputError, match="exists already"):
+        embed(model_file, model_file, sde_onnx.resolve(model.metadata))
+    assert model_file.read_bytes() == before
 
 
 def test_bad_input_is_refused_in_one_line(model_file, tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime as ort
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sde_onnx.errors import ConfigError, InputError, ProviderError
 from sde_onnx.export import export, from_diffusers
 from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
 from sde_onnx.export.rewrites.emulation import emulated
-from sde_onnx.export.rewrites.for_cuda import CONTRIB_DOMAIN
+from sde_onnx.export.rewrites.for_cuda import CONTRIB_DOMAIN, write_for_cuda
 from sde_onnx.export.to_onnx import build_model, measure_parity
 from sde_onnx.runtime.providers import usable_providers
 from sde_onnx.solvers.schedule import VeSchedule
@@ -187,6 +188,19 @@ def test_a_weight_that_float16_does_not_hold_is_refused():
     with pytest.raises(ConfigError, match="middle0.conv0.weight holds 1e\\+05, float16 ends at 65504"):
         build_model(oracle, target="cuda", precision="fp16")
     build_model(oracle, target="cuda", precision="fp32")
+
+
+@pytest.mark.parametrize(("node", "shape", "said"), [
+    ("Reshape (x, shape)", "N, 8, 32", "score .* has no form for CUDA"),
+    ("Reshape (x, shape)", "N, 4, 2, 4, 8", "score .* has no form for CUDA"),
+    ("Transpose <perm = [0, 1, 3, 2]> (x)", "N, 4, 8, 8", "has no form for CUDA"),
+    ("Tanh (x)", "N, 4, 8, 8", "operator Tanh has no form for CUDA"),
+], ids=["other channels", "five axes", "a transposition", "an operator"])
+def test_what_has_no_form_is_refused(node, shape, said):
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 20]>
+        g (float[N, 4, 8, 8] x, float[N] sigma, int64[K] shape) => (float[{shape}] score) {{ score = {node} }}""")
+    with pytest.raises(ConfigError, match=said):
+        write_for_cuda(model, "fp32")
 
 
 def test_the_command_and_what_other_providers_say(checkpoint16, tmp_path):
