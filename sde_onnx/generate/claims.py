@@ -9,7 +9,7 @@ the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,8 +38,11 @@ class Claims:
         self._file: int | None = None
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def at_work(self, last: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Lets others know, for as long as the block runs, that somebody is at work here.
+
+        Args:
+            last: what the last to leave does before, where it is known who that is.
 
         Raises:
             OutputError: the file that is locked is another user's, and not for this one.
@@ -50,7 +53,7 @@ class Claims:
             yield
         finally:
             if self._file is not None:
-                self._leave(self._file)
+                self._leave(self._file, last)
                 self._file = None
 
     def _join(self) -> None:
@@ -78,13 +81,16 @@ class Claims:
                     return
             os.close(file)   # the last to leave had just removed it
 
-    def _leave(self, file: int) -> None:
+    def _leave(self, file: int, last: Callable[[], None]) -> None:
         """Removes the file, if nobody else is at work. One leaves after another: together, none would be the last."""
         fcntl.lockf(file, fcntl.LOCK_EX, 1, RECORD)
-        if self.alone():
-            self._path.unlink(missing_ok=True)
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, AT_WORK)   # before the record's lock goes, for whoever waits for that
-        os.close(file)
+        try:
+            if self.alone():
+                last()
+                self._path.unlink(missing_ok=True)
+        finally:
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, AT_WORK)   # before the record's lock goes, for whoever waits for that
+            os.close(file)
 
     def others(self) -> bool:
         """Whether it is known that somebody else is at work here."""

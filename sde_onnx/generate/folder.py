@@ -95,7 +95,9 @@ class FolderRun:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be made: {error.strerror}") from None
-        with self._claims.at_work():
+        # What a killed process left while others were at work is removed by the last of them; that of other machines,
+        # of which no lock may tell, stays.
+        with self._claims.at_work(last=lambda: None if is_shard else self._remove_unfinished()):
             with self._claims.record():
                 self._begin(settings, seeds, batch_size, depends_on_batch, is_shard)
             yield
@@ -115,8 +117,7 @@ class FolderRun:
         path, asked = self.folder / RECORD, set(seeds)
         images = [file for file in self._listed(OURS) if file.name != RECORD]
         if path.exists() and not images and not is_shard and self._claims.alone():   # it ended before its first image
-            for file in self._listed(UNFINISHED):
-                remove(file)
+            self._remove_unfinished()
         elif path.exists():
             found = read_json(path, OutputError)
             self._compare(found, settings)
@@ -130,9 +131,8 @@ class FolderRun:
                 asked |= set(parse_seeds(str(found.get("seeds")), most=None))
             except InputError as error:
                 raise OutputError(f"{path} is damaged ({error}): {INSTEAD}") from None
-            if self._claims.alone() and not is_shard:   # of other machines no lock may tell
-                for file in self._listed(UNFINISHED):
-                    remove(file)
+            if self._claims.alone() and not is_shard:
+                self._remove_unfinished()
         elif images:
             raise OutputError(f"{self.folder} holds {images[0].name} of a run that left no {RECORD}: {INSTEAD}")
         listed = format_seeds(seeds if depends_on_batch else sorted(asked))
@@ -140,6 +140,11 @@ class FolderRun:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         self._find_files()
+
+    def _remove_unfinished(self) -> None:
+        """What killed processes have left half: for whoever is alone here."""
+        for file in self._listed(UNFINISHED):
+            remove(file)
 
     def turns(self, batches: Iterable[Batch], *, in_order: bool = False) -> Iterator[tuple[Batch, bool]]:
         """Gives each batch, and whether all of its images are there; if not, they are this process's to make.

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from sde_onnx.errors import OutputError
 from sde_onnx.generate.claims import Claims
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's locks")
@@ -39,8 +40,8 @@ def test_seeds_that_another_process_has_claimed_and_their_neighbours(tmp_path):
     other.start()
     try:
         assert held.wait(60)
-        claims = Claims(path)
-        with claims.at_work():
+        claims, done = Claims(path), []
+        with claims.at_work(last=lambda: done.append("too early")):
             assert {seed for seed in (0, 3, 4, 5, 2**62, 2**63, 2**64 - 2, 2**64 - 1) if not claims.claim([seed])} == {
                 4, 2**64 - 1}
             assert not claims.claim([7, 4])
@@ -48,6 +49,20 @@ def test_seeds_that_another_process_has_claimed_and_their_neighbours(tmp_path):
         tried.set()
         other.join()
     assert other.exitcode == 0
+    with Claims(path).at_work(last=lambda: done.append("by the last")):
+        assert path.exists()
+    assert done == ["by the last"]
+    assert not path.exists()
+
+
+def test_a_lock_goes_where_the_last_fails(tmp_path):
+    def fail():
+        raise OutputError("a scrap cannot be removed")
+
+    for _ in range(2):   # a lock that was held would be in the way of the second
+        claims = Claims(tmp_path / ".run.lock")
+        with pytest.raises(OutputError, match="a scrap"), claims.at_work(last=fail):
+            assert not claims.others()
 
 
 def test_of_those_who_leave_at_the_same_moment_the_last_removes_the_file(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from sde_onnx.cli import main
 from sde_onnx.errors import OutputError
 from sde_onnx.generate.claims import Claims
+from sde_onnx.generate.folder import FolderRun
 
 
 def run(model_file, folder, *arguments):
@@ -137,6 +138,19 @@ def test_a_run_that_ended_before_its_first_image_holds_nothing(model_file, tmp_p
     assert run(model_file, tmp_path / "out", "--seeds", "0", "--rho", "5").exit_code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000.png", "run.json"]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["rho"] == 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX's locks")
+@pytest.mark.parametrize("is_shard", [False, True])
+def test_what_a_process_that_was_killed_meanwhile_has_left_is_removed_at_the_end(is_shard, tmp_path):
+    """Of another machine's it may be at work on it still."""
+    run = FolderRun(tmp_path / "out", shards=False, force=False)
+    scraps = [tmp_path / "out" / name for name in (".000052.a1696ea3.png", ".run.0123abcd.json")]
+    with run.begun({}, seeds=[0], batch_size=1, depends_on_batch=False, is_shard=is_shard):
+        for path in scraps:
+            path.touch()
+    assert [path.exists() for path in scraps] == [is_shard] * 2
+    assert (tmp_path / "out" / "run.json").exists()
 
 
 def test_what_is_there_binds_where_no_lock_tells(model_file, tmp_path, monkeypatch):
