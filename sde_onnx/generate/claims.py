@@ -53,8 +53,10 @@ class Claims:
             yield
         finally:
             if self._file is not None:
-                self._leave(self._file, last)
-                self._file = None
+                try:
+                    self._leave(self._file, last)
+                finally:
+                    self._file = None
 
     def _join(self) -> None:
         while True:
@@ -86,8 +88,10 @@ class Claims:
         fcntl.lockf(file, fcntl.LOCK_EX, 1, RECORD)
         try:
             if self.alone():
-                last()
-                self._path.unlink(missing_ok=True)
+                try:
+                    last()
+                finally:
+                    self._path.unlink(missing_ok=True)
         finally:
             fcntl.lockf(file, fcntl.LOCK_UN, 1, AT_WORK)   # before the record's lock goes, for whoever waits for that
             os.close(file)

@@ -96,10 +96,12 @@ class FolderRun:
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be made: {error.strerror}") from None
         # What a killed process left while others were at work is removed by the last of them; that of other machines,
-        # of which no lock may tell, stays.
-        with self._claims.at_work(last=lambda: None if is_shard else self._remove_unfinished()):
+        # of which no lock may tell, and what is in the folder of a run that was refused stay.
+        has_all = False
+        with self._claims.at_work(last=lambda: self._remove_unfinished() if has_all else None):
             with self._claims.record():
                 self._begin(settings, seeds, batch_size, depends_on_batch, is_shard)
+            has_all = not is_shard
             yield
 
     def _begin(

@@ -115,5 +115,4 @@ def test_a_pipe_that_nobody_writes_into_is_refused(arguments, golden_values, tmp
     assert result.returncode == 1, result.stderr
     assert result.stderr.startswith("Error: ")
     assert "a pipe or a device" in result.stderr
-    assert "a pipe or a device" in result.stderr
     assert result.stderr.count("\n") == 1

@@ -63,6 +63,8 @@ def test_a_lock_goes_where_the_last_fails(tmp_path):
         claims = Claims(tmp_path / ".run.lock")
         with pytest.raises(OutputError, match="a scrap"), claims.at_work(last=fail):
             assert not claims.others()
+        assert not claims.others()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_of_those_who_leave_at_the_same_moment_the_last_removes_the_file(tmp_path):

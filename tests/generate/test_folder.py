@@ -150,6 +150,12 @@ def test_what_a_process_that_was_killed_meanwhile_has_left_is_removed_at_the_end
         for path in scraps:
             path.touch()
     assert [path.exists() for path in scraps] == [is_shard] * 2
+    scraps[0].touch()
+    (tmp_path / "out" / "000000.png").touch()
+    with pytest.raises(OutputError, match="images of another run"), run.begun(
+            {"eta": 1}, seeds=[0], batch_size=1, depends_on_batch=False, is_shard=is_shard):
+        pass
+    assert scraps[0].exists()
     assert (tmp_path / "out" / "run.json").exists()
 
 
