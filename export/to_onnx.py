@@ -40,7 +40,7 @@ from sde_onnx.solvers.plan import ROWS_FORMAT
 from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["REVISION", "TARGETS", "TOLERANCES", "build_model", "check_model_output", "cpu_session", "export",
-           "measure_parity", "parity_cases", "without_target"]
+           "measure_parity", "parity_cases", "relative_error", "without_target"]
 
 # Counted up when the same checkpoint becomes another graph: files cached before are then made again.
 REVISION = 5
@@ -220,7 +220,7 @@ def measure_parity(score: ScoreFunction, network: ScoreNetwork, schedule: VeSche
         schedule: gives the smallest, the middle (in log) and the largest sigma.
 
     Returns:
-        ``|a - b| / |b|`` by case, for each sigma at batch 1 and 3, on images of smooth colours plus sigma times noise;
+        The relative error by case, for each sigma at batch 1 and 3, on images of smooth colours plus sigma times noise;
         of the denoised images, where a network gives those.
     """
     parity = {}
@@ -230,8 +230,15 @@ def measure_parity(score: ScoreFunction, network: ScoreNetwork, schedule: VeSche
         got = score(**inputs)
         if network.gives_images:   # and the score is their small difference from x, which rounding dominates
             got, expected = (inputs["x"] + inputs["sigma"][0]**2 * value for value in (got, expected))
-        parity[case] = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+        parity[case] = relative_error(got, expected)
     return parity
+
+
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """``|got - expected| / |expected|``, and 0 where both are zeros: NCSN++ starts with a last convolution of zeros."""
+    difference = float(np.linalg.norm(got - expected))
+    with np.errstate(divide="ignore"):
+        return float(np.divide(difference, np.linalg.norm(expected))) if difference else 0.0
 
 
 def parity_cases(

@@ -19,7 +19,7 @@ from sde_onnx.errors import GradientError, ModelFileError, ParityError, first_li
 from sde_onnx.export.gradient.reference import Reference
 from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.rewrites.winograd import use_winograd
-from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases, without_target
+from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases, relative_error, without_target
 from sde_onnx.files import regular, replacing
 from sde_onnx.runtime.load import read_metadata
 from sde_onnx.runtime.metadata import KEY, ModelMetadata
@@ -75,7 +75,7 @@ def export_gradient(source: Path, path: Path, *, target: str = "any", force: boo
         v = generator.standard_normal(inputs["x"].shape, np.float32)
         expected = reference.vjp(inputs, v)
         got, = session.run([GRADIENT], {**inputs, COTANGENT: v})
-        parity[f"vjp {case}"] = error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+        parity[f"vjp {case}"] = error = relative_error(got, expected)
         if not error <= TOLERANCE:
             raise ParityError(f"the gradient differs from torch's by {error:.2e} relative at {case}, above "
                               f"{TOLERANCE:.0e}; {path} was not written{without_target(target)}")

@@ -30,7 +30,7 @@ __all__ = ["dps", "drawn"]
 
 
 def dps(
-    score: Score, noise: NoiseSource, measurement: Measurement, *, sampling: Sampling, vjp: Product, zeta: float = 0.5
+    score: Score, noise: NoiseSource, measurement: Measurement, *, sampling: Sampling, vjp: Product, zeta: float
 ) -> Iterator[Step]:
     """Yields the steps of a solver; nothing is computed before the first is asked for.
 

@@ -19,7 +19,7 @@ from sde_onnx.solvers.protocols import Array, Score
 __all__ = ["null_space"]
 
 
-def null_space(score: Score, measurement: Measurement, *, damping: float = 1.0) -> Score:
+def null_space(score: Score, measurement: Measurement, *, damping: float) -> Score:
     """The score given a measurement, without a gradient.
 
     Args:

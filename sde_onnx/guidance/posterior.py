@@ -21,7 +21,7 @@ from sde_onnx.solvers.protocols import Array, Score
 __all__ = ["posterior"]
 
 
-def posterior(score: Score, measurement: Measurement, *, vjp: Product, iterations: int = 2) -> Score:
+def posterior(score: Score, measurement: Measurement, *, vjp: Product, iterations: int) -> Score:
     """The score given a measurement, of GMRES iterations of one vector-Jacobian product each.
 
     Args:

@@ -114,7 +114,7 @@ def test_a_digit_with_a_rubbed_out_part_is_restored(program, files, solver, tmp_
     model, seeds = sde_onnx.load(sde_onnx.bundled_model(), "cpu"), range(16)
     y = (digit / 255).astype(np.float32).transpose(2, 0, 1)[None].repeat(len(seeds), axis=0)
     sampling = sde_onnx.resolve(model.metadata, solver=solver[0], steps=solver[1])
-    *_, last = sampling.run(null_space(model, Measurement(y, operators.mask(known), 0.0)),
+    *_, last = sampling.run(null_space(model, Measurement(y, operators.mask(known), 0.0), damping=1.0),
                             PortableNoise(seeds, (3, 16, 16)))
     expected = to_uint8(last.x_mean)
     for mask in ("known.pgm", "known.ppm"):

@@ -134,7 +134,7 @@ def restorations(model, torn, seeds, steps, *, solver="sde-dpmpp-2m", label=None
     """What the host makes of a picture ``[H, W, 4]`` whose missing pixels have alpha 0."""
     y = (torn[..., :3] / 255).astype(np.float32).transpose(2, 0, 1)[None].repeat(len(seeds), axis=0)
     score = model if label is None else functools.partial(model, label=np.full(len(seeds), label))
-    score = null_space(score, Measurement(y, operators.mask(torn[..., 3] > 0), 0.0))
+    score = null_space(score, Measurement(y, operators.mask(torn[..., 3] > 0), 0.0), damping=1.0)
     sampling = sde_onnx.resolve(model.metadata, solver=solver, steps=steps)
     *_, last = sampling.run(score, PortableNoise(seeds, model.metadata.image_shape))
     return to_uint8(last.x_mean)

@@ -103,7 +103,8 @@ def test_posterior_samples_gaussian_data_exactly(pair, rng):
 def test_null_space_is_the_approximation_that_it_is(pair, rng):
     """The design's figures, of a right implementation too: it does not know that what is missing goes with y."""
     sampling = resolve(pair, solver="ancestral", steps=1000)
-    samples = last(sampling.run(null_space(pair, of_pair(COUNT)), CentredNoise(rng, (COUNT, 1, 1, 2)))).x_mean
+    score, noise = null_space(pair, of_pair(COUNT), damping=1.0), CentredNoise(rng, (COUNT, 1, 1, 2))
+    samples = last(sampling.run(score, noise)).x_mean
     bias, ratio = moments_beside_the_exact(samples[..., 1])
     print(f"null-space: bias {bias:.3f}, ratio {ratio:.3f}")
     assert bias == pytest.approx(-0.76, abs=0.05) and ratio == pytest.approx(1.36, abs=0.05)
@@ -124,10 +125,10 @@ def test_every_method_agrees_with_an_exact_measurement(method, pair, rng):
     sampling = resolve(pair, steps=100)
     noise, measurement = NumpyNoise(rng, (500, 1, 1, 2)), of_pair(500)
     steps = {
-        "null-space": lambda: sampling.run(null_space(pair, measurement), noise),
-        "posterior": lambda: sampling.run(posterior(pair, measurement, vjp=pair.vjp), noise),
+        "null-space": lambda: sampling.run(null_space(pair, measurement, damping=1.0), noise),
+        "posterior": lambda: sampling.run(posterior(pair, measurement, vjp=pair.vjp, iterations=2), noise),
         "dps": lambda: dps(pair, noise, measurement, sampling=sampling, vjp=pair.vjp, zeta=0.1),
-        "daps": lambda: daps(pair, noise, measurement, sampling=sampling),
+        "daps": lambda: daps(pair, noise, measurement, sampling=sampling, ode_steps=4, spread=1.0),
         "replacement": lambda: replacement(pair, noise, measurement, sampling=sampling),
     }[method]()
     x_mean = last(steps).x_mean
@@ -196,7 +197,7 @@ def test_dps_has_no_step_where_there_are_corrections_alone(pair, rng):
     """Their score is scaled, and not the one that the distance from y follows from."""
     sampling = resolve(pair, solver="pc", steps=3, options={"predictor": "none"})
     with pytest.raises(InputError, match="has corrections alone"):
-        list(dps(pair, NumpyNoise(rng, (5, 1, 1, 2)), of_pair(5), sampling=sampling, vjp=pair.vjp))
+        list(dps(pair, NumpyNoise(rng, (5, 1, 1, 2)), of_pair(5), sampling=sampling, vjp=pair.vjp, zeta=0.5))
 
 
 def test_the_draw_of_daps_has_the_exact_mean_and_covariance(rng):

@@ -155,6 +155,17 @@ def test_what_is_not_finite_is_told_with_its_step(lost, host, loop):
         _ = next(run).x_mean
 
 
+def test_the_first_evaluation_that_is_not_finite_is_the_one_told(host, loop):
+    noise = PortableNoise(SEEDS, SHAPE)
+
+    def broken():
+        z = noise()
+        return z * np.float32(np.nan) if noise.draw == 2 else z   # of the first correction
+
+    with pytest.raises(NonFiniteError, match="at step 1 of 5"):
+        list(loop.run(plan_of(host, "pc", 5), broken))
+
+
 def test_rows_are_what_the_graph_reads(host):
     table = rows(plan_of(host, "pc", 3))
     assert table.shape == (6, len(COLUMNS))

@@ -45,6 +45,7 @@ def test_whatever_it_predicts_the_file_gives_the_score(predicts, tmp_path, rng):
     metadata = export(ExactNoise(predicts).eval(), tmp_path / "m.onnx", schedule=SCHEDULE, image_shape=SHAPE,
                       predicts=predicts)
     assert (metadata.image_shape, metadata.data_range) == (SHAPE, (-1.0, 1.0))
+    assert (metadata.snr, metadata.n_corrector) == (0.16, 1)
     assert metadata.architecture["class"] == "ExactNoise"
     model = sde_onnx.load(tmp_path / "m.onnx", "cpu")
     x, sigma = noisy_images(rng, (0.3, 1.0, 20.0), SHAPE)
@@ -140,6 +141,16 @@ def test_bad_arguments_are_refused(about, message, tmp_path):
 def test_a_checkpoint_says_itself_what_a_module_is_told(checkpoint16, tmp_path):
     with pytest.raises(ConfigError, match="a checkpoint says snr itself"):
         export(from_diffusers(str(checkpoint16)), tmp_path / "m.onnx", snr=0.2)
+
+
+def test_a_network_that_has_not_begun_to_learn_is_accepted(tmp_path):
+    """NCSN++ starts with a last convolution of zeros."""
+    network = Spoilt("not").eval()
+    nn.init.zeros_(network.conv.weight)
+    nn.init.zeros_(network.conv.bias)
+    export(network, tmp_path / "m.onnx", schedule=SCHEDULE, image_shape=SHAPE)
+    x, sigma = np.ones((2, *SHAPE), np.float32), np.ones(2, np.float32)
+    assert (sde_onnx.load(tmp_path / "m.onnx", "cpu")(x, sigma) == 0).all()
 
 
 def test_half_a_module_is_refused(tmp_path):

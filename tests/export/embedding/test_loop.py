@@ -123,7 +123,7 @@ RESTORED_SEEDS = np.arange(16)
 def restored(model, measurement, known, seeds, *, solver=None, steps=None, label=None):
     """What the host's loop makes of a measurement, ``[N, C, H, W]``."""
     score = model if label is None else lambda x, sigma: model(x, sigma, label=label)
-    score = null_space(score, Measurement(measurement, operators.mask(known), 0.0))
+    score = null_space(score, Measurement(measurement, operators.mask(known), 0.0), damping=1.0)
     sampling = sde_onnx.resolve(model.metadata, solver=solver, steps=steps)
     *_, last = sampling.run(score, PortableNoise(unsigned(seeds), model.metadata.image_shape))
     return to_uint8(last.x_mean)

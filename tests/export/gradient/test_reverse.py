@@ -194,6 +194,9 @@ REFUSED = {
         """g (float[N, M] x, float[K, M] z) => (float[K, M] y)
         { s = Shape(z)  a = Reshape(x, s)  y = Concat<axis: int = 0>(a, z) }""",
         "y", "x", {}, "needs axes [0] to be fixed"),
+    "an axis without places": (
+        """g (float[N, 0] x) => (float[N] y) <int64[1] axes = {1}> { y = ReduceMean<keepdims: int = 0>(x, axes) }""",
+        "y", "x", {}, "needs axes [1] to be fixed, and not 0"),
     "a branch that captures the input": (CAPTURED, "y", "x", {}, "operator If (node 'a') has no gradient rule"),
     "an initializer's name": ("g (float[4] x) => (float[4] y) <float[4] v = {1, 2, 3, 4}> { y = Mul(x, v) }",
                               "y", "x", {}, "a value 'v' already"),
