@@ -55,6 +55,13 @@ def test_an_image_does_not_depend_on_its_batch(digits, gradient, clean):
         np.testing.assert_allclose(together[2:3], one, atol=2e-3)
 
 
+@pytest.mark.parametrize(("method", "options", "products"), [
+    ("null-space", {}, 0), ("posterior", {"options": {"iterations": 3}}, 3), ("dps", {"solver": "ancestral", "steps": 100}, 1),
+])
+def test_what_a_method_costs_in_products(method, options, products, digits):
+    assert resolve_restoration(digits.metadata, has_gradient=True, method=method, **options).products == products
+
+
 def test_one_measurement_serves_all_seeds(digits, clean):
     y = operator_for("gray", SHAPE).A(clean)
     samples = sde_onnx.restore(digits, y[0], "gray", range(3), 8)

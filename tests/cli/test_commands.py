@@ -251,6 +251,7 @@ def test_info_prints_the_metadata(model_file):
     result = run("info", model_file, "--json")
     assert result.exit_code == 0
     values = json.loads(result.stdout)
+    assert result.stdout == json.dumps(values, indent=2) + "\n"
     assert values["format"] == 1
     assert values["schedule"]["sigma_max"] == 50.0
 

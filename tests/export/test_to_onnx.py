@@ -102,6 +102,7 @@ def test_the_metadata_tell_everything_that_sampling_needs(model_file, checkpoint
     metadata = sde_onnx.read_metadata(model_file)
     assert metadata.schedule == sde_onnx.VeSchedule(0.01, 50.0, 2000, 1e-5)
     assert (metadata.snr, metadata.n_corrector, metadata.image_shape) == (0.16, 1, (3, 16, 16))
+    assert metadata.data_range == (0.0, 1.0)
     assert metadata.source == {"name": checkpoint16.name, "sha256": from_diffusers(str(checkpoint16)).sha256}
     assert metadata.versions["opset"] == "20"
     assert len(metadata.parity) == 6

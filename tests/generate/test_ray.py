@@ -76,6 +76,9 @@ def test_a_run_goes_on_and_errors_are_lines(local, tmp_path):
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
     assert (tmp_path / "ray.png").read_bytes() == (tmp_path / "one.png").read_bytes()
     assert "10 of 10 images were there already" in done(*arguments).stdout
+    for folder, how in (("ray-shards", ["--ray"]), ("one-shards", [])):
+        done(*arguments[:5], "--provider", "cpu", "--batch-size", "2", "--shards", *how, "-o", tmp_path / folder)
+    assert contents(tmp_path / "ray-shards") == contents(tmp_path / "one-shards")
     refuses("expected x, sigma, v to logits, vjp", *arguments[:-1], tmp_path / "labels", "--label", "3", "--classifier",
             sde_onnx.bundled_model())
     refuses("goes with a folder", *arguments[:-1], tmp_path / "s.png", status=2)

@@ -141,6 +141,14 @@ def test_every_provider_says_why_it_can_or_cannot_run(model_file):
     refuses("leave out MODEL and --json", "info", model_file, "--providers", status=2)
 
 
+def test_a_probe_leaves_onnxruntimes_warnings_on(monkeypatch):
+    """They are off while it runs: what a provider that is not here says is told in one line."""
+    levels = []
+    monkeypatch.setattr(providers.ort, "set_default_logger_severity", levels.append)
+    assert providers._failure.__wrapped__("cpu") is None
+    assert levels == [4, 2]   # ONNX Runtime's own default is 2
+
+
 @pytest.mark.parametrize(("mark", "said"), [
     ("driver", "an NVIDIA GPU is here and not used, provider cpu is: cuda cannot run here (not here)"),
     ("renderD128", "a GPU is here and not used, provider cpu is: webgpu cannot run here (not here)"),
