@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from commands import done, refuses
 
-from sde_onnx.benchmark import benchmark
+from sde_onnx.benchmark import Benchmark, benchmark
 from sde_onnx.cli import main
 from sde_onnx.errors import InputError
 from sde_onnx.files import sha256
@@ -93,6 +93,12 @@ def test_the_command(model_file):
     assert [line.split("--quality ")[1].split(",")[0] for line in images] == list(QUALITIES)
     assert any("with --quality balanced, 25 evaluations" in line for line in images)
     assert loop.endswith("% of the time in the loop outside the network")
+
+
+def test_the_command_gives_the_loops_share_in_percent(model_file, monkeypatch):
+    measured = Benchmark(batch_size=2, evaluations=[3.0], loop=[1.0], steps=5, nfe=5, first_evaluation=4.0)
+    monkeypatch.setattr("sde_onnx.benchmark.benchmark", lambda *_, **__: measured)
+    assert "\n25.0% of the time in the loop outside the network" in done("bench", model_file).stdout
 
 
 def test_ten_seconds_are_measured_by_default(model_file, monkeypatch):

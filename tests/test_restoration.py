@@ -56,7 +56,8 @@ def test_an_image_does_not_depend_on_its_batch(digits, gradient, clean):
 
 
 @pytest.mark.parametrize(("method", "options", "products"), [
-    ("null-space", {}, 0), ("posterior", {"options": {"iterations": 3}}, 3), ("dps", {"solver": "ancestral", "steps": 100}, 1),
+    ("null-space", {}, 0), ("posterior", {"options": {"iterations": 3}}, 3),
+    ("dps", {"solver": "ancestral", "steps": 100}, 1),
 ])
 def test_what_a_method_costs_in_products(method, options, products, digits):
     assert resolve_restoration(digits.metadata, has_gradient=True, method=method, **options).products == products

@@ -61,6 +61,15 @@ def test_one_image_takes_the_steps_of_scipy(start, end, rng):
     np.testing.assert_allclose(states[-1].y[0], solver.y, rtol=1e-10, atol=1e-12)   # some lie near 0
 
 
+def test_the_first_step_from_zeros_is_that_of_scipy():
+    """There it has no size of y to go by."""
+    solver = RK45(lambda u, y: np.cos(u) + y, 0.0, np.zeros(3), 2.0, rtol=1e-4, atol=1e-5)
+    solver.step()
+    states = integrate_each(lambda u, y: np.cos(u)[:, None] + y, np.zeros((1, 3)), 0.0, 2.0, rtol=1e-4, atol=1e-5)
+    next(states)
+    assert next(states).u == pytest.approx([solver.t], rel=1e-9)
+
+
 def test_an_image_does_not_depend_on_its_batch(rng):
     y = rng.standard_normal((4, 16)) * [[1e-3], [1], [20], [400]]
     slope = probability_flow(mixture_score, SHAPE)

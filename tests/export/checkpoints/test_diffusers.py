@@ -119,6 +119,9 @@ def test_missing_and_unknown_weights_are_listed(folder):
     save_file(weights, folder / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"1 missing: conv_in.weight; 1 not known: extra.weight"):
         from_diffusers(str(folder))
+    save_file(weights | {f"more.{place}": torch.zeros(1) for place in range(9)}, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"10 not known: extra.weight, more.0, .*, more.6 and 2 more$"):
+        from_diffusers(str(folder))
 
 
 def test_a_name_that_would_move_the_cursor_is_escaped(folder):

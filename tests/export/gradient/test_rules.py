@@ -89,6 +89,7 @@ CASES: list[tuple] = [
     ("LeakyRelu", IMAGE, ["x"], {"alpha": 0.2}),
     ("Log", (IMAGE, 0.5, 2), ["x"], {}),
     ("LogSoftmax", (2, 5, 3), ["x"], {"axis": 1}),
+    ("LogSoftmax", (2, 5, 3), ["x"], {}),
     ("MatMul", (2, 3, 4), ["x", array(4, 5)], {}),
     ("MatMul", (2, 3, 4), ["x", array(2, 4, 5)], {}),
     ("MatMul", (3, 4), ["x", array(2, 4, 5)], {}),
