@@ -7,7 +7,16 @@ import pytest
 
 from sde_onnx.solvers.catalogue import SOLVERS, Sampling
 from sde_onnx.solvers.noise import NumpyNoise
-from sde_onnx.solvers.plan import COLUMNS, MEMORY, RESULTS, TERMS, langevin_step_size, rows, run_evaluations
+from sde_onnx.solvers.plan import (
+    COLUMNS,
+    MEMORY,
+    RESULTS,
+    TERMS,
+    langevin_step_size,
+    rows,
+    run_evaluations,
+    sigma_of_each,
+)
 from sde_onnx.solvers.schedule import VeSchedule
 
 from closed_forms import mixture_score
@@ -60,3 +69,9 @@ def test_every_step_ends_once_and_in_order(solver):
     assert len(plan.levels) == STEPS
     if "restarts" not in SOLVERS[solver].options:   # tests/solvers/test_restart.py
         assert all(before > after for before, after in pairwise(plan.levels))
+
+
+def test_an_images_noise_level_does_not_depend_on_its_values():
+    sigma = sigma_of_each(np.zeros((2, 3, 4, 4), np.float32), 0.5)
+    assert sigma.dtype == np.float32
+    np.testing.assert_array_equal(sigma, [0.5, 0.5])
