@@ -56,6 +56,8 @@ def test_what_is_not_given_is_the_models_own(model):
     ({"batch_size": 0}, "batch_size is 0"),
     ({"latents": np.zeros((2, 3, 16, 16), np.float32)}, r"2 latents for 1 seeds: give one for each seed"),
     ({"latents": np.zeros((1, 3, 16, 16))}, "latents is float64"),
+    ({"latents": np.zeros((1, 3, 16, 8), np.float32)}, r"latents is float32 \[1, 3, 16, 8\], expected float32"),
+    ({"latents": np.zeros((0, 3, 16, 16), np.float32)}, r"latents is float32 \[0, 3, 16, 16\]"),
     ({"latents": np.full((1, 3, 16, 16), np.nan, np.float32)}, "latents holds NaN or infinity"),
     ({"solver": "pc", "snr": -1.0}, "snr is -1.0"),
 ])
