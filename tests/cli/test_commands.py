@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 
 import sde_onnx
 from sde_onnx.cli import main
+from sde_onnx.cli.info import _lines
 from sde_onnx.cli.options import notes
 from sde_onnx.errors import BatchSizeWarning, InputError, OutputError
 from sde_onnx.files import check_room
@@ -245,6 +247,12 @@ def test_info_is_for_people(model_file, for_cuda):
                      "--quality reference: pc snr 0.16 n_corrector 1, 2000 steps, 4000 evaluations an image"):
         assert expected in text
     assert "fp16, for cuda alone" in run("info", for_cuda).stdout
+
+
+@pytest.mark.parametrize(("channels", "colours"), [(1, "gray"), (2, "gray and alpha"), (3, "RGB"), (4, "RGBA")])
+def test_info_names_the_colours(channels, colours, model_file):
+    metadata = dataclasses.replace(sde_onnx.read_metadata(model_file), image_shape=(channels, 16, 16))
+    assert dict(_lines(model_file, metadata))["images"] == f"16x16, {colours}"
 
 
 def test_info_prints_the_metadata(model_file):

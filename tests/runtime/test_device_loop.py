@@ -160,10 +160,10 @@ def test_the_first_evaluation_that_is_not_finite_is_the_one_told(host, loop):
 
     def broken():
         z = noise()
-        return z * np.float32(np.nan) if noise.draw == 2 else z   # of the first correction
+        return z * np.float32(np.nan) if noise.draw == 2 else z   # of the first step
 
     with pytest.raises(NonFiniteError, match="at step 1 of 5"):
-        list(loop.run(plan_of(host, "pc", 5), broken))
+        list(loop.run(plan_of(host, "sde-dpmpp-2m", 5), broken))
 
 
 def test_rows_are_what_the_graph_reads(host):
