@@ -60,6 +60,20 @@ class Coarse(Halves):
         return super().adjoint(y) * np.float32(1 + 2e-5)
 
 
+class Vectors(Halves):
+    """Its measurements are vectors."""
+
+    def A(self, x):   # noqa: N802
+        return super().A(x).reshape(len(x), -1)
+
+    def adjoint(self, y):
+        return super().adjoint(y.reshape(len(y), 3, 8, 16))
+
+
+def test_measurements_may_be_vectors():
+    assert operator_for(Vectors(), SHAPE).A(np.zeros((2, *SHAPE), np.float32)).shape == (2, 3 * 8 * 16)
+
+
 def test_what_rounding_does_to_an_adjoint_is_taken():
     operator_for(Coarse(), SHAPE)
 
