@@ -236,9 +236,10 @@ def measure_parity(score: ScoreFunction, network: ScoreNetwork, schedule: VeSche
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
     """``|got - expected| / |expected|``, and 0 where both are zeros: NCSN++ starts with a last convolution of zeros."""
-    difference = float(np.linalg.norm(got - expected))
-    with np.errstate(divide="ignore"):
-        return float(np.divide(difference, np.linalg.norm(expected))) if difference else 0.0
+    difference, size = float(np.linalg.norm(got - expected)), float(np.linalg.norm(expected))
+    if size == 0:
+        return 0.0 if difference == 0 else math.inf
+    return difference / size
 
 
 def parity_cases(

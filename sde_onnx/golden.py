@@ -87,7 +87,7 @@ def write_golden(model: ScoreModel, path: Path, sampling: Sampling, *, operator:
         score: Score = model if labels is None else partial(model, label=labels[first : first + size])
         if measured:
             score = null_space(score, Measurement(measured["measurement"], mask(measured["mask"][0, 0]), noise=0.0),
-                               damping=1.0)
+                               damping=1.0)   # of no effect without noise
         states = [(x, x_mean) for _, x, x_mean in run_evaluations(sampling.plan, score, noise)]
         parts.append((states[0][0], *states[-1]))
     x_first, x_last, x_mean = (np.concatenate(states) for states in zip(*parts, strict=True))

@@ -29,8 +29,7 @@ __all__ = ["conditioned", "daps"]
 
 
 def daps(
-    score: Score, noise: NoiseSource, measurement: Measurement, *, sampling: Sampling, ode_steps: int,
-    spread: float,
+    score: Score, noise: NoiseSource, measurement: Measurement, *, sampling: Sampling, ode_steps: int, spread: float
 ) -> Iterator[Step]:
     """Yields a step for each noise level of a solver; nothing is computed before the first is asked for.
 

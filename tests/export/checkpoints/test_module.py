@@ -10,6 +10,7 @@ from torch import nn
 import sde_onnx
 from sde_onnx.errors import ConfigError, InputError
 from sde_onnx.export import export, from_diffusers
+from sde_onnx.export.gradient.model_file import export_gradient
 from sde_onnx.solvers.schedule import VeSchedule
 
 from closed_forms import MEAN, STD
@@ -151,6 +152,9 @@ def test_a_network_that_has_not_begun_to_learn_is_accepted(tmp_path):
     export(network, tmp_path / "m.onnx", schedule=SCHEDULE, image_shape=SHAPE)
     x, sigma = np.ones((2, *SHAPE), np.float32), np.ones(2, np.float32)
     assert (sde_onnx.load(tmp_path / "m.onnx", "cpu")(x, sigma) == 0).all()
+    export_gradient(tmp_path / "m.onnx", tmp_path / "g.onnx")
+    score, product = sde_onnx.load(tmp_path / "g.onnx", "cpu").vjp(x, sigma, x)
+    assert (score == 0).all() and (product == 0).all()
 
 
 def test_half_a_module_is_refused(tmp_path):
