@@ -4,7 +4,8 @@
 
 First the suite runs once, to see which tests run which line. A mutant then meets the tests of its line, the quickest
 first, until one fails; each core has a mutant of its own. What is finished is kept in build/mutants; a run that was
-stopped goes on.
+stopped goes on. When tests alone were changed since, the changed ones run again and ``--again`` tries the survivors;
+when anything else was, all begins anew.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -24,7 +24,8 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from mutants.sites import Mutant, mutants_of
+from mutants.sites import Mutant, mutants_of, sample
+from sde_onnx.files import sha256
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "mutants"
@@ -41,46 +42,61 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="try those that survived before once more")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
+    tests = _Tests()
     report = WORK / f"report-{arguments.seed}.json"
     found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
     if arguments.again:
         found = {name: row for name, row in found.items() if row["dead"]}
     sites = [mutant for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))
              for mutant in mutants_of(ROOT, path.relative_to(ROOT))]
-    sample = random.Random(arguments.seed).sample(sites, arguments.count)
-    tests = _Tests()
-    jobs = [(mutant, tests.of(mutant)) for mutant in sample if str(mutant) not in found]
+    drawn = sample(ROOT, sites, arguments.count, arguments.seed)
+    names = [name for name in drawn if name not in found]
+    jobs = [(drawn[name], tests.of(drawn[name])) for name in names]
     cores = Queue[int]()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
     with ThreadPoolExecutor(cores.qsize(), initializer=lambda: os.sched_setaffinity(0, {cores.get()})) as pool:
-        for (mutant, names), killer in zip(jobs, pool.map(lambda job: _killer(*job, tests.seconds), jobs), strict=True):
-            found[str(mutant)] = {"dead": killer is not None, "by": killer, "tests": len(names)} | {
+        killers = pool.map(lambda job: _killer(*job, tests.seconds), jobs)
+        for name, (mutant, of_it), killer in zip(names, jobs, killers, strict=True):
+            found[name] = {"dead": killer is not None, "by": killer, "tests": len(of_it)} | {
                 "mutant": asdict(mutant) | {"file": str(mutant.file)}}
             report.write_text(json.dumps(found, indent=1) + "\n")
             if killer is None:
-                print(f"{mutant} lives, {len(names)} tests", flush=True)
-    rows = [found[str(mutant)] for mutant in sample]
-    dead = sum(row["dead"] for row in rows)
-    print(f"{dead} of {len(rows)} mutants died ({dead / len(rows):.1%}), of {len(sites)} that there are")
-    raise SystemExit(0 if dead >= 0.9 * len(rows) else 1)
+                print(f"{mutant} lives, {len(of_it)} tests", flush=True)
+    dead = sum(found[name]["dead"] for name in drawn)
+    print(f"{dead} of {len(drawn)} mutants died ({dead / len(drawn):.1%}), of {len(sites)} that there are")
+    raise SystemExit(0 if dead >= 0.9 * len(drawn) else 1)
 
 
 class _Tests:
     """Which tests run which lines, and how long they take."""
 
     def __init__(self) -> None:
-        data, times = WORK / "coverage", WORK / "seconds.json"
-        if not (data.exists() and times.exists()):
-            environment = {**os.environ, "SDE_ONNX_SECONDS": str(times), "COVERAGE_FILE": str(data)}
-            subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "mutants.recorder",
-                            *(f"--cov={room}" for room in ROOMS), "--cov-context=test", "--cov-report="],
-                           cwd=ROOT, env=environment, check=True)
+        data, times, hashes = WORK / "coverage", WORK / "seconds.json", WORK / "hashes.json"
+        now = {str(path.relative_to(ROOT)): sha256(path) for room in (*ROOMS, "tests")
+               for path in (ROOT / room).rglob("*.py")}
+        before: dict[str, str] = json.loads(hashes.read_text()) if hashes.exists() else {}
+        changed = {file for file in now.keys() | before.keys() if now.get(file) != before.get(file)}
+        tests = {file for file in changed if Path(file).name.startswith("test_")}
+        if changed - tests:
+            for path in WORK.iterdir():   # what was found of other code
+                path.unlink()
+            self._record(data, times, [])
+        elif tests & now.keys():
+            self._record(data, times, ["--cov-append", *sorted(tests & now.keys())])
+        hashes.write_text(json.dumps(now))
         from coverage import CoverageData
 
         self._data = CoverageData(str(data))
         self._data.read()
         self.seconds: dict[str, float] = json.loads(times.read_text())
+
+    def _record(self, data: Path, times: Path, arguments: Sequence[str]) -> None:
+        """Runs the suite, or these tests."""
+        environment = {**os.environ, "SDE_ONNX_SECONDS": str(times), "COVERAGE_FILE": str(data)}
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "mutants.recorder",
+                        *(f"--cov={room}" for room in ROOMS), "--cov-context=test", "--cov-report=", *arguments],
+                       cwd=ROOT, env=environment, check=True)
 
     def of(self, mutant: Mutant) -> list[str]:
         """The files of tests that are named after the mutant's, whole, and the quickest tests that run its line.

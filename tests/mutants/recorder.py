@@ -1,4 +1,4 @@
-"""A pytest plugin: how many seconds each test takes, as JSON."""
+"""A pytest plugin: how many seconds each test takes, as JSON, beside what the file says of others."""
 
 from __future__ import annotations
 
@@ -16,4 +16,6 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish(session):
     if not hasattr(session.config, "workerinput"):
-        Path(os.environ["SDE_ONNX_SECONDS"]).write_text(json.dumps(seconds))
+        file = Path(os.environ["SDE_ONNX_SECONDS"])
+        others = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(others | seconds))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Mutant", "mutants_of"]
+__all__ = ["Mutant", "mutants_of", "sample"]
 
 COMPARISONS = {"==": "!=", "!=": "==", "<": "<=", "<=": "<", ">": ">=", ">=": ">", "in": "not in", "not in": "in",
                "is": "is not", "is not": "is"}
@@ -35,6 +37,23 @@ class Mutant:
         text = (root / self.file).read_text()
         assert text[self.start:self.end] == self.before, f"{self.file} is another one"
         return text[:self.start] + self.after + text[self.end:]
+
+
+def sample(root: Path, mutants: Iterable[Mutant], count: int, seed: int) -> dict[str, Mutant]:
+    """Some of the mutants, by a name of file, line of code and change: drawn by a hash of it.
+
+    So when code is changed elsewhere the sample stays, but for what is no more and what is new.
+    """
+    named: dict[str, Mutant] = {}
+    seen: Counter[str] = Counter()
+    for mutant in mutants:
+        text = (root / mutant.file).read_text()
+        until, after = text[:mutant.start].rpartition("\n")[2], text[mutant.end:].partition("\n")[0]
+        name = f"{mutant.file}: {until.lstrip()}{{{mutant.before} -> {mutant.after}}}{after}"
+        seen[name] += 1   # the same line may stand in a file twice
+        named[f"{name} ({seen[name]})"] = mutant
+    drawn = sorted(named, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:count]
+    return {name: named[name] for name in drawn}
 
 
 def mutants_of(root: Path, file: Path) -> Iterator[Mutant]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mutants import __main__ as program
-from mutants.sites import Mutant, mutants_of
+from mutants.sites import Mutant, mutants_of, sample
 
 SOURCE = '''"""A docstring of 3 words."""
 
@@ -34,6 +34,54 @@ def test_the_faults_of_a_file(tmp_path):
         (11, "in", "not in"), (11, "or", "and")]
     for mutant in found:
         compile(mutant.source(tmp_path), "some.py", "exec")
+
+
+def test_a_sample_stays_when_code_elsewhere_is_changed(tmp_path):
+    def drawn(count: int, seed: int) -> dict[str, Mutant]:
+        return sample(tmp_path, mutants_of(tmp_path, Path("some.py")), count, seed)
+
+    (tmp_path / "some.py").write_text(SOURCE + SOURCE, encoding="utf-8")
+    assert len(drawn(100, 0)) == 28
+    before = drawn(10, 0)
+    assert "some.py: x {+= -> -=} 1 (2)" in drawn(100, 0) and set(before) != set(drawn(10, 1))
+    (tmp_path / "some.py").write_text("TWO = 1\n" * 2 + SOURCE + SOURCE, encoding="utf-8")
+    after = drawn(12, 0)   # two may be new
+    assert set(before) <= set(after)
+    assert all(after[name].line == mutant.line + 2 for name, mutant in before.items())
+
+
+def test_what_is_recorded_again(tmp_path, monkeypatch):
+    recorded = []
+
+    def record(tests, data, times, arguments):
+        recorded.append(arguments)
+        times.write_text("{}")
+
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setattr(program, "WORK", tmp_path / "work")
+    monkeypatch.setattr(program._Tests, "_record", record)
+    code, test, gone = (tmp_path / name for name in ("export/some.py", "tests/test_a.py", "tests/test_b.py"))
+    for folder in ("work", "sde_onnx", "export", "tests"):
+        (tmp_path / folder).mkdir()
+    for path in (code, test, gone):
+        path.write_text("1")
+    report = tmp_path / "work" / "report-0.json"
+
+    def run_again() -> list[str]:
+        recorded.clear()
+        program._Tests()
+        return [" ".join(arguments) for arguments in recorded]
+
+    assert run_again() == [""]
+    report.write_text("{}")
+    assert run_again() == []
+    test.write_text("2")
+    gone.unlink()
+    assert run_again() == ["--cov-append tests/test_a.py"]
+    assert report.exists()
+    code.write_text("2")
+    assert run_again() == [""]
+    assert not report.exists()
 
 
 @pytest.mark.thorough
