@@ -22,7 +22,7 @@ quick: $(INSTALLED)    ## the tests of the runtime that take no seconds, for the
 	$(BIN)/python -m pytest -n auto -q -m "not thorough" tests/solvers tests/runtime tests/guidance tests/generate tests/cli \
 		tests/export/graph tests/export/rewrites/test_fold.py tests/test_*.py
 
-fuzz: $(INSTALLED)    ## 100,000 hostile cases, an hour; a report of what broke the promise of one line
+fuzz: $(INSTALLED)    ## 100,000 hostile cases, one a core at a time, under an hour; a report of what broke the promise of one line
 	cd tests && ../$(BIN)/python -m fuzz --cases 100000
 
 faults: $(INSTALLED)    ## stop writing processes at random moments, an hour; a report of what was lost or left

@@ -1,4 +1,4 @@
-"""Runs hostile cases and reports them: ``make fuzz``.
+"""Runs hostile cases, one a core at a time, and reports them: ``make fuzz``.
 
     PYTHONPATH=tests python -m fuzz --cases 100000 [--kinds NAME...] [--first SEED]
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     distinct: dict[tuple[str, str], list[Failure]] = {}
     start = time.monotonic()
-    for kind, _, failure in run_cases(KINDS, cases, prepare):
+    for kind, _, failure in run_cases(KINDS, cases, prepare, cores=sorted(os.sched_getaffinity(0))):
         counts[kind] += 1
         if (done := sum(counts.values())) % SAID_EVERY == 0:
             print(f"{done} cases in {time.monotonic() - start:.0f} s, {len(distinct)} distinct failures", flush=True)

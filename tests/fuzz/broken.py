@@ -49,9 +49,16 @@ def memory(seed: int, folder: Path) -> Case:
     return Case(call=lambda: bytearray(2 * harness.MEMORY))
 
 
-def hangs(seed: int, folder: Path) -> Case:
+def waits(seed: int, folder: Path) -> Case:
     return Case(call=lambda: time.sleep(1000))
 
 
+def works(seed: int, folder: Path) -> Case:
+    def call() -> None:
+        while True:
+            pass
+    return Case(call=call)
+
+
 BROKEN: dict[str, Callable[[int, Path], Case]] = {function.__name__: function for function in (
-    good, raises, several_lines, leaves, changes, dies, noisy, memory, hangs)}
+    good, raises, several_lines, leaves, changes, dies, noisy, memory, waits, works)}

@@ -13,16 +13,21 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 
 __all__ = ["Case", "Failure", "run_cases"]
 
-SECONDS = 20.0          # that a case may take
+SECONDS = 20.0          # of processors that a case may take
+PATIENCE = 3            # times as many of the clock: others may be at work on the machine, but what waits forever hangs
 MEMORY = 3 * 2**30      # that it may take beyond what the worker has
 STATUSES = (0, 1, 2)
 
@@ -56,64 +61,103 @@ class _Seen:
 
 def run_cases(
     kinds: dict[str, Callable[[int, Path], Case]], cases: Iterable[tuple[str, int]],
-    prepare: Callable[[], object] | None = None, *, seconds: float = SECONDS,
+    prepare: Callable[[], object] | None = None, *, seconds: float = SECONDS, cores: Sequence[int] = (),
 ) -> Iterator[tuple[str, int, Failure | None]]:
-    """Runs cases in a worker that is replaced when it hangs or dies; gives each with its failure, if it failed.
+    """Runs cases in workers that are replaced when they hang or die; gives each in order, with its failure if any.
 
     Args:
         kinds: by name, what makes the case of a seed in an empty folder; module-level functions.
         cases: names and seeds.
         prepare: called once in each worker.
-        seconds: that a case may take.
+        seconds: of processors that a case may take, and PATIENCE times as many of the clock.
+        cores: with a worker each; of none, one worker on all.
     """
-    worker = None
+    workers = [_Worker(kinds, prepare, seconds, own) for own in ([{core} for core in cores] or [None])]
+    idle = SimpleQueue[_Worker]()
+    for worker in workers:
+        idle.put(worker)
+
+    def tried(case: tuple[str, int]) -> tuple[str, int, Failure | None]:
+        worker = idle.get()
+        try:
+            problem = worker.ask(*case)
+        finally:
+            idle.put(worker)
+        return *case, None if problem is None else Failure(*case, problem)
+
+    pool = ThreadPoolExecutor(len(workers))
     try:
-        for kind, seed in cases:
-            worker = worker or _Worker(kinds, prepare)
-            problem = worker.ask(kind, seed, seconds)
-            if worker.is_lost:
-                worker.close()
-                worker = None
-            yield kind, seed, None if problem is None else Failure(kind, seed, problem)
+        yield from pool.map(tried, cases)
     finally:
-        if worker is not None:
+        pool.shutdown(cancel_futures=True)
+        for worker in workers:
             worker.close()
 
 
 class _Worker:
-    def __init__(self, kinds: dict[str, Callable[[int, Path], Case]], prepare: Callable[[], object] | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, kinds, prepare, sys.path), daemon=True)
-        self._process.start()
-        theirs.close()
-        self.is_lost = False
-        assert self._pipe.recv() == "ready"
+    """A process that is started when it is asked something, anew after it hung or died."""
 
-    def ask(self, kind: str, seed: int, seconds: float) -> str | None:
+    def __init__(
+        self, kinds: dict[str, Callable[[int, Path], Case]], prepare: Callable[[], object] | None, seconds: float,
+        cores: set[int] | None,
+    ) -> None:
+        self._arguments = (kinds, prepare, cores, sys.path)
+        self._seconds = seconds
+        self._running: tuple[BaseProcess, Connection] | None = None
+
+    def ask(self, kind: str, seed: int) -> str | None:
         """The problem of a case, or ``None``."""
+        process, pipe = self._started()
         try:
-            self._pipe.send((kind, seed))
-            if self._pipe.poll(seconds):
-                answer: str | None = self._pipe.recv()
-                return answer
-            self.is_lost = True
-            return f"no end in {seconds:.0f} s"
+            pipe.send((kind, seed))
+            end, used = time.monotonic() + PATIENCE * self._seconds, _processor_seconds(process)
+            while time.monotonic() < end and _processor_seconds(process) - used < self._seconds:
+                if pipe.poll(1):
+                    answer: str | None = pipe.recv()
+                    return answer
         except (EOFError, OSError):
-            self.is_lost = True
-            self._process.join(5)
-            return f"the process died with status {self._process.exitcode}"
+            process.join(5)
+            status = process.exitcode
+            self.close()
+            return f"the process died with status {status}"
+        self.close()
+        return f"no end in {self._seconds:.0f} s"
+
+    def _started(self) -> tuple[BaseProcess, Connection]:
+        if self._running is None:
+            context = multiprocessing.get_context("spawn")
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+            process.start()
+            theirs.close()
+            self._running = process, ours
+            assert ours.recv() == "ready"
+        return self._running
 
     def close(self) -> None:
-        self._pipe.close()
-        self._process.kill()
-        self._process.join()
+        if self._running is not None:
+            process, pipe = self._running
+            pipe.close()
+            process.kill()
+            process.join()
+            self._running = None
+
+
+def _processor_seconds(process: BaseProcess) -> float:
+    """What a process has used, all its threads together; of one that has ended, none."""
+    try:
+        after_its_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, after_its_name[11:13])) / os.sysconf("SC_CLK_TCK")   # in user mode and in the kernel's
 
 
 def _serve(
     pipe: Connection, kinds: dict[str, Callable[[int, Path], Case]], prepare: Callable[[], object] | None,
-    path: list[str],
+    cores: set[int] | None, path: list[str],
 ) -> None:
+    if cores is not None:
+        os.sched_setaffinity(0, cores)   # before a library counts them
     sys.path[:] = path
     warnings.simplefilter("ignore", DeprecationWarning)
     if prepare is not None:
