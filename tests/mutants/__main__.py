@@ -1,11 +1,11 @@
 """Puts small faults into the code, one at a time, and says which of them no test sees: ``make mutants``.
 
-    PYTHONPATH=tests python -m mutants [--count 200] [--seed 0] [--again]
+    PYTHONPATH=tests python -m mutants [--count 200] [--seed 0]
 
 First the suite runs once, to see which tests run which line. A mutant then meets the tests of its line, the quickest
 first, until one fails; each core has a mutant of its own. What is finished is kept in build/mutants; a run that was
-stopped goes on. When tests alone were changed since, the changed ones run again and ``--again`` tries the survivors;
-when anything else was, all begins anew.
+stopped goes on. When files of tests alone were changed since, these run once more, and the survivors and what these
+killed are tried again; when other Python code was, all begins anew.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
@@ -32,6 +32,7 @@ WORK = ROOT / "build" / "mutants"
 ROOMS = ("sde_onnx", "export")
 MOST_SECONDS = 300.0   # that the tests that run a mutant's line take when nothing is wrong: those beyond are not run
 BROKEN = r"^(\d+ errors? in |ImportError while loading conftest)"   # what pytest says of files with the mutant
+KILLER = r"(?:FAILED|ERROR) ([^:]+\.py)"   # in what is said of a killed mutant, if a test did it
 PATIENCE = 4           # times as long may they take: what hangs is dead
 
 
@@ -39,30 +40,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--again", action="store_true", help="try those that survived before once more")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     tests = _Tests()
     report = WORK / f"report-{arguments.seed}.json"
     found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    if arguments.again:
-        found = {name: row for name, row in found.items() if row["dead"]}
     sites = [mutant for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))
              for mutant in mutants_of(ROOT, path.relative_to(ROOT))]
     drawn = sample(ROOT, sites, arguments.count, arguments.seed)
-    names = [name for name in drawn if name not in found]
-    jobs = [(drawn[name], tests.of(drawn[name])) for name in names]
     cores = Queue[int]()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
     with ThreadPoolExecutor(cores.qsize(), initializer=lambda: os.sched_setaffinity(0, {cores.get()})) as pool:
-        killers = pool.map(lambda job: _killer(*job, tests.seconds), jobs)
-        for name, (mutant, of_it), killer in zip(names, jobs, killers, strict=True):
+        tried = {pool.submit(_killer, drawn[name], of_it, tests.seconds): (name, of_it)
+                 for name in drawn if name not in found for of_it in [tests.of(drawn[name])]}
+        for future in as_completed(tried):
+            (name, of_it), killer = tried[future], future.result()
             found[name] = {"dead": killer is not None, "by": killer, "tests": len(of_it)} | {
-                "mutant": asdict(mutant) | {"file": str(mutant.file)}}
+                "mutant": asdict(drawn[name]) | {"file": str(drawn[name].file)}}
             report.write_text(json.dumps(found, indent=1) + "\n")
             if killer is None:
-                print(f"{mutant} lives, {len(of_it)} tests", flush=True)
+                print(f"{drawn[name]} lives, {len(of_it)} tests", flush=True)
     dead = sum(found[name]["dead"] for name in drawn)
     print(f"{dead} of {len(drawn)} mutants died ({dead / len(drawn):.1%}), of {len(sites)} that there are")
     raise SystemExit(0 if dead >= 0.9 * len(drawn) else 1)
@@ -82,14 +80,28 @@ class _Tests:
             for path in WORK.iterdir():   # what was found of other code
                 path.unlink()
             self._record(data, times, [])
-        elif tests & now.keys():
-            self._record(data, times, ["--cov-append", *sorted(tests & now.keys())])
+        elif tests:
+            self._forget(tests, times)
+            if there := sorted(tests & now.keys()):
+                self._record(data, times, ["--cov-append", *there])
         hashes.write_text(json.dumps(now))
         from coverage import CoverageData
 
         self._data = CoverageData(str(data))
         self._data.read()
         self.seconds: dict[str, float] = json.loads(times.read_text())
+
+    @staticmethod
+    def _forget(files: Collection[str], times: Path) -> None:
+        """Forgets these files' tests, and the mutants that may fare otherwise now: survivors, and those they killed."""
+        seconds: dict[str, float] = json.loads(times.read_text())
+        seconds = {name: each for name, each in seconds.items() if name.partition("::")[0] not in files}
+        times.write_text(json.dumps(seconds))
+        for report in WORK.glob("report-*.json"):
+            found: dict[str, Any] = json.loads(report.read_text())
+            stay = {name: row for name, row in found.items()
+                    if (killer := re.match(KILLER, row["by"] or "")) and killer[1] not in files}
+            report.write_text(json.dumps(stay, indent=1) + "\n")
 
     def _record(self, data: Path, times: Path, arguments: Sequence[str]) -> None:
         """Runs the suite, or these tests."""
@@ -108,16 +120,17 @@ class _Tests:
         whole = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob(named))]
         chosen = {file: list[str]() for file in whole}
         lines = self._data.contexts_by_lineno(str(ROOT / mutant.file))
-        names = {context.rpartition("|")[0] for context in lines.get(mutant.line, [])} - {""}
-        if not names:
-            names = {context.rpartition("|")[0] for contexts in lines.values() for context in contexts} - {""}
+        of_line = {context.rpartition("|")[0] for context in lines.get(mutant.line, [])}
+        of_file = {context.rpartition("|")[0] for contexts in lines.values() for context in contexts}
+        known = self.seconds.keys()   # of some tests that are no more there are lines still
+        names = of_line & known or of_file & known
         total = 0.0
-        for name in sorted(names, key=lambda name: (self.seconds.get(name, 1.0), name)):
-            total += self.seconds.get(name, 1.0)
+        for name in sorted(names, key=lambda name: (self.seconds[name], name)):
+            total += self.seconds[name]
             if total > MOST_SECONDS:
                 break
             chosen.setdefault(name.partition("::")[0], []).append(name)
-        return [name for file, of_file in chosen.items() for name in ([file] if file in whole else of_file)]
+        return [name for file, own in chosen.items() for name in ([file] if file in whole else own)]
 
 
 def _killer(mutant: Mutant, names: Sequence[str], seconds: dict[str, float]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -50,37 +52,57 @@ def test_a_sample_stays_when_code_elsewhere_is_changed(tmp_path):
     assert all(after[name].line == mutant.line + 2 for name, mutant in before.items())
 
 
-def test_what_is_recorded_again(tmp_path, monkeypatch):
-    recorded = []
-
-    def record(tests, data, times, arguments):
-        recorded.append(arguments)
-        times.write_text("{}")
-
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A package of two lines, each with a test in a file of its own, in place of this one."""
     monkeypatch.setattr(program, "ROOT", tmp_path)
     monkeypatch.setattr(program, "WORK", tmp_path / "work")
-    monkeypatch.setattr(program._Tests, "_record", record)
-    code, test, gone = (tmp_path / name for name in ("export/some.py", "tests/test_a.py", "tests/test_b.py"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]))
     for folder in ("work", "sde_onnx", "export", "tests"):
         (tmp_path / folder).mkdir()
-    for path in (code, test, gone):
-        path.write_text("1")
-    report = tmp_path / "work" / "report-0.json"
+    (tmp_path / "sde_onnx" / "code.py").write_text(
+        "def plus(x):\n    return x + 1\n\n\ndef minus(x):\n    return x - 1\n")
+    for name, value in (("plus", 1), ("minus", -1)):
+        (tmp_path / "tests" / f"test_of_{name}.py").write_text(
+            f"from sde_onnx.code import {name}\n\n\ndef test_{name}():\n    assert {name}(0) == {value}\n")
+    return tmp_path
 
-    def run_again() -> list[str]:
+
+@pytest.mark.thorough
+def test_when_tests_alone_change_only_they_are_recorded_again(project, monkeypatch):
+    recorded = []
+    record = program._Tests._record
+
+    def told(self, data, times, arguments):
+        recorded.append(arguments)
+        record(self, data, times, arguments)
+
+    monkeypatch.setattr(program._Tests, "_record", told)
+    code, plus = project / "sde_onnx" / "code.py", project / "tests" / "test_of_plus.py"
+    report = project / "work" / "report-0.json"
+    rows = {"alive": None, "by plus": "FAILED tests/test_of_plus.py::test_plus", "in time": "time",
+            "by minus": "FAILED tests/test_of_minus.py::test_minus"}
+
+    def tests_of(line: int) -> list[str]:
         recorded.clear()
-        program._Tests()
-        return [" ".join(arguments) for arguments in recorded]
+        start = code.read_text().index("1")
+        return program._Tests().of(Mutant(code.relative_to(project), line, start, start + 1, "1", "2"))
 
-    assert run_again() == [""]
-    report.write_text("{}")
-    assert run_again() == []
-    test.write_text("2")
-    gone.unlink()
-    assert run_again() == ["--cov-append tests/test_a.py"]
-    assert report.exists()
-    code.write_text("2")
-    assert run_again() == [""]
+    assert tests_of(2) == ["tests/test_of_plus.py::test_plus"]
+    assert recorded == [[]]
+    report.write_text(json.dumps({name: {"by": killer} for name, killer in rows.items()}))
+    assert tests_of(6) == ["tests/test_of_minus.py::test_minus"]
+    assert recorded == []
+    plus.write_text(plus.read_text().replace("test_plus", "test_more"))
+    assert tests_of(2) == ["tests/test_of_plus.py::test_more"]
+    assert recorded == [["--cov-append", "tests/test_of_plus.py"]]
+    assert list(json.loads(report.read_text())) == ["by minus"]
+    plus.unlink()
+    assert tests_of(6) == ["tests/test_of_minus.py::test_minus"]
+    assert tests_of(2) == ["tests/test_of_minus.py::test_minus"]   # of a line that none runs, those of its file
+    code.write_text(code.read_text() + "\n")
+    assert tests_of(6) == ["tests/test_of_minus.py::test_minus"]
+    assert recorded == [[]]
     assert not report.exists()
 
 
