@@ -11,7 +11,7 @@ from fuzz import harness
 from fuzz.harness import Case
 from sde_onnx.errors import InputError
 
-__all__ = ["BROKEN"]
+__all__ = ["BROKEN", "tells"]
 
 
 def good(seed: int, folder: Path) -> Case:
@@ -57,6 +57,14 @@ def works(seed: int, folder: Path) -> Case:
     def call() -> None:
         while True:
             pass
+    return Case(call=call)
+
+
+def tells(seed: int, folder: Path) -> Case:
+    """Says which process it ran in, and on which cores, beside another that does."""
+    def call() -> None:
+        time.sleep(1)
+        raise ZeroDivisionError(f"process {os.getpid()} on {sorted(os.sched_getaffinity(0))}")
     return Case(call=call)
 
 

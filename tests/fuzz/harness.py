@@ -101,8 +101,8 @@ class _Worker:
         self, kinds: dict[str, Callable[[int, Path], Case]], prepare: Callable[[], object] | None, seconds: float,
         cores: set[int] | None,
     ) -> None:
-        self._arguments = (kinds, prepare, cores, sys.path)
-        self._seconds = seconds
+        self._arguments = (kinds, prepare)
+        self._seconds, self._cores = seconds, cores
         self._running: tuple[BaseProcess, Connection] | None = None
 
     def ask(self, kind: str, seed: int) -> str | None:
@@ -111,24 +111,34 @@ class _Worker:
         try:
             pipe.send((kind, seed))
             end, used = time.monotonic() + PATIENCE * self._seconds, _processor_seconds(process)
-            while time.monotonic() < end and _processor_seconds(process) - used < self._seconds:
+            problem = None
+            while problem is None:
                 if pipe.poll(1):
                     answer: str | None = pipe.recv()
                     return answer
+                if _processor_seconds(process) - used > self._seconds:
+                    problem = f"no end in {self._seconds:.0f} s of processors"
+                elif time.monotonic() > end:
+                    problem = f"no end in {PATIENCE * self._seconds:.0f} s"
         except (EOFError, OSError):
             process.join(5)
             status = process.exitcode
             self.close()
             return f"the process died with status {status}"
         self.close()
-        return f"no end in {self._seconds:.0f} s"
+        return problem
 
     def _started(self) -> tuple[BaseProcess, Connection]:
         if self._running is None:
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
-            process.start()
+            everywhere = os.sched_getaffinity(0)   # of this thread, which the process gets from it when it starts
+            os.sched_setaffinity(0, self._cores or everywhere)
+            try:
+                process.start()
+            finally:
+                os.sched_setaffinity(0, everywhere)
             theirs.close()
             self._running = process, ours
             assert ours.recv() == "ready"
@@ -154,11 +164,7 @@ def _processor_seconds(process: BaseProcess) -> float:
 
 def _serve(
     pipe: Connection, kinds: dict[str, Callable[[int, Path], Case]], prepare: Callable[[], object] | None,
-    cores: set[int] | None, path: list[str],
 ) -> None:
-    if cores is not None:
-        os.sched_setaffinity(0, cores)   # before a library counts them
-    sys.path[:] = path
     warnings.simplefilter("ignore", DeprecationWarning)
     if prepare is not None:
         prepare()
