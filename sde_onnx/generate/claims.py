@@ -42,7 +42,8 @@ class Claims:
         """Lets others know, for as long as the block runs, that somebody is at work here.
 
         Args:
-            last: what the last to leave does before, where it is known who that is.
+            last: is called by the last process to leave, before it removes the file that is locked; by nobody where
+                there are no locks.
 
         Raises:
             OutputError: the file that is locked is another user's, and not for this one.
@@ -84,7 +85,10 @@ class Claims:
             os.close(file)   # the last to leave had just removed it
 
     def _leave(self, file: int, last: Callable[[], None]) -> None:
-        """Removes the file, if nobody else is at work. One leaves after another: together, none would be the last."""
+        """Calls ``last`` and removes the file, if nobody else is at work.
+
+        One leaves after another: together, none would be the last.
+        """
         fcntl.lockf(file, fcntl.LOCK_EX, 1, RECORD)
         try:
             if self.alone():

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +95,17 @@ class FolderRun:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be made: {error.strerror}") from None
-        # What a killed process left while others were at work is removed by the last of them; that of other machines,
-        # of which no lock may tell, and what is in the folder of a run that was refused stay.
-        has_all = False
-        with self._claims.at_work(last=lambda: self._remove_unfinished() if has_all else None):
+        is_finished = False
+
+        def clean() -> None:   # of what a process left that was killed while others were at work
+            if is_finished and not is_shard:   # no lock may tell of shards on other machines
+                self._remove_unfinished()
+
+        with self._claims.at_work(last=clean):
             with self._claims.record():
                 self._begin(settings, seeds, batch_size, depends_on_batch, is_shard)
-            has_all = not is_shard
             yield
+            is_finished = True
 
     def _begin(
         self, settings: Mapping[str, Any], seeds: Sequence[int], batch_size: int, depends_on_batch: bool,
@@ -144,9 +147,10 @@ class FolderRun:
         self._find_files()
 
     def _remove_unfinished(self) -> None:
-        """What killed processes have left half: for whoever is alone here."""
+        """What killed processes have left half: for whoever is alone here. What cannot be removed harms nobody."""
         for file in self._listed(UNFINISHED):
-            remove(file)
+            with suppress(OutputError):
+                remove(file)
 
     def turns(self, batches: Iterable[Batch], *, in_order: bool = False) -> Iterator[tuple[Batch, bool]]:
         """Gives each batch, and whether all of its images are there; if not, they are this process's to make.

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -140,23 +141,48 @@ def test_a_run_that_ended_before_its_first_image_holds_nothing(model_file, tmp_p
     assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["rho"] == 5
 
 
+class StoppedError(Exception):
+    pass
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX's locks")
-@pytest.mark.parametrize("is_shard", [False, True])
-def test_what_a_process_that_was_killed_meanwhile_has_left_is_removed_at_the_end(is_shard, tmp_path):
-    """Of another machine's it may be at work on it still."""
-    run = FolderRun(tmp_path / "out", shards=False, force=False)
+@pytest.mark.parametrize(("is_shard", "ends_by"), [(False, None), (True, None), (False, StoppedError)])
+def test_the_last_to_finish_removes_what_killed_processes_have_left(is_shard, ends_by, tmp_path):
+    """A shard does not, nor a run that was stopped: processes of other machines may be at work on it still."""
     scraps = [tmp_path / "out" / name for name in (".000052.a1696ea3.png", ".run.0123abcd.json")]
-    with run.begun({}, seeds=[0], batch_size=1, depends_on_batch=False, is_shard=is_shard):
+    with suppress(StoppedError), FolderRun(tmp_path / "out", shards=False, force=False).begun(
+            {}, seeds=[0], batch_size=1, depends_on_batch=False, is_shard=is_shard):
         for path in scraps:
             path.touch()
-    assert [path.exists() for path in scraps] == [is_shard] * 2
-    scraps[0].touch()
-    (tmp_path / "out" / "000000.png").touch()
-    with pytest.raises(OutputError, match="images of another run"), run.begun(
-            {"eta": 1}, seeds=[0], batch_size=1, depends_on_batch=False, is_shard=is_shard):
+        if ends_by is not None:
+            raise ends_by
+    assert [path.exists() for path in scraps] == [is_shard or ends_by is not None] * 2
+    assert not (tmp_path / "out" / ".run.lock").exists()
+
+
+def test_a_run_that_is_refused_removes_nothing(tmp_path):
+    run = FolderRun(tmp_path / "out", shards=False, force=False)
+    with run.begun({}, seeds=[0], batch_size=1, depends_on_batch=False):
         pass
-    assert scraps[0].exists()
-    assert (tmp_path / "out" / "run.json").exists()
+    left = [tmp_path / "out" / name for name in (".000052.a1696ea3.png", "000000.png")]
+    for path in left:
+        path.touch()
+    with pytest.raises(OutputError, match="images of another run"), run.begun(
+            {"eta": 1}, seeds=[0], batch_size=1, depends_on_batch=False):
+        pass
+    assert all(path.exists() for path in [*left, tmp_path / "out" / "run.json"])
+
+
+def test_what_cannot_be_removed_does_not_spoil_a_finished_run(tmp_path, monkeypatch):
+    """It may be another user's."""
+    def refuse(path):
+        raise OutputError(f"{path} cannot be removed")
+
+    monkeypatch.setattr("sde_onnx.generate.folder.remove", refuse)
+    with FolderRun(tmp_path / "out", shards=False, force=False).begun(
+            {}, seeds=[0], batch_size=1, depends_on_batch=False):
+        (tmp_path / "out" / ".000052.a1696ea3.png").touch()
+    assert not (tmp_path / "out" / ".run.lock").exists()
 
 
 def test_what_is_there_binds_where_no_lock_tells(model_file, tmp_path, monkeypatch):
