@@ -26,7 +26,7 @@ def noisy_images(rng: np.random.Generator, sigmas, shape) -> tuple[np.ndarray, n
     return images + sigma[:, None, None, None] * rng.standard_normal(images.shape, np.float32), sigma
 
 
-def relative_error(a, b) -> float:
+def worst_relative_error(a, b) -> float:
     """``|a - b| / |b|`` of the worst image of a batch."""
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return max(np.linalg.norm(d) / np.linalg.norm(r) for d, r in zip(difference, np.asarray(b), strict=True))

@@ -192,7 +192,7 @@ def open_session(
 
     Raises:
         ProviderError: ONNX Runtime has left the provider out.
-        ORT_ERRORS: whatever ONNX Runtime raises.
+        ORT_ERRORS: whatever ONNX Runtime raises, and of the same kind for a pipe.
     """
     if threads or options.intra_op_num_threads == 0:
         options.intra_op_num_threads = threads or available_cores() or 0

@@ -11,7 +11,7 @@ from sde_onnx.errors import ConfigError, OutputError, ParityError
 from sde_onnx.export import export, from_diffusers, to_onnx
 from sde_onnx.export.network.ncsnpp import NCSNpp, NCSNppConfig
 
-from networks import noisy_images, relative_error
+from networks import noisy_images, worst_relative_error
 from random_unets import random_unet, save_pipeline
 
 PARITY = 2e-6   # rounding: some 60 float32 layers in another order
@@ -34,7 +34,7 @@ def test_the_file_equals_the_recorded_reference(golden, tmp_path):
         recorded = np.load(folder / "io.npz")
         export(from_diffusers(str(folder)), tmp_path / f"{folder.name}.onnx")
         model = sde_onnx.load(tmp_path / f"{folder.name}.onnx", provider="cpu")
-        error = relative_error(model(recorded["x"], recorded["sigma"]), recorded["score"])
+        error = worst_relative_error(model(recorded["x"], recorded["sigma"]), recorded["score"])
         print(f"{folder.name}: {error:.2e}")
         assert error < PARITY
 
@@ -44,7 +44,7 @@ def test_the_file_equals_diffusers_16(batch, model, rng):
     unet = random_unet(16, (32, 64), seed=1)   # the checkpoint16 fixture's
     for sigma in (0.01, 0.7, 50.0):
         x, sigmas = noisy_images(rng, [sigma] * batch, (3, 16, 16))
-        assert relative_error(model(x, sigmas), unet_score(unet, x, sigmas)) < PARITY
+        assert worst_relative_error(model(x, sigmas), unet_score(unet, x, sigmas)) < PARITY
 
 
 def test_the_file_equals_diffusers_32(tmp_path, rng):
@@ -52,8 +52,10 @@ def test_the_file_equals_diffusers_32(tmp_path, rng):
     save_pipeline(tmp_path / "checkpoint", unet, sigma_max=50.0, snr=0.16)
     export(from_diffusers(str(tmp_path / "checkpoint")), tmp_path / "m.onnx")
     model = sde_onnx.load(tmp_path / "m.onnx", "cpu")
-    drawn = [noisy_images(rng, (0.01, 0.7, 50.0), (3, 32, 32)) for _ in range(6)]   # whose errors scatter by a tenth
-    assert np.mean([relative_error(model(*inputs), unet_score(unet, *inputs)) for inputs in drawn]) < PARITY
+    drawn = [noisy_images(rng, (0.01, 0.7, 50.0), (3, 32, 32)) for _ in range(6)]
+    errors = [worst_relative_error(model(*inputs), unet_score(unet, *inputs)) for inputs in drawn]
+    assert np.mean(errors) < PARITY
+    assert max(errors) < 1.2 * PARITY   # they scatter by 6%
 
 
 def test_whole_numbers_in_a_schedule_are_exported(tmp_path):
@@ -76,7 +78,7 @@ def test_the_file_equals_diffusers_at_the_hubs_sizes(size, channels, layers, att
     model = sde_onnx.load(tmp_path / "m.onnx", "cpu")
     for sigma in (0.01, (0.01 * sigma_max) ** 0.5, sigma_max):
         x, sigmas = noisy_images(rng, [sigma], (3, size, size))
-        error = relative_error(model(x, sigmas), unet_score(unet, x, sigmas))
+        error = worst_relative_error(model(x, sigmas), unet_score(unet, x, sigmas))
         print(f"{size}, sigma {sigma:.4g}: {error:.2e}")
         assert error < 5e-6
 
@@ -152,8 +154,8 @@ def test_nan_is_not_parity(checkpoint16, model_file, tmp_path, monkeypatch):
 
 def test_nothing_is_near_to_zeros_but_zeros():
     zeros = np.zeros((2, 3), np.float32)
-    assert to_onnx.relative_error(zeros, zeros) == 0
-    assert to_onnx.relative_error(zeros + np.float32(1e-20), zeros) == np.inf
+    assert to_onnx.worst_relative_error(zeros, zeros) == 0
+    assert to_onnx.worst_relative_error(zeros + np.float32(1e-20), zeros) == np.inf
 
 
 def test_an_existing_file_is_kept(checkpoint16, tmp_path):

@@ -418,11 +418,11 @@ def refuses(message, *arguments):
     assert result.output.count("\n") == 1
 
 
-def test_an_existing_file_is_kept(model, model_file):
-    before = model_file.read_bytes()
+def test_an_existing_file_is_kept(model, model_file, tmp_path):
+    (tmp_path / "s.onnx").write_text("precious")
     with pytest.raises(OutputError, match="exists already"):
-        embed(model_file, model_file, sde_onnx.resolve(model.metadata))
-    assert model_file.read_bytes() == before
+        embed(model_file, tmp_path / "s.onnx", sde_onnx.resolve(model.metadata))
+    assert (tmp_path / "s.onnx").read_text() == "precious"
 
 
 def test_bad_input_is_refused_in_one_line(model_file, tmp_path):
