@@ -11,9 +11,10 @@ A Fréchet distance depends on the number of images, so it is extrapolated to in
 numbers compare. As many real images, the model's own training set in other colours, say what is left where nothing is
 wrong; real images that it has not seen, what another hand makes.
 
-Points that the output holds already are not run again, and images are kept in build/samples: a run that was stopped
-goes on where it was, and points can be added. What takes hours is measured in parts, each of its own seeds, and its
-figures are means of theirs. MODEL is the export of what
+Judges that are trained on another kind of processor are others, and so are their figures: an output of other judges is
+refused. Points that the output holds already are not run again, and images are kept in build/samples: a run that was
+stopped goes on where it was, and points can be added. What takes hours is measured in parts, each of its own seeds, and
+its figures are means of theirs. MODEL is the export of what
 `python examples/digits/train.py --data fashion` writes.
 """
 
@@ -127,6 +128,13 @@ class Measure:
         }
 
 
+def other_judges(result: dict[str, Any], accuracy: float) -> str | None:
+    """Why the figures of a result do not compare with those of judges of this accuracy on real images, if so."""
+    theirs = result.get("judge_accuracy_on_real", accuracy)
+    return None if theirs == accuracy else (
+        f"is of judges that are right in {theirs:.5f} of the real images, those trained here in {accuracy:.5f}")
+
+
 def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The parts that a point was measured in: one, in rows of before there were any."""
     return row.get("parts") or [{name: value for name, value in row.items() if name not in POINT}]
@@ -164,6 +172,8 @@ def main() -> None:
     metadata = sde_onnx.read_metadata(model)
     measure = Measure(arguments.data)
     result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"rows": []}
+    if (reason := other_judges(result, measure.accuracy)) is not None:
+        raise SystemExit(f"{arguments.output} {reason}: measure on its kind of processor, or into another output")
     result |= {
         "environment": environment(f"python benchmarks/quality.py --data {arguments.data}"), "data": arguments.data,
         "images": arguments.count, "compared_with": REAL,

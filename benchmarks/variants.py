@@ -14,9 +14,15 @@ from sde_onnx.solvers.schedule import VeSchedule
 __all__ = ["VARIANTS"]
 
 
-def eta_by_sigma(ve: VeSchedule, steps: int, *, eta: Callable[[float], float]) -> Plan:
+def restarting(ve: VeSchedule, steps: int, *, eta: float, restarts: int) -> Plan:
+    """DPM-Solver++ with restarts as in the solver of that name, or none."""
+    return restart.multistep_plan(ve, steps, schedule="karras", rho=7.0, order=2, eta=eta, restarts=restarts,
+                                  restart_steps=4, restart_min=0.03, restart_max=0.15)
+
+
+def eta_by_sigma(ve: VeSchedule, steps: int, *, eta: Callable[[float], float], restarts: int = 0) -> Plan:
     """DPM-Solver++ whose eta depends on the noise level of the step."""
-    plan = multistep.plan(ve, steps, order=2, eta=1.0)
+    plan = restarting(ve, steps, eta=1.0, restarts=restarts)
     return replace(plan, evaluations=tuple(
         replace(evaluation, update=partial(evaluation.update, eta=eta(float(evaluation.sigma))))
         for evaluation in plan.evaluations))
@@ -40,8 +46,7 @@ def corrected(ve: VeSchedule, steps: int, *, below: float, snr: float, eta: floa
 
 def noisier(ve: VeSchedule, steps: int, *, scale: float, eta: float, restarts: int = 0) -> Plan:
     """DPM-Solver++ whose noise is scaled, as by S_noise of Karras et al. 2022, section 4: x holds more than it says."""
-    plan = restart.multistep_plan(ve, steps, schedule="karras", rho=7.0, order=2, eta=eta, restarts=restarts,
-                                  restart_steps=4, restart_min=0.03, restart_max=0.15)
+    plan = restarting(ve, steps, eta=eta, restarts=restarts)
 
     def scaled(x: Array, score: Array, z: Array | None, memory: Memory, *, update: Update) -> Updated:
         return update(x, score, None if z is None else scale * z, memory)
@@ -59,13 +64,13 @@ VARIANTS: dict[str, Callable[[VeSchedule], Plan]] = {
     f"sigma_last {sigma}, eta 2, {steps} steps": partial(last_level, steps=steps, sigma=sigma, eta=2.0)
     for steps, sigma in ((25, 0.005), (25, 0.02), (25, 0.03))
 } | {
-    f"eta {high} above {middle}, {low} below, 25 steps": partial(
-        eta_by_sigma, steps=25, eta=lambda sigma, high=high, low=low, middle=middle: high if sigma > middle else low)
-    for high, middle, low in ((1.0, 0.5, 3.0), (1.0, 0.5, 2.0), (2.0, 0.5, 1.0), (1.0, 0.1, 4.0))
-} | {
-    f"eta {high} above {middle}, {low} below, 12 steps": partial(
-        eta_by_sigma, steps=12, eta=lambda sigma, high=high, low=low, middle=middle: high if sigma > middle else low)
-    for high, middle, low in ((0.5, 0.5, 2.0), (0.5, 0.2, 2.0), (0.5, 0.2, 4.0))
+    f"eta {high} above {middle}, {low} below, {steps} steps" + (f", {restarts} restarts" if restarts else ""): partial(
+        eta_by_sigma, steps=steps, restarts=restarts,
+        eta=lambda sigma, high=high, low=low, middle=middle: high if sigma > middle else low)
+    for high, middle, low, steps, restarts in (
+        (1.0, 0.5, 3.0, 25, 0), (1.0, 0.5, 2.0, 25, 0), (2.0, 0.5, 1.0, 25, 0), (1.0, 0.1, 4.0, 25, 0),
+        (0.5, 0.5, 2.0, 12, 0), (0.5, 0.2, 2.0, 12, 0), (0.5, 0.2, 4.0, 12, 0),
+        (1.0, 1.0, 4.0, 50, 4), (0.25, 1.0, 3.0, 50, 4))
 } | {
     f"corrected below {below}, snr {snr}, eta {eta}, {steps} steps": partial(
         corrected, steps=steps, below=below, snr=snr, eta=eta)

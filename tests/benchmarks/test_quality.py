@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quality import mean_of
+from quality import mean_of, other_judges
 
 CLASSES = np.array([0.5, 0.5])
 
@@ -26,3 +26,11 @@ def test_one_part_is_itself():
     one = part(512, 0.2, 0.05, [0.9, 0.1])
     assert mean_of([one], CLASSES) == one | {"frechet_standard_error": pytest.approx(0.05),
                                             "class_distance": pytest.approx(0.4)}
+
+
+def test_figures_of_other_judges_do_not_compare():
+    """Those that an AVX-512 processor trains are others than those of AVX2."""
+    assert other_judges({"rows": []}, 0.98) is None
+    assert other_judges({"judge_accuracy_on_real": 0.98}, 0.98) is None
+    assert other_judges({"judge_accuracy_on_real": 0.98}, 0.983) == (
+        "is of judges that are right in 0.98000 of the real images, those trained here in 0.98300")
