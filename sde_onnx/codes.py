@@ -161,6 +161,8 @@ def interpolate(
     for end in (first, second):
         if not is_number(end, whole=True) and not isinstance(end, np.ndarray):
             raise InputError(f"an end is {one_line(end)}, expected an image as a numpy array, or a seed")
+        if isinstance(end, np.ndarray) and end.shape != model.metadata.image_shape:
+            raise InputError(f"an end is an image {list(end.shape)}, expected {list(model.metadata.image_shape)}")
     ends = []
     for end in (first, second):
         if not isinstance(end, np.ndarray):

@@ -62,6 +62,10 @@ class ModelFileError(SdeOnnxError, ValueError):
     """A file is not an ONNX model of ours."""
 
 
+class ForeignFileError(ModelFileError):
+    """A file is an ONNX model, and not of ours."""
+
+
 class ProviderError(SdeOnnxError):
     """An execution provider was asked for and cannot run here. No RuntimeError: as such ONNX Runtime's are caught."""
 

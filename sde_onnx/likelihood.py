@@ -34,7 +34,7 @@ from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
 from sde_onnx.image_files import Images, check_images
 from sde_onnx.progress import ImagesBar
-from sde_onnx.runtime.score_model import LABEL, NO_GRADIENT, ScoreModel
+from sde_onnx.runtime.score_model import LABEL, ScoreModel
 from sde_onnx.solvers.flow import FlowState, check_steps, integrate_each
 from sde_onnx.solvers.noise import check_seeds, portable_normals, portable_uniforms
 from sde_onnx.solvers.options import LIKELIHOOD_STEPS, PROBE_KINDS
@@ -134,8 +134,7 @@ def log_likelihood_batches(
     Arguments and errors are those of :func:`log_likelihood`; they are checked before the first batch.
     """
     checked_model(model)
-    if not model.metadata.gradient:
-        raise InputError(NO_GRADIENT.format(model.path.name))
+    model.check_gradient()
     check_images(images, model.metadata.image_shape)
     for name, value in (("probes", probes), ("dequantizations", dequantizations)):
         checked_count(name, value, least=1, most=MOST_DRAWS)

@@ -192,8 +192,7 @@ def _products(
     model: ScoreModel, gradient: ScoreModel, seeds: Sequence[int], labels: LabelsInTurn
 ) -> Callable[[slice], Product]:
     """Of which images a batch holds: the vector-Jacobian product of their scores."""
-    if not gradient.metadata.gradient:
-        raise InputError(f"{gradient.path.name} has no gradient: `sde-onnx gradient` makes the file that has")
+    gradient.check_gradient()
     if (gradient.metadata.source, gradient.metadata.image_shape) != (model.metadata.source, model.metadata.image_shape):
         raise InputError(f"{gradient.path.name} is the gradient of another model than {model.path.name}")
     label = label_of(seeds, labels)

@@ -42,6 +42,8 @@ LABELLED = SimpleNamespace(metadata=SimpleNamespace(labels=3, label_optional=Fal
     (lambda model: as_labels([[1], [1, 2]]), "labels is [[1], [1, 2]], expected a whole number or a list"),
     (lambda model: sde_onnx.interpolate(model, [1, 2], 3, 3), "an end is [1, 2], expected an image as a numpy array"),
     (lambda model: sde_onnx.interpolate(model, 1, 3.5, 3), "an end is 3.5, expected"),
+    (lambda model: sde_onnx.interpolate(model, 1, np.zeros((1, *model.metadata.image_shape), np.uint8), 3),
+     "an end is an image [1, 3, 16, 16], expected [3, 16, 16]"),
     (lambda model: sde_onnx.interpolate(model, True, 3, 3), "an end is True, expected"),
     (lambda model: sde_onnx.read_images("p.png", SHAPE), "paths is 'p.png', expected a list of files"),
     (lambda model: sde_onnx.read_images([3], SHAPE), "a path is 3, expected the name of a file"),

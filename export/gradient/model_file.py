@@ -15,7 +15,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from sde_onnx.checks import checked_choice
-from sde_onnx.errors import GradientError, ModelFileError, ParityError, first_line
+from sde_onnx.errors import ForeignFileError, GradientError, ModelFileError, ParityError, first_line
 from sde_onnx.export.gradient.reference import Reference
 from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.rewrites.winograd import use_winograd
@@ -24,7 +24,7 @@ from sde_onnx.files import regular, replacing
 from sde_onnx.runtime.load import read_metadata
 from sde_onnx.runtime.metadata import KEY, ModelMetadata
 from sde_onnx.runtime.providers import ORT_ERRORS
-from sde_onnx.runtime.score_model import COTANGENT, GRADIENT
+from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, makes_gradient
 
 __all__ = ["TOLERANCE", "export_gradient", "export_gradient_of_graph"]
 
@@ -54,12 +54,16 @@ def export_gradient(source: Path, path: Path, *, target: str = "any", force: boo
     """
     checked_choice("target", target, GRADIENT_TARGETS)
     check_model_output(path, force=force, inputs=[source])
-    metadata = read_metadata(source)
+    try:
+        metadata = read_metadata(source)
+    except ForeignFileError:
+        raise ForeignFileError(f"{source} is no model file of sde-onnx: name the output and the input of such a graph, "
+                               "--of OUTPUT --at INPUT") from None
     if metadata.gradient:
         raise ModelFileError(f"{source} has a gradient already")
     if metadata.target != "any":
-        raise ModelFileError(f"{source} was exported for {metadata.target}: give a file that was exported without "
-                             "--target")
+        raise ModelFileError(f"{source} was exported for {metadata.target}, a gradient is made of what was not: "
+                             f"`{makes_gradient(source, metadata.target)}` makes both")
     plain, model = onnx.load(source), onnx.load(source)
     add_gradient(model, "score", "x", cotangent=COTANGENT, result=GRADIENT)
     kept = _kept(plain, model)

@@ -21,7 +21,7 @@ import onnx
 import onnx.inliner
 
 from sde_onnx.errors import GradientError
-from sde_onnx.export.gradient.rules import RULES
+from sde_onnx.export.gradient.rules import RULES, Rule
 from sde_onnx.export.gradient.writer import Call, GradientWriter, Values
 from sde_onnx.export.graph.nodes import attributes_of, needed_for, read_by, replace_nodes
 
@@ -58,8 +58,8 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
             raise GradientError(f"{kind} {name!r} holds no float16, float32 or float64 numbers: it has no gradient")
     for name in (cotangent, result):
         if name in taken:
-            raise GradientError(f"the graph has a value {name!r} already: its gradient may be there, or choose another "
-                                "name")
+            raise GradientError(f"the graph has a value {name!r} already: its gradient may be there; if not, cotangent "
+                                "and result of add_gradient choose other names")
     values = Values(opened)
     if values.opset < OLDEST_OPSET:
         raise GradientError(f"the graph is of opset {values.opset}, expected {OLDEST_OPSET} or above: "
@@ -69,6 +69,7 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         prefix += "_"
     between = _between(graph, of, at, values)
     writer = GradientWriter(prefix, values, between)
+    without_rule = [node for node in graph.node if _rule_of(node) is None and not between.isdisjoint(node.output)]
     parts: dict[str, list[str]] = collections.defaultdict(list, {of: [cotangent]})
     for node in reversed(graph.node):
         if between.isdisjoint(node.output):
@@ -76,8 +77,13 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         cotangents = [writer.total(parts[name], name) if parts[name] else None for name in node.output]
         if not any(cotangents):   # zero: read by comparisons or for its shape alone, or a SiLU's sigmoid
             continue
-        for name, contribution in _contributions(writer, node, cotangents, of, between):
-            parts[name].append(contribution)
+        try:
+            for name, contribution in _contributions(writer, node, cotangents, of, between):
+                parts[name].append(contribution)
+        except GradientError as error:
+            if node in without_rule or not without_rule:
+                raise
+            raise GradientError(f"{error}; and {_told(without_rule[-1])} has no gradient rule") from None
     writer.add("Identity", writer.total(parts[at], at), output=result)
     for items, like, name in ((graph.input, outputs[of], cotangent), (graph.output, inputs[at], result)):
         items.add().CopyFrom(like)
@@ -110,8 +116,7 @@ def _contributions(
     writer: GradientWriter, node: onnx.NodeProto, cotangents: list[str | None], of: str, between: set[str]
 ) -> list[tuple[str, str]]:
     """What a node adds to the cotangents of its inputs, by their names."""
-    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if rule is None:
+    if (rule := _rule_of(node)) is None:
         raise GradientError(f"{_told(node)} has no gradient rule; it feeds output {of!r}")
     call = Call(node.op_type, list(node.input), list(node.output), attributes_of(node), cotangents)
     try:
@@ -123,6 +128,10 @@ def _contributions(
         if part is None:
             raise GradientError(f"{_told(node)} has no gradient rule for its input {name!r}; it feeds output {of!r}")
     return [(name, part) for name, part in parts if part]
+
+
+def _rule_of(node: onnx.NodeProto) -> Rule | None:
+    return RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
 
 
 def _told(node: onnx.NodeProto) -> str:

@@ -12,9 +12,11 @@ from sde_onnx.export.gradient import elementwise, movements, products, reduction
 from sde_onnx.export.gradient.elementwise import Contributions
 from sde_onnx.export.gradient.writer import Call, GradientWriter
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "Rule"]
 
-RULES: Mapping[str, Callable[[GradientWriter, Call], Contributions]] = {
+Rule = Callable[[GradientWriter, Call], Contributions]
+
+RULES: Mapping[str, Rule] = {
     "Abs": elementwise.absolute,
     "Add": elementwise.add,
     "AveragePool": reductions.average_pool,

@@ -10,6 +10,7 @@ import click
 from sde_onnx.cli.options import (
     OutputPath,
     flow_options,
+    flow_settings,
     label_option,
     labels_of,
     note,
@@ -76,8 +77,8 @@ def decode_command(
         note(f"{files[0]} was not encoded with {score_model.path}")
     labels = settings.get("labels") if labels is None else labels
     run = UnfinishedRun(output, {
-        "codes": sha256(files[0]), "model": sha256(score_model.path), "precision": score_model.precision, "rtol": rtol,
-        "atol": atol, "steps": steps, "labels": labels, "denoise": denoise}, latents.shape)
+        "codes": sha256(files[0]), "model": sha256(score_model.path), "precision": score_model.precision,
+        **flow_settings(rtol, atol, steps), "labels": labels, "denoise": denoise}, latents.shape)
     paths = picture_paths(output, names, force=force or run.began_to_write, inputs=[model, *files])
     images = run.complete(lambda left: decode_batches(
         score_model, latents[left], labels=labels_of(labels, left), rtol=rtol, atol=atol,

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from sde_onnx.cli.options import flow_options, label_option, labels_of, notes, picture_options, runtime_options
+from sde_onnx.cli.options import (
+    flow_options,
+    flow_settings,
+    label_option,
+    labels_of,
+    notes,
+    picture_options,
+    runtime_options,
+)
 
 __all__ = ["encode_command"]
 
@@ -61,8 +69,8 @@ def encode_command(
         score_model = load(model, provider, precision=precision, threads=threads)
     names, images = read_images(pictures, score_model.metadata.image_shape, resize=resize)
     check_names(names)   # which `decode` gives to files
-    settings = {"model": sha256(score_model.path), "precision": score_model.precision, "rtol": rtol, "atol": atol,
-                "steps": steps, "labels": labels}
+    settings = {"model": sha256(score_model.path), "precision": score_model.precision,
+                **flow_settings(rtol, atol, steps), "labels": labels}
     run = UnfinishedRun(output.parent, settings | {
         "output": output.name, "names": names, "images": digest(images)}, images.shape)
     check_writable(output, force=force or run.began_to_write, inputs=[model, *pictures])

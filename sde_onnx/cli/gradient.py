@@ -54,4 +54,5 @@ def told_of_gradient(metadata: ModelMetadata, path: Path) -> list[str]:
     errors = [f"relative error {error:.1e} of {case}" for case, error in metadata.parity.items()
               if case.startswith("vjp ")]
     label = ", label" * bool(metadata.labels)
-    return [*errors, f"{path}: {path.stat().st_size / 1e6:.1f} MB, x, sigma{label}, v to score, vjp"]
+    target = f", for {metadata.target}" * (metadata.target != "any")
+    return [*errors, f"{path}: {path.stat().st_size / 1e6:.1f} MB, x, sigma{label}, v to score, vjp{target}"]

@@ -24,9 +24,9 @@ from sde_onnx.guidance.methods import METHOD_OPTIONS, METHODS
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, QUALITIES, SOLVERS, defaults_of
 from sde_onnx.solvers.options import FLOW_TOLERANCE, OPTIONS, Choice, Number, Option, Switch
 
-__all__ = ["PROVIDER", "OutputPath", "flow_options", "given", "label_list", "label_option", "labels_of",
-           "method_options", "note", "note_shard", "notes", "picture_options", "request_options", "runtime_options",
-           "seed_list", "shard_option", "solver_options", "split_model"]
+__all__ = ["PROVIDER", "OutputPath", "flow_options", "flow_settings", "given", "label_list", "label_option",
+           "labels_of", "method_options", "note", "note_shard", "notes", "picture_options", "request_options",
+           "runtime_options", "seed_list", "shard_option", "solver_options", "split_model"]
 
 PROVIDER = click.Choice(["auto", "cuda", "tensorrt", "tensorrt-rtx", "webgpu", "openvino", "cpu"])
 MOST_LABELS = 1_000_000
@@ -169,6 +169,11 @@ def flow_options(usual_steps: int | None = None) -> Callable[[Callable[..., Any]
         return command
 
     return added
+
+
+def flow_settings(rtol: float, atol: float, steps: int | None) -> dict[str, float | None]:
+    """What of :func:`flow_options` a result depends on: steps stand in place of the tolerances."""
+    return {"rtol": None, "atol": None, "steps": steps} if steps else {"rtol": rtol, "atol": atol, "steps": None}
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from sde_onnx.checks import checked_path, checked_threads
+from sde_onnx.checks import checked_choice, checked_path, checked_threads
 from sde_onnx.errors import (
+    ForeignFileError,
     InputError,
     InstallationWarning,
     ModelFileError,
@@ -26,6 +27,7 @@ from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata,
 from sde_onnx.runtime.providers import (
     ORT_ERRORS,
     PRECISIONS,
+    PROVIDERS,
     choose_provider,
     doubled_installation,
     gpu_note,
@@ -135,6 +137,7 @@ def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision:
     """The provider and the precision to run a file in: as asked, as far as the file allows."""
     if precision is not None and not isinstance(precision, str):
         raise InputError(f"precision is {one_line(precision)}, expected a text")
+    checked_choice("provider", provider, ["auto", *PROVIDERS])
     if metadata.target == "any":
         precision = precision or metadata.precision
         return choose_provider(provider, precision), precision
@@ -154,7 +157,7 @@ def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision:
 def _metadata(path: Path, properties: Mapping[str, str]) -> ModelMetadata:
     text = properties.get(KEY)
     if text is None:
-        raise ModelFileError(
+        raise ForeignFileError(
             f"{path} is an ONNX file without sde_onnx metadata: make it with `sde-onnx export CHECKPOINT -o FILE`"
         )
     if SAMPLER_KEY in properties:

@@ -17,15 +17,20 @@ from sde_onnx.runtime.device_loop import DeviceLoop, alone_on
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.providers import ORT_ERRORS
 
-__all__ = ["COTANGENT", "GRADIENT", "INPUTS", "LABEL", "NO_GRADIENT", "ON_A_GPU", "OUTPUTS", "ScoreModel", "as_labels",
-           "is_tensor"]
+__all__ = ["COTANGENT", "GRADIENT", "INPUTS", "LABEL", "ON_A_GPU", "OUTPUTS", "ScoreModel", "as_labels",
+           "is_tensor", "makes_gradient"]
 
 Array = Any   # of numpy, or a torch tensor
 ON_A_GPU = ("cuda", "tensorrt")   # providers whose memory is not this machine's
 INPUTS, LABEL, OUTPUTS = ("x", "sigma"), "label", ("score",)
 COTANGENT, GRADIENT = "v", "vjp"   # one more input and one more output, of a file with a gradient
-NO_GRADIENT = "{0} has no gradient: `sde-onnx gradient {0} -o FILE` makes a file that has one"
 NO_LABEL = -1   # of a network whose label is optional
+
+
+def makes_gradient(path: Path, target: str) -> str:
+    """The command that makes the gradient file of a model file: of one for a provider, with it, of its checkpoint."""
+    return (f"sde-onnx gradient {path} -o FILE" if target == "any" else
+            f"sde-onnx export CHECKPOINT -o MODEL --target {target} --gradient FILE")
 
 
 class ScoreModel:
@@ -74,6 +79,12 @@ class ScoreModel:
         """
         return self._run(x, sigma, None, label)[0]
 
+    def check_gradient(self) -> None:
+        """Refuses a file without gradient; ``InputError``."""
+        if not self.metadata.gradient:
+            raise InputError(f"{self.path.name} has no gradient: "
+                             f"`{makes_gradient(self.path, self.metadata.target)}` makes a file that has one")
+
     def vjp(self, x: Array, sigma: Array, v: Array, label: Array | int | None = None) -> tuple[Array, Array]:
         """Returns the score and its vector-Jacobian product, of a file that `sde-onnx gradient` has made.
 
@@ -88,8 +99,7 @@ class ScoreModel:
             InputError: the file has no gradient, or a wrong input.
             ProviderError: the provider failed while running.
         """
-        if not self.metadata.gradient:
-            raise InputError(NO_GRADIENT.format(self.path.name))
+        self.check_gradient()
         if v is None:
             raise InputError("v is None, expected the vectors, as x is")
         score, product = self._run(x, sigma, v, label)

@@ -91,7 +91,7 @@ def test_a_model_without_gradient_gets_one_in_the_cache(folder, model_file, tmp_
         assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "cache").glob("*.onnx"))) == 1
     monkeypatch.setattr(likelihood_module, "has_export", lambda: False)
-    refuses("has no gradient: `sde-onnx gradient random16.onnx -o FILE` makes", "likelihood", model_file, folder,
+    refuses(f"has no gradient: `sde-onnx gradient {model_file} -o FILE` makes", "likelihood", model_file, folder,
             "-o", tmp_path / "c.json")
 
 
@@ -149,7 +149,7 @@ def test_any_graph(tmp_path, rng):
             "--at", "image")
     refuses("a value 'v' already", "gradient", tmp_path / "g.onnx", "-o", tmp_path / "h.onnx", "--of", "logits",
             "--at", "image")
-    refuses("is an ONNX file without sde_onnx metadata", "gradient", tmp_path / "m.onnx", "-o", tmp_path / "h.onnx")
+    refuses("is no model file of sde-onnx: name the output", "gradient", tmp_path / "m.onnx", "-o", tmp_path / "h.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     refuses("is not an ONNX file that can be read", "gradient", tmp_path / "broken.onnx", "-o", tmp_path / "h.onnx",
             "--of", "a", "--at", "b")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 
@@ -105,7 +106,7 @@ def test_wrong_vectors_are_refused(gradient_file, model, rng):
         given.vjp(x, sigma, x.astype(np.float64))
     with pytest.raises(InputError, match="expected a tensor beside x"):
         given.vjp(torch.from_numpy(x), torch.from_numpy(sigma), x)
-    with pytest.raises(InputError, match="has no gradient: `sde-onnx gradient random16.onnx -o FILE` makes"):
+    with pytest.raises(InputError, match=r"has no gradient: `sde-onnx gradient .*random16.onnx -o FILE` makes"):
         model.vjp(x, sigma, x)
 
 
@@ -113,8 +114,14 @@ def test_what_has_no_gradient_is_refused(gradient_file, model_file, for_cuda, tm
     path = tmp_path / "new.onnx"
     with pytest.raises(ModelFileError, match="has a gradient already"):
         export_gradient(gradient_file, path)
-    with pytest.raises(ModelFileError, match="was exported for cuda: give a file that was exported without --target"):
+    with pytest.raises(ModelFileError, match="was exported for cuda, a gradient is made of what was not: `sde-onnx "
+                                             "export CHECKPOINT -o MODEL --target cuda --gradient FILE` makes both"):
         export_gradient(for_cuda, path)
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[4] x) => (float[4] y) { y = Exp(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "foreign.onnx")
+    with pytest.raises(ModelFileError, match="foreign.onnx is no model file of sde-onnx: name the output and the "
+                                             "input of such a graph, --of OUTPUT --at INPUT"):
+        export_gradient(tmp_path / "foreign.onnx", path)
     with pytest.raises(OutputError, match="is also another file of this command"):
         export_gradient(model_file, model_file, force=True)
     assert not path.exists()

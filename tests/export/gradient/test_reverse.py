@@ -184,7 +184,8 @@ REFUSED = {
     "no such input": (SIMPLE, "y", "y", {}, "no input 'y', it has x, k"),
     "an integer output": (SIMPLE, "n", "x", {}, "output 'n' holds no float16, float32 or float64 numbers"),
     "an integer input": (SIMPLE, "y", "k", {}, "input 'k' holds no float16, float32 or float64 numbers"),
-    "a name that is taken": (SIMPLE, "y", "x", {"cotangent": "k"}, "a value 'k' already"),
+    "a name that is taken": (SIMPLE, "y", "x", {"cotangent": "k"}, "a value 'k' already: its gradient may be there; "
+                             "if not, cotangent and result of add_gradient choose other names"),
     "no dependence": ("g (float[4] x, float[4] z) => (float[4] y, float[4] w) { y = Exp(x)  w = Sin(z) }", "y", "z", {},
                       "output 'y' does not depend on input 'z'"),
     "a path through integers": (
@@ -197,6 +198,11 @@ REFUSED = {
     "an axis without places": (
         """g (float[N, 0] x) => (float[N] y) <int64[1] axes = {1}> { y = ReduceMean<keepdims: int = 0>(x, axes) }""",
         "y", "x", {}, "needs axes [1] to be fixed, and not 0"),
+    "a shape that is not known after an operator without a rule": (
+        """g (float[2, 4] x, float[4, 3] w) => (float[2, 3] y)
+        { a = Celu(x)  b = com.microsoft.Own(a)  y = MatMul(b, w) }""",
+        "y", "x", {}, "the shape of 'b' is not known: fix the sizes of the graph's inputs; and operator "
+                      "com.microsoft::Own (node 'b') has no gradient rule"),
     "a branch that captures the input": (CAPTURED, "y", "x", {}, "operator If (node 'a') has no gradient rule"),
     "an initializer's name": ("g (float[4] x) => (float[4] y) <float[4] v = {1, 2, 3, 4}> { y = Mul(x, v) }",
                               "y", "x", {}, "a value 'v' already"),

@@ -171,8 +171,15 @@ def test_a_file_for_cpu_runs_there_alone(for_cpu, tmp_path):
     for precision in ("tf32", "bf16", "fp16"):
         with pytest.raises(InputError, match=f"computes in fp32, not in {precision}: export it without --target"):
             sde_onnx.load(for_cpu, precision=precision)
-    with pytest.raises(ModelFileError, match="was exported for cpu: give a file that was exported without --target"):
+    with pytest.raises(InputError, match="provider 'nope' is unknown"):
+        sde_onnx.load(for_cpu, "nope")
+    makes = "sde-onnx export CHECKPOINT -o MODEL --target cpu --gradient FILE"
+    with pytest.raises(ModelFileError, match=f"was exported for cpu, a gradient is made of what was not: `{makes}`"):
         export_gradient(for_cpu, tmp_path / "g.onnx")
+    model = sde_onnx.load(for_cpu)
+    x = np.zeros((1, *model.metadata.image_shape), np.float32)
+    with pytest.raises(InputError, match=f"has no gradient: `{makes}` makes a file that has one"):
+        model.vjp(x, np.ones(1, np.float32), x)
 
 
 @pytest.mark.thorough
