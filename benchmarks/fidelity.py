@@ -39,7 +39,8 @@ BLOCKS = 16          # that the jackknife leaves out in turn
 
 
 class Judge(nn.Module):
-    """A classifier of coloured digits, ``[N, 3, 16, 16]`` in [0, 1], trained when it is made; the same each time.
+    """A classifier of coloured digits, ``[N, 3, 16, 16]`` in [0, 1], trained when it is made; the same each time
+    on one kind of processor.
 
     Args:
         seed: of its initial weights and its batches.
