@@ -69,7 +69,7 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         prefix += "_"
     between = _between(graph, of, at, values)
     writer = GradientWriter(prefix, values, between)
-    without_rule = [node for node in graph.node if _rule_of(node) is None and not between.isdisjoint(node.output)]
+    unknown = [node for node in graph.node if _rule_of(node) is None and not between.isdisjoint(node.output)]
     parts: dict[str, list[str]] = collections.defaultdict(list, {of: [cotangent]})
     for node in reversed(graph.node):
         if between.isdisjoint(node.output):
@@ -77,13 +77,8 @@ def add_gradient(model: onnx.ModelProto, of: str, at: str, *, cotangent: str = "
         cotangents = [writer.total(parts[name], name) if parts[name] else None for name in node.output]
         if not any(cotangents):   # zero: read by comparisons or for its shape alone, or a SiLU's sigmoid
             continue
-        try:
-            for name, contribution in _contributions(writer, node, cotangents, of, between):
-                parts[name].append(contribution)
-        except GradientError as error:
-            if node in without_rule or not without_rule:
-                raise
-            raise GradientError(f"{error}; and {_told(without_rule[-1])} has no gradient rule") from None
+        for name, contribution in _contributions(writer, node, cotangents, of, between, unknown):
+            parts[name].append(contribution)
     writer.add("Identity", writer.total(parts[at], at), output=result)
     for items, like, name in ((graph.input, outputs[of], cotangent), (graph.output, inputs[at], result)):
         items.add().CopyFrom(like)
@@ -113,16 +108,18 @@ def _between(graph: onnx.GraphProto, of: str, at: str, values: Values) -> set[st
 
 
 def _contributions(
-    writer: GradientWriter, node: onnx.NodeProto, cotangents: list[str | None], of: str, between: set[str]
+    writer: GradientWriter, node: onnx.NodeProto, cotangents: list[str | None], of: str, between: set[str],
+    unknown: list[onnx.NodeProto],
 ) -> list[tuple[str, str]]:
-    """What a node adds to the cotangents of its inputs, by their names."""
+    """What a node adds to the cotangents of its inputs, by their names; ``unknown`` nodes may be why a rule fails."""
     if (rule := _rule_of(node)) is None:
         raise GradientError(f"{_told(node)} has no gradient rule; it feeds output {of!r}")
     call = Call(node.op_type, list(node.input), list(node.output), attributes_of(node), cotangents)
     try:
         found = rule(writer, call)
     except GradientError as error:
-        raise GradientError(f"{_told(node)}, which feeds output {of!r}: {error}") from None
+        cause = f"; and {_told(unknown[-1])} has no gradient rule" if unknown else ""
+        raise GradientError(f"{_told(node)}, which feeds output {of!r}: {error}{cause}") from None
     parts = [(name, part) for name, part in zip_longest(node.input, found) if name in between]
     for name, part in parts:
         if part is None:

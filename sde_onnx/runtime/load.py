@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from sde_onnx.checks import checked_choice, checked_path, checked_threads
+from sde_onnx.checks import checked_path, checked_threads
 from sde_onnx.errors import (
     ForeignFileError,
     InputError,
@@ -27,7 +27,7 @@ from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata,
 from sde_onnx.runtime.providers import (
     ORT_ERRORS,
     PRECISIONS,
-    PROVIDERS,
+    checked_provider,
     choose_provider,
     doubled_installation,
     gpu_note,
@@ -137,7 +137,6 @@ def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision:
     """The provider and the precision to run a file in: as asked, as far as the file allows."""
     if precision is not None and not isinstance(precision, str):
         raise InputError(f"precision is {one_line(precision)}, expected a text")
-    checked_choice("provider", provider, ["auto", *PROVIDERS])
     if metadata.target == "any":
         precision = precision or metadata.precision
         return choose_provider(provider, precision), precision
@@ -145,7 +144,7 @@ def _provider_for(path: Path, metadata: ModelMetadata, provider: str, precision:
     if precision not in (None, metadata.precision, *own):
         mend = "export it without --target" if metadata.target == "cpu" else "export it again"
         raise InputError(f"{path} computes in {metadata.precision}, not in {precision}: {mend}")
-    if provider not in ("auto", metadata.target):
+    if checked_provider(provider) not in ("auto", metadata.target):
         raise ProviderError(f"{path} was exported for {metadata.target} and not for {provider}: export it without "
                             "--target")
     try:

@@ -33,8 +33,9 @@ from sde_onnx.runtime.cuda_options import (
 from sde_onnx.runtime.machine import available_cores, processor
 from sde_onnx.runtime.plugins import PLUGINS, add_plugin, why_not
 
-__all__ = ["KNOWN_PRECISIONS", "OF_NVIDIA", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "choose_provider",
-           "describe_providers", "doubled_installation", "gpu_note", "open_session", "usable_providers"]
+__all__ = ["KNOWN_PRECISIONS", "OF_NVIDIA", "ORT_ERRORS", "PRECISIONS", "PROVIDERS", "checked_provider",
+           "choose_provider", "describe_providers", "doubled_installation", "gpu_note", "open_session",
+           "usable_providers"]
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime-directml")   # packages of one module
 # Our names for ONNX Runtime's, the preferred first.
@@ -80,6 +81,11 @@ def doubled_installation() -> str | None:
             f"pip uninstall {' '.join(found)}, then pip install {found[-1]}")
 
 
+def checked_provider(name: str) -> str:
+    """A key of PROVIDERS, or ``"auto"``; ``InputError``."""
+    return checked_choice("provider", name, ["auto", *PROVIDERS])
+
+
 def choose_provider(name: str, precision: str = "fp32") -> str:
     """Returns the provider to use, a key of PROVIDERS that can run here.
 
@@ -91,7 +97,7 @@ def choose_provider(name: str, precision: str = "fp32") -> str:
         InputError: an unknown name, or a precision that no provider or not this one has.
         ProviderError: the provider was asked for by name and cannot run here, or no usable one has the precision.
     """
-    checked_choice("provider", name, ["auto", *PROVIDERS])
+    checked_provider(name)
     checked_choice("precision", precision, KNOWN_PRECISIONS)
     able = [provider for provider in PROVIDERS if precision in PRECISIONS[provider]]
     if name == "auto":
