@@ -35,6 +35,7 @@ from sde_onnx.export.rewrites.half_weights import store_in_half
 from sde_onnx.export.rewrites.norms import mark_norms, write_norms
 from sde_onnx.export.rewrites.winograd import use_winograd
 from sde_onnx.files import check_writable, replacing
+from sde_onnx.runtime.endings import ending
 from sde_onnx.runtime.metadata import KEY, ROWS_KEY, ModelMetadata
 from sde_onnx.solvers.plan import ROWS_FORMAT
 from sde_onnx.solvers.schedule import VeSchedule
@@ -94,8 +95,9 @@ def export(
     model = build_model(network, target=target, precision=precision, weights=weights)
     runnable = emulated(model) if target == "cuda" else model
     session = cpu_session(runnable)
-    with _widest_layer(network) as widest:
-        parity = measure_parity(lambda **inputs: session.run(["score"], inputs)[0], network, checkpoint.schedule)
+    with _widest_layer(network) as widest, ending() as options:
+        parity = measure_parity(lambda **inputs: session.run(["score"], inputs, options)[0], network,
+                                checkpoint.schedule)
     worst = max(parity, key=lambda case: parity[case] if math.isfinite(parity[case]) else math.inf)
     tolerance = max(TOLERANCES[precision], TOLERANCES[weights])
     if not parity[worst] <= tolerance:

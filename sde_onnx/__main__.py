@@ -6,6 +6,8 @@ import signal
 import sys
 from types import FrameType
 
+from sde_onnx.runtime.endings import end_runs_on
+
 __all__ = ["run"]
 
 ENDINGS = ("SIGTERM", "SIGHUP")   # what a scheduler sends, and a terminal that is closed; Windows has the first alone
@@ -14,13 +16,14 @@ _signals: list[int] = []          # of ENDINGS, those that this process was sent
 
 
 def run() -> None:
-    """Runs the command line. When it is told to end it first removes what is unfinished.
+    """Runs the command line. When it is told to end it ends what runs, and removes what is unfinished.
 
     An interruption while its modules are read is one line, as it is later.
     """
     for name in ENDINGS:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:   # not under nohup
             signal.signal(getattr(signal, name), _end)
+    end_runs_on({getattr(signal, name) for name in ("SIGINT", *ENDINGS) if hasattr(signal, name)})
     try:
         from sde_onnx.cli import main
     except KeyboardInterrupt:

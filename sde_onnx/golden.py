@@ -24,6 +24,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from sde_onnx.checks import checked_number
 from sde_onnx.errors import InputError, ModelFileError, OutputError, ProviderError, first_line
 from sde_onnx.files import UNREADABLE, arrays_of, replacing
 from sde_onnx.generate.sample import choose_batch_size
@@ -31,6 +32,7 @@ from sde_onnx.guidance.measurement import Measurement
 from sde_onnx.guidance.null_space import null_space
 from sde_onnx.images import to_uint8
 from sde_onnx.operators import box, mask
+from sde_onnx.runtime.endings import ending
 from sde_onnx.runtime.metadata import NOISE_KEY, SAMPLER_FORMATS, SAMPLER_KEY, telling_damage
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.runtime.score_model import ScoreModel
@@ -101,20 +103,25 @@ def write_golden(model: ScoreModel, path: Path, sampling: Sampling, *, operator:
         np.savez(file, **values)
 
 
-def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], provider: str = "cpu") -> Comparison:
+def verify(
+    sampler: str | os.PathLike[str], golden: str | os.PathLike[str], provider: str = "cpu", *, timeout: float = 3600.0
+) -> Comparison:
     """Runs a sampler or evaluation file for the seeds of a golden file.
 
     Args:
         sampler: a file that `sde-onnx embed` made.
         golden: what it wrote for ``--golden``.
         provider: as for :func:`sde_onnx.load`.
+        timeout: seconds that its runs may take, > 0.
 
     Raises:
-        InputError: the two are of different image sizes or inputs, or an unknown provider.
-        ModelFileError: a file that is damaged, or not what it should be.
+        InputError: the two are of different image sizes or inputs, an unknown provider, or no such timeout.
+        ModelFileError: a file that is damaged, not what it should be, or not done in time.
         OutputError: the golden file cannot be read.
         ProviderError: the provider cannot run here, or failed while running.
     """
+    if not checked_number("timeout", timeout) > 0:
+        raise InputError(f"timeout is {timeout}, expected seconds above 0")
     try:
         held = arrays_of(Path(golden))
         number = int(held.get("format", 1))
@@ -160,13 +167,17 @@ def verify(sampler: str | os.PathLike[str], golden: str | os.PathLike[str], prov
                              f"{'one' if name in inputs else 'none'}: it is of another sampler")
     if "steps" in asked:
         inputs["steps"] = np.array([about["steps"]])
-    try:
-        if about["kind"] == "evaluation":
-            image, x_error = _drive(session, expected, inputs, about["steps"])
-        else:
-            image, x_error = session.run(["image"], inputs)[0], None
-    except ORT_ERRORS as error:
-        raise ProviderError(f"{chosen} failed on {sampler}: {first_line(error)}") from error
+    with ending(timeout) as options:
+        try:
+            if about["kind"] == "evaluation":
+                image, x_error = _drive(session, expected, inputs, about["steps"], options)
+            else:
+                image, x_error = session.run(["image"], inputs, options)[0], None
+        except ORT_ERRORS as error:
+            if options.terminate:
+                raise ModelFileError(f"{sampler} did not end in {timeout:g} s: give it more time, if it is no file "
+                                     "whose loop has no end") from None
+            raise ProviderError(f"{chosen} failed on {sampler}: {first_line(error)}") from error
     difference = np.abs(image.astype(int) - expected["image"])
     return Comparison(float((difference == 0).mean()), int(difference.max()), x_error,
                       SAME_SHARE.get(chosen, SAME_ON_GPUS))
@@ -202,7 +213,8 @@ def _about(session: ort.InferenceSession, name: str) -> dict[str, Any]:
 
 
 def _drive(
-    session: ort.InferenceSession, expected: dict[str, NDArray[Any]], inputs: dict[str, NDArray[Any]], steps: int
+    session: ort.InferenceSession, expected: dict[str, NDArray[Any]], inputs: dict[str, NDArray[Any]], steps: int,
+    options: ort.RunOptions,
 ) -> tuple[Any, float]:
     """Drives an evaluation file as a host would; returns the image and the worst error of the golden states."""
     outputs = [item.name for item in session.get_outputs()]
@@ -213,7 +225,8 @@ def _drive(
         if index == MOST_EVALUATIONS_A_STEP * steps:
             raise ModelFileError(f"after {index} evaluations the file still asks for {remaining} more of its {steps} "
                                  "steps: make it again with `sde-onnx embed`")
-        results = dict(zip(outputs, session.run(outputs, feeds | {"index": np.array([index])}), strict=True))
+        values = session.run(outputs, feeds | {"index": np.array([index])}, options)
+        results = dict(zip(outputs, values, strict=True))
         feeds |= {name: results[f"{name}_next"] for name in states}
         remaining = int(results["remaining"][0])
         if (known := "x_first" if index == 0 else "x_last" if remaining == 0 else None) is not None:

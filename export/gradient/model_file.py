@@ -21,6 +21,7 @@ from sde_onnx.export.gradient.reverse import add_gradient
 from sde_onnx.export.rewrites.winograd import use_winograd
 from sde_onnx.export.to_onnx import check_model_output, cpu_session, parity_cases, relative_error, without_target
 from sde_onnx.files import regular, replacing
+from sde_onnx.runtime.endings import ending
 from sde_onnx.runtime.load import read_metadata
 from sde_onnx.runtime.metadata import KEY, ModelMetadata
 from sde_onnx.runtime.providers import ORT_ERRORS
@@ -78,7 +79,8 @@ def export_gradient(source: Path, path: Path, *, target: str = "any", force: boo
     for case, inputs in parity_cases(metadata.image_shape, metadata.schedule, metadata.labels, batches=batches):
         v = generator.standard_normal(inputs["x"].shape, np.float32)
         expected = reference.vjp(inputs, v)
-        got, = session.run([GRADIENT], {**inputs, COTANGENT: v})
+        with ending() as options:
+            got, = session.run([GRADIENT], {**inputs, COTANGENT: v}, options)
         parity[f"vjp {case}"] = error = relative_error(got, expected)
         if not error <= TOLERANCE:
             raise ParityError(f"the gradient differs from torch's by {error:.2e} relative at {case}, above "

@@ -92,7 +92,9 @@ def embed_command(
 @click.argument("sampler", type=click.Path(path_type=Path))
 @click.argument("golden", type=click.Path(path_type=Path))
 @click.option("--provider", type=PROVIDER, default="cpu", help="What runs the file.")
-def verify_command(sampler: Path, golden: Path, provider: str) -> None:
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0,
+              help="Seconds that the file may run.")
+def verify_command(sampler: Path, golden: Path, provider: str, timeout: float) -> None:
     """Compare a sampler or evaluation file with golden values; exit status 1 if more than rounding differs.
 
     \b
@@ -100,7 +102,7 @@ def verify_command(sampler: Path, golden: Path, provider: str) -> None:
     """
     from sde_onnx.golden import verify
 
-    result = verify(sampler, golden, provider)
+    result = verify(sampler, golden, provider, timeout=timeout)
     states = "" if result.x_error is None else f", states within {result.x_error:.1e}"
     click.echo(f"{100 * result.same:.4f}% of 8-bit values equal, largest difference {result.largest}{states}")
     if not result.passed:

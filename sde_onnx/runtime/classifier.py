@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sde_onnx.checks import checked_path, checked_threads
 from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line
 from sde_onnx.files import why_no_file
+from sde_onnx.runtime.endings import ending
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS
 from sde_onnx.solvers.protocols import Array
@@ -77,7 +78,8 @@ class Classifier:
     def _run(self, x: Array, sigma: Array, v: Array) -> list[Array]:
         feeds = dict(zip((*INPUTS, COTANGENT), (x, sigma, v), strict=True))
         try:
-            return list(self._session.run([LOGITS, GRADIENT], feeds))
+            with ending() as options:
+                return list(self._session.run([LOGITS, GRADIENT], feeds, options))
         except ORT_ERRORS as error:
             raise ProviderError(f"{self.path.name} failed while running: {first_line(error)}") from error
 

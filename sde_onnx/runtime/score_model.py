@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line, one_line
 from sde_onnx.runtime.device_loop import DeviceLoop, alone_on
+from sde_onnx.runtime.endings import ending
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.providers import ORT_ERRORS
 
@@ -125,8 +126,8 @@ class ScoreModel:
         if self.metadata.gradient:
             inputs[COTANGENT] = np.zeros_like(x) if v is None else v
         outputs = OUTPUTS if v is None else (*OUTPUTS, GRADIENT)
-        with self._failures_of(len(x)):
-            results = list(self._open_for(len(x)).run(outputs, inputs))
+        with self._failures_of(len(x)), ending() as options:
+            results = list(self._open_for(len(x)).run(outputs, inputs, options))
         for name, value in zip(outputs, results, strict=True):
             if value.shape != x.shape or value.dtype != x.dtype:
                 raise ModelFileError(f"{self.path} gives a {name} {_describe(value)} for x {_describe(x)}: export it "
@@ -172,7 +173,7 @@ class ScoreModel:
                 raise InputError(f"x is on {x.device}, {name} {_describe(value)}: expected a tensor beside x")
             if value.dtype != torch.float32 or tuple(value.shape) != sizes or len(x) == 0:
                 raise InputError(f"{name} is {value.dtype} {list(value.shape)}, expected float32 {list(sizes)}")
-        with self._failures_of(len(x)):
+        with self._failures_of(len(x)), ending() as options:
             session = self._open_for(len(x))   # asked for once: another thread may make it give way to another
             binding = session.io_binding()
             place = x.device.type, x.device.index or 0, np.float32
@@ -185,7 +186,7 @@ class ScoreModel:
                 binding.bind_output(name, *place, tuple(value.shape), value.data_ptr())
             if x.device.type == "cuda":   # ONNX Runtime has a stream of its own, and ends a run with it empty
                 torch.cuda.current_stream(x.device).synchronize()
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, options)
         return list(results.values())
 
     @contextmanager
