@@ -10,14 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sde_onnx.export.checkpoints import digest_of
 from sde_onnx.export.checkpoints.diffusers import find_files, from_diffusers, from_objects
 from sde_onnx.export.gradient.model_file import export_gradient
 from sde_onnx.export.to_onnx import REVISION, export
-from sde_onnx.files import cache_folder, sha256
-from sde_onnx.progress import QUIET
+from sde_onnx.files import cache_folder, replacing, sha256
+from sde_onnx.progress import QUIET, tqdm
 from sde_onnx.runtime.metadata import FORMAT
 
 __all__ = ["cached_export", "cached_export_of_objects", "cached_gradient"]
@@ -27,7 +25,7 @@ def cached_export(source: str, cache_dir: str | os.PathLike[str] | None = None, 
     """Returns the model file of a checkpoint, exporting it if this was not done before.
 
     A file is known by the contents of the checkpoint, the metadata's format, the graph's revision and the version of
-    sde-onnx, not by its name.
+    sde-onnx, not by its name. One that is not what was written is made again.
 
     Args:
         source: see :func:`sde_onnx.export.checkpoints.diffusers.from_diffusers`.
@@ -63,9 +61,12 @@ def cached_gradient(model: Path, cache_dir: str | os.PathLike[str] | None = None
 def _cached(parts: list[str], make: Callable[[Path], object], cache_dir: str | os.PathLike[str] | None) -> Path:
     digest = hashlib.sha256("\n".join([*parts, str(FORMAT), str(REVISION), version("sde-onnx")]).encode()).hexdigest()
     path = (Path(cache_dir) if cache_dir else cache_folder()) / f"{digest[:24]}.onnx"
-    if not path.is_file():
+    known = path.with_suffix(".sha256")   # of the file as it was written
+    if not (path.is_file() and known.is_file() and known.read_bytes() == sha256(path).encode()):
         with tqdm(total=1, desc="exporting the network, once", bar_format="{desc}: {elapsed}",
                   disable=QUIET.get() or None) as bar:
             make(path)   # whoever came first meanwhile wrote the same file
+            with replacing(known) as temporary:
+                temporary.write_text(sha256(path))
             bar.update()
     return path

@@ -25,6 +25,7 @@ __all__ = ["UNREADABLE", "array_of", "arrays_of", "cache_folder", "check_room", 
            "regular", "remove", "replacing", "sha256", "why_no_file"]
 
 PIPE = "a pipe or a device"   # the end of which may never come
+LARGE, PACKED = 2**28, 100   # bytes of an array in an archive, and times smaller that it may be there if it has more
 
 # What readers (JSON, numpy's archives, Pillow's pictures) raise on files that are cut off, damaged, or something else.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SyntaxError, MemoryError,
@@ -44,7 +45,7 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
             be written to.
     """
     try:
-        if path.resolve() in {other.resolve() for other in inputs}:
+        if os.path.realpath(path) in map(os.path.realpath, inputs):
             raise OutputError(f"{path} is also another file of this command: choose another name")
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder, expected a file name")
@@ -80,6 +81,7 @@ def arrays_of(path: Path, *names: str, optional: tuple[str, ...] = ()) -> dict[s
         if isinstance(file, np.ndarray):
             raise ValueError("it is a single array, expected a .npz")
         with file:
+            _check_packing(file.zip)
             found = {name: file[name] for name in file.files if not names or name in (*names, *optional)}
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"it holds no array `{missing[0]}`")
@@ -102,6 +104,14 @@ def array_of(path: Path) -> NDArray[Any]:
         found.close()
         raise ValueError("it is a .npz, expected a single array")
     return found
+
+
+def _check_packing(archive: zipfile.ZipFile) -> None:
+    """``ValueError`` of an archive that unpacks to a great deal more than it is, as arrays of pictures never do."""
+    for member in archive.infolist():
+        if member.file_size > LARGE and member.file_size > PACKED * member.compress_size:
+            raise ValueError(f"{member.filename} takes {member.compress_size / 1e6:.1f} MB and unpacks to "
+                             f"{member.file_size / 1e6:,.0f}")
 
 
 @contextmanager
@@ -127,6 +137,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside ``path`` that becomes ``path`` if the block succeeds and vanishes if it fails."""
     # 41 characters: two seeds, and less than the 255 bytes that a name may have, whatever the characters.
     temporary = path.with_name(f".{path.stem[:41]}.{secrets.token_hex(4)}{path.suffix}")
+    made = [] if os.path.isdir(path.parent) else [folder for folder in path.parents if not os.path.exists(folder)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -136,6 +147,9 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):   # where no file could be, none is left, and the reason has been told
             temporary.unlink()
+        with suppress(OSError):   # folders for nothing; those in which the file is stay
+            for folder in made:
+                folder.rmdir()
 
 
 def regular(path: str | os.PathLike[str]) -> Path:
@@ -181,4 +195,5 @@ def cache_folder() -> Path:
     """``SDE_ONNX_CACHE``, or ``sde-onnx`` in the user's cache folder."""
     if chosen := os.environ.get("SDE_ONNX_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-onnx"
+    of_user = Path(os.environ.get("XDG_CACHE_HOME", ""))   # which counts if it is absolute, by its specification
+    return (of_user if of_user.is_absolute() else Path.home() / ".cache") / "sde-onnx"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from PIL import Image, ImageOps
 
 from sde_onnx.checks import checked_path, checked_sequence, is_number
 from sde_onnx.errors import InputError, first_line, one_line
-from sde_onnx.files import UNREADABLE, arrays_of, regular
-from sde_onnx.images import MODES, NO_PICTURE, to_pil
+from sde_onnx.files import UNREADABLE, arrays_of
+from sde_onnx.images import MODES, NO_PICTURE, open_picture, picture_endings, to_pil
 
 __all__ = ["Images", "check_images", "digest", "in_data_units", "is_array", "picture_files", "read_images"]
 
@@ -139,8 +138,7 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _pictures_of(folder: Path) -> list[Path]:
-    extensions = Image.registered_extensions()   # also of what is only written, such as PDF
-    kinds = {*(extension for extension, kind in extensions.items() if kind in Image.OPEN), ".mpo", ".npz"}
+    kinds = {*picture_endings(), ".npz"}
     try:
         return sorted(path for path in folder.iterdir()
                       if path.suffix.lower() in kinds and not path.name.startswith("."))
@@ -150,13 +148,11 @@ def _pictures_of(folder: Path) -> list[Path]:
 
 def _read_picture(path: Path, expected: _Expected) -> NDArray[np.uint8]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # what is far too large is an error
-            with Image.open(regular(path)) as file:
-                frames = getattr(file, "n_frames", 1)
-                is_deep = any(map(_is_deep, getattr(file, "tile", ())))
-                picture = ImageOps.exif_transpose(file)
-                picture.load()
+        with open_picture(path) as file:
+            frames = getattr(file, "n_frames", 1)
+            is_deep = any(map(_is_deep, getattr(file, "tile", ())))
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
     except NO_PICTURE as error:
         raise InputError(f"{path} cannot be read as a picture: {first_line(error)}") from None
     if frames > 1:

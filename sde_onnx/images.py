@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from PIL import Image
 from sde_onnx.errors import InputError, OutputError, first_line
 from sde_onnx.files import UNREADABLE, regular, replacing
 
-__all__ = ["NO_PICTURE", "grid", "load_png", "panel", "psnr", "save_gif", "save_png", "to_pil", "to_uint8"]
+__all__ = ["NO_PICTURE", "grid", "load_png", "open_picture", "panel", "picture_endings", "psnr", "save_gif", "save_png",
+           "to_pil", "to_uint8"]
 
 UInt8Array = NDArray[np.uint8]
 NO_PICTURE = (*UNREADABLE, Image.DecompressionBombError)   # what Pillow raises on what it cannot read
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+PROGRAMS = ("EPS",)   # formats that are programs: Pillow has Ghostscript run them
 
 
 def to_uint8(images: NDArray[np.float32]) -> UInt8Array:
@@ -88,6 +93,27 @@ def psnr(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[
     return decibels
 
 
+@contextmanager
+def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """A picture of any format that Pillow reads by itself, whatever the name of its file.
+
+    Raises:
+        NO_PICTURE: what Pillow raises on what it cannot read; ``OSError`` for a pipe or a device.
+    """
+    Image.init()
+    formats = [name for name in Image.OPEN if name not in PROGRAMS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # what is far too large is an error
+        with Image.open(regular(path), formats=formats) as picture:
+            yield picture
+
+
+def picture_endings() -> set[str]:
+    """The endings of names of files that :func:`open_picture` reads, in small letters."""
+    kinds = Image.registered_extensions()   # also of what is only written, such as PDF
+    return {ending for ending, kind in kinds.items() if kind in Image.OPEN and kind not in PROGRAMS} | {".mpo"}
+
+
 def save_png(path: Path, image: UInt8Array) -> None:
     """Writes one ``[H, W, C]`` picture as PNG."""
     with replacing(path) as temporary:
@@ -97,7 +123,7 @@ def save_png(path: Path, image: UInt8Array) -> None:
 def load_png(path: Path) -> UInt8Array:
     """Reads a picture that :func:`save_png` wrote: ``[H, W, C]``; ``OutputError`` if it is none any more."""
     try:
-        with Image.open(regular(path)) as picture:
+        with open_picture(path) as picture:
             pixels = np.asarray(picture)
     except NO_PICTURE as error:
         raise OutputError(f"{path} is no picture any more ({first_line(error)}): remove it") from None

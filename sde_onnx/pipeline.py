@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from sde_onnx.checks import checked_count, checked_path
 from sde_onnx.errors import InputError, OutputError
@@ -22,6 +21,7 @@ from sde_onnx.extras import require_diffusers, require_export
 from sde_onnx.files import replacing
 from sde_onnx.generate.sample import steps_of
 from sde_onnx.images import to_pil, to_uint8
+from sde_onnx.progress import tqdm
 from sde_onnx.runtime.load import load
 from sde_onnx.runtime.metadata import ModelMetadata
 from sde_onnx.runtime.score_model import ScoreModel, is_tensor

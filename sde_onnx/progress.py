@@ -7,12 +7,17 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from sde_onnx.errors import InputError, first_line
+
+try:
+    from tqdm import tqdm
+except ValueError as error:   # it reads its variables when it is imported
+    raise InputError(f"a variable TQDM_* of the environment is none of tqdm's values: {first_line(error)}") from None
 
 if TYPE_CHECKING:
     from sde_onnx.solvers.plan import Step
 
-__all__ = ["QUIET", "ImagesBar"]
+__all__ = ["QUIET", "ImagesBar", "tqdm"]
 
 SECONDS = 30.0   # between two lines
 BAR = "{percentage:3.0f}%|{bar}| {n:.1f} of {total} images [{elapsed}<{remaining}, {pace}]"

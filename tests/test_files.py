@@ -1,8 +1,10 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sde_onnx import files
 from sde_onnx.errors import OutputError, first_line
 from sde_onnx.files import UNREADABLE, array_of, arrays_of, check_writable, replacing
 
@@ -19,6 +21,16 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_no_folder_that_it_made(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(RuntimeError), replacing(tmp_path / "old" / "new" / "newer" / "result"):
+        raise RuntimeError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+    with replacing(tmp_path / "old" / "new" / "result") as temporary:
+        temporary.touch()
+    assert (tmp_path / "old" / "new" / "result").exists()
 
 
 def test_a_file_in_the_place_of_its_folder_is_told(tmp_path):
@@ -74,3 +86,27 @@ def test_arrays_are_found_by_their_names(tmp_path):
         arrays_of(tmp_path / "a.npz", "b", "d")
     np.save(tmp_path / "a.npy", ONE)
     np.testing.assert_array_equal(array_of(tmp_path / "a.npy"), ONE)
+
+
+def test_a_loop_of_links_is_told(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(OutputError, match="x cannot be written: Too many levels of symbolic links"):
+        check_writable(tmp_path / "a" / "x", force=False, inputs=[tmp_path / "b"])
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is_is_not_read(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**20), b=ONE)
+    assert arrays_of(tmp_path / "a.npz")["a"].sum() == 0
+    monkeypatch.setattr(files, "LARGE", 2**20)
+    with pytest.raises(ValueError, match=r"a.npy takes 0.0 MB and unpacks to 8"):
+        arrays_of(tmp_path / "a.npz", "b")
+
+
+def test_a_cache_is_where_an_absolute_path_says(monkeypatch, tmp_path):
+    monkeypatch.delenv("SDE_ONNX_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert files.cache_folder() == tmp_path / "sde-onnx"
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert files.cache_folder() == Path.home() / ".cache" / "sde-onnx"

@@ -1,4 +1,7 @@
+import os
+import shutil
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -8,6 +11,7 @@ from PIL import Image
 from sde_onnx.errors import InputError
 from sde_onnx.image_files import read_images
 from sde_onnx.images import save_png
+from sde_onnx.operators import parse_operator
 
 SHAPE, GRAY = (3, 6, 8), (1, 6, 8)
 
@@ -86,6 +90,27 @@ def test_a_large_picture_is_read_without_a_word(rgb, tmp_path, monkeypatch):
     assert read_images([tmp_path / "a.png"], SHAPE)[0] == ["a"]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     refused("cannot be read as a picture: .*could be decompression bomb", tmp_path / "a.png")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script")
+def test_a_program_in_a_pictures_place_is_not_run(rgb, tmp_path, monkeypatch):
+    """EPS is PostScript, which Pillow has Ghostscript run."""
+    Image.fromarray(rgb).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\nexit 0\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    with pytest.raises(InputError, match=r"a.png cannot be read as a picture: cannot identify image file '.*a.png'"):
+        read_images([tmp_path / "a.png"], SHAPE)
+    for operator in (f"mask:{tmp_path / 'a.png'}", f"kernel:{tmp_path / 'a.png'}"):
+        with pytest.raises(InputError, match="cannot be read as a picture"):
+            parse_operator(operator)
+    assert not (tmp_path / "ran").exists()
+    shutil.copyfile(tmp_path / "a.png", tmp_path / "b.eps")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match="holds no pictures"):
+        read_images([tmp_path], SHAPE)
 
 
 def test_resizing_crops_the_middle(rgb, tmp_path):

@@ -1,13 +1,16 @@
 """Progress in the log of a job, on a terminal, and none."""
 
 import inspect
+import os
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands import done
+from faults.subjects import COMMAND
 
 import sde_onnx
 from sde_onnx import codes, likelihood, progress
@@ -123,3 +126,12 @@ def test_a_quiet_run_goes_on_as_well(arguments, tmp_path, monkeypatch):
     again = done(*command)
     assert "images were there already" in again.stdout
     assert again.stderr == ""
+
+
+def test_a_variable_that_tqdm_refuses_is_told_in_one_line(tmp_path):
+    """It reads its variables when it is imported."""
+    result = subprocess.run([*COMMAND, "sample", "--seeds", "0", "-o", "x.png"], cwd=tmp_path, capture_output=True,
+                            text=True, env={**os.environ, "TQDM_MININTERVAL": "often"})
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: a variable TQDM_* of the environment is none of tqdm's values: ")
+    assert result.stderr.count("\n") == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from sde_onnx.likelihood import Likelihood, lowest_bits_per_dim
 __all__ = ["PLOTS", "WRITERS", "Measurements", "plot_histogram"]
 
 Row = dict[str, Any]
+MOST_BYTES = 200   # of an output's name, if that of what is unfinished begins with it
 COLUMNS = ("name", "seed", "bits_per_dim", "standard_error", "log_density", "evaluations")
 
 
@@ -47,11 +50,13 @@ class Measurements:
         self._about = {"settings": json.loads(json.dumps(settings)), "names": list(names)}
         self.mine = range(len(names))[shard.span(len(names))]
         self.is_whole = shard.count == 1
+        name = os.fsencode(output.name)
+        self._short = output.name if len(name) <= MOST_BYTES else hashlib.sha256(name).hexdigest()
         self.rows: list[Row] = [] if force else self._read(shard)
 
     def _unfinished(self, shard: Shard) -> Path:
         part = "" if shard.count == 1 else f".{shard.index}-of-{shard.count}"
-        return self._output.with_name(f".{self._output.name}{part}.unfinished.json")
+        return self._output.with_name(f".{self._short}{part}.unfinished.json")
 
     def _read(self, shard: Shard) -> list[Row]:
         """The rows that a shard has measured."""
@@ -106,7 +111,7 @@ class Measurements:
             WRITERS[self._output.suffix](temporary, self.rows, mean, {
                 "settings": self._about["settings"],
                 "floors": {"of the density's peak": peak, "of noise of sigma_min, on average": noise}})
-        any_split = re.compile(rf"\.{re.escape(self._output.name)}(\.\d+-of-\d+)?\.unfinished\.json")
+        any_split = re.compile(rf"\.{re.escape(self._short)}(\.\d+-of-\d+)?\.unfinished\.json")
         for path in self._output.parent.iterdir():
             if any_split.fullmatch(path.name):
                 path.unlink(missing_ok=True)
@@ -119,7 +124,7 @@ class Measurements:
 
 
 def _write_csv(path: Path, rows: Sequence[Row], mean: Row, about: Row) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:   # names of any bytes
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows([*rows, mean])

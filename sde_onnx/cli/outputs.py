@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["RestoredPicture", "SampleOutput", "check_names", "picture_paths", "plan_outputs"]
 
 GIF_FRAMES = 40
+CONTROLS = re.compile(r"[\0-\x1f\x7f]")   # which would move a terminal's cursor
 
 
 class HeldRun:
@@ -184,7 +186,7 @@ def plan_outputs(
             raise click.UsageError("--subdirs is for PNGs, not for --shards")
         plan.run = FolderRun(output, shards=shards, subdirs=subdirs, force=force)
         if grid:   # beside the folder: whoever reads its pictures takes all of them for samples
-            folder = output.absolute()
+            folder = output.resolve() if output.name == ".." else output.absolute()
             if not folder.name:
                 raise click.UsageError(f"--grid goes beside the folder, and nothing is beside {output}")
             plan.sheet = folder.with_name(f"{folder.name}.png")
@@ -279,7 +281,8 @@ def check_names(names: Sequence[str]) -> None:
 
 def _names_a_file(name: object) -> bool:
     try:
-        return isinstance(name, str) and name != "" and Path(name).name == name and b"\0" not in os.fsencode(name)
+        return isinstance(name, str) and name != "" and Path(name).name == name and not CONTROLS.search(name) and (
+            os.fsencode(name) != b"")
     except UnicodeEncodeError:   # half of a surrogate pair
         return False
 
@@ -299,7 +302,7 @@ def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Se
             reading would find the outputs.
     """
     check_names(names)
-    if folder.is_dir() and folder.resolve() in {path.resolve() for path in inputs}:
+    if folder.is_dir() and os.path.realpath(folder) in map(os.path.realpath, inputs):
         raise OutputError(f"{folder} is where pictures are read from: choose another folder")
     for name in names:
         check_writable(folder / f"{name}.png", force=force, inputs=inputs)

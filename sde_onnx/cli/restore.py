@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,8 @@ def restore_command(
         images = np.where(hidden, images.dtype.type(0), images)   # which is not read, and may be anything
     clean = images if degrade else None
     if degrade:
-        by_name = [int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in names]   # whatever is beside it
+        digests = [hashlib.sha256(os.fsencode(name)).hexdigest() for name in names]
+        by_name = [int(digest[:16], 16) for digest in digests]   # whatever is beside it
         images = degraded(in_data_units(images), linear, by_name, noise=noise)
     with notes():   # which may take minutes to make
         gradient = gradient or _gradient_of(score_model, given_model, method)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["RECORD", "FolderRun"]
 
 RECORD, FORMAT, LOCK = "run.json", 2, ".run.lock"
+OUR_KEYS = {"settings", "sde_onnx"}   # one of which is in a record: of any format, of the first
 PICTURE, SHARD = re.compile(r"(\d{6,20})\.png"), re.compile(r"\d{6,20}-\d{6,20}\.npz")
 OURS = re.compile(rf"{PICTURE.pattern}|{SHARD.pattern}|run\.json")
 UNFINISHED = re.compile(r"\.(\d{6,20}(-\d{6,20})?|run)\.[0-9a-f]{8}\.(png|npz|json)")   # by files.replacing
@@ -121,10 +122,12 @@ class FolderRun:
             self.force = False   # they are replaced
         path, asked = self.folder / RECORD, set(seeds)
         images = [file for file in self._listed(OURS) if file.name != RECORD]
+        found = read_json(path, OutputError) if path.exists() else {}
+        if path.exists() and OUR_KEYS.isdisjoint(found):
+            raise OutputError(f"{path} is not of sde-onnx: {INSTEAD}")
         if path.exists() and not images and not is_shard and self._claims.alone():   # it ended before its first image
             self._remove_unfinished()
         elif path.exists():
-            found = read_json(path, OutputError)
             self._compare(found, settings)
             if depends_on_batch:
                 self._compare_value("seeds", found.get("seeds"), format_seeds(seeds))
@@ -187,7 +190,7 @@ class FolderRun:
                 self._find_files()
             else:
                 paths = {seed: self._picture(seed) for seed in seeds}
-                self._files |= {seed: path for seed, path in paths.items() if path.exists()}
+                self._files |= {seed: path for seed, path in paths.items() if _is_whole(path)}
         return all(seed in self._files for seed in seeds)
 
     def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> int:
@@ -233,10 +236,7 @@ class FolderRun:
 
     def _find_files(self) -> None:
         if not self.shards:
-            listed = self._listed(PICTURE)
-            if strange := [path for path in listed if not path.is_file()]:
-                raise OutputError(f"{strange[0]} is no file: remove it")
-            self._files = {int(path.stem): path for path in listed}
+            self._files = {int(path.stem): path for path in self._listed(PICTURE) if _is_whole(path)}
             return
         known = set(self._files.values())
         for path in self._listed(SHARD):
@@ -261,6 +261,15 @@ class FolderRun:
         if before != now:
             raise OutputError(f"{self.folder} holds images of another run: its {name} is {before!r}, here it is "
                               f"{now!r}. {INSTEAD[0].upper()}{INSTEAD[1:]}")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is there, and not empty: what a machine that lost its power may leave of a new file."""
+    if not os.path.exists(path):
+        return False
+    if not os.path.isfile(path):
+        raise OutputError(f"{path} is no file: remove it")
+    return path.stat().st_size > 0
 
 
 def _subfolder_of(file: Path) -> str | None:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from sde_onnx.errors import InputError, first_line
-from sde_onnx.files import UNREADABLE, array_of, regular
-from sde_onnx.images import NO_PICTURE
+from sde_onnx.files import UNREADABLE, array_of
+from sde_onnx.images import NO_PICTURE, open_picture
 from sde_onnx.operators.compose import compose
 from sde_onnx.operators.convolution import convolve
 from sde_onnx.operators.masks import box, mask, random
@@ -93,7 +92,7 @@ def _kernel_of(path: str) -> Operator:
 def _read(path: str) -> NDArray[np.float64]:
     """The values of a gray picture, 0 to 255."""
     try:
-        with Image.open(regular(path)) as picture:
+        with open_picture(path) as picture:
             return np.asarray(picture.convert("L"), np.float64)
     except NO_PICTURE as error:
         raise InputError(f"{path or 'a file'} cannot be read as a picture ({first_line(error)})") from None

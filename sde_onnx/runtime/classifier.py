@@ -17,6 +17,7 @@ from sde_onnx.checks import checked_path, checked_threads
 from sde_onnx.errors import InputError, ModelFileError, ProviderError, first_line
 from sde_onnx.files import why_no_file
 from sde_onnx.runtime.endings import ending
+from sde_onnx.runtime.metadata import check_one_file
 from sde_onnx.runtime.providers import ORT_ERRORS, choose_provider, open_session
 from sde_onnx.runtime.score_model import COTANGENT, GRADIENT, INPUTS
 from sde_onnx.solvers.protocols import Array
@@ -107,6 +108,7 @@ def load_classifier(
     options.log_severity_level = 3
     chosen = choose_provider(provider)
     try:
+        check_one_file(path)
         session = open_session(os.fspath(path), chosen, options, threads=threads)
     except ORT_ERRORS as error:
         raise ModelFileError(f"{path} is not an ONNX file that can be loaded "

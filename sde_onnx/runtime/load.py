@@ -23,7 +23,15 @@ from sde_onnx.errors import (
 )
 from sde_onnx.files import why_no_file
 from sde_onnx.runtime import openvino
-from sde_onnx.runtime.metadata import KEY, ROWS_KEY, SAMPLER_KEY, ModelMetadata, metadata_properties, telling_damage
+from sde_onnx.runtime.metadata import (
+    KEY,
+    ROWS_KEY,
+    SAMPLER_KEY,
+    ModelMetadata,
+    check_one_file,
+    metadata_properties,
+    telling_damage,
+)
 from sde_onnx.runtime.providers import (
     ORT_ERRORS,
     PRECISIONS,
@@ -109,6 +117,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         raise ModelFileError(f"{path} is {kind}, expected an .onnx file; `sde-onnx export CHECKPOINT -o FILE` "
                              "makes one")
     try:
+        check_one_file(path)
         session = open_session(os.fspath(path), "cpu", options)
     except ort_errors.NotImplemented:   # read and understood, but of operators that another provider has
         with telling_damage(str(path)):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from sde_onnx.checks import is_number
@@ -14,7 +16,7 @@ from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["FORMAT", "KEY", "NOISE_KEY", "ROWS_KEY", "SAMPLER_FORMATS", "SAMPLER_KEY", "ModelMetadata",
-           "metadata_properties", "telling_damage"]
+           "check_one_file", "metadata_properties", "telling_damage"]
 
 KEY = "sde_onnx"
 SAMPLER_KEY = "sde_onnx_sampler"   # of files that `sde-onnx embed` has made, beside KEY
@@ -138,6 +140,26 @@ def telling_damage(name: str) -> Iterator[None]:
 
 
 METADATA_PROPS = 14   # the field of a ModelProto; each entry's key is field 1, its value field 2
+EXTERNAL = b"\x0a\x08location\x12"   # the key of a tensor's file, as an entry of StringStringEntryProto begins
+
+
+def check_one_file(path: Path) -> None:
+    """``ModelFileError`` of an ONNX file that keeps its weights in others: what is kept of a run knows one by its hash.
+
+    Source: onnx.proto, TensorProto's external_data.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            is_one = content.find(EXTERNAL) < 0
+    except ValueError:   # of an empty file, of which ONNX Runtime has more to say
+        return
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from None
+    if not is_one:
+        raise ModelFileError(f"{path} keeps weights in another file, expected all in one: "
+                             "`onnx.save(onnx.load(FILE), NEW)` puts them together")
+
+
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5   # protobuf's wire types
 
 

@@ -95,7 +95,8 @@ def test_bad_input_is_refused_in_one_line(pictures, codes, tmp_path):
         np.savez(tmp_path / "odd.npz", **(held | changed))
         refuses(message, "decode", tmp_path / "odd.npz", "-o", out)
     others = [f"other{index}" for index in range(1, len(held["names"]))]
-    for first, message in (("a\0b", "is no name for a file"), ("\ud800", "is no name for a file"),
+    for first, message in (("a\0b", "is no name for a file"), ("a\x1b[2Jb", "is no name for a file"),
+                           ("\ud800", "is no name for a file"),
                            ("", "is no name for a file"), ("x" * 300, "cannot be written: File name too long")):
         np.savez(tmp_path / "odd.npz", **(held | {"names": np.array([first, *others])}))
         refuses(message, "decode", tmp_path / "odd.npz", "-o", out)

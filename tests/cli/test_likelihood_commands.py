@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import sys
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from commands import refuses, run
+from commands import done, refuses, run
 from onnx import parser
 
 import sde_onnx
@@ -89,10 +92,30 @@ def test_a_model_without_gradient_gets_one_in_the_cache(folder, model_file, tmp_
     for name in "ab":
         result = run("likelihood", model_file, folder, "--steps", 1, "-o", tmp_path / f"{name}.json")
         assert result.exit_code == 0, result.output
-    assert len(list((tmp_path / "cache").glob("*.onnx"))) == 1
+    kept, = (tmp_path / "cache").glob("*.onnx")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-100_000] + bytes(100_000))   # which ONNX Runtime would run
+    done("likelihood", model_file, folder, "--steps", 1, "-o", tmp_path / "mended.json")
+    assert kept.read_bytes() == whole
     monkeypatch.setattr(likelihood_module, "has_export", lambda: False)
     refuses(f"has no gradient: `sde-onnx gradient {model_file} -o FILE` makes", "likelihood", model_file, folder,
             "-o", tmp_path / "c.json")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+@pytest.mark.parametrize("output", [b"l.csv", b"n" * 251 + b".csv"], ids=["bytes", "long"])
+def test_any_name_of_a_file_is_one(output, folder, tmp_path):
+    name = os.fsdecode(b"bad\xff.png")
+    shutil.copyfile(folder / "000000.png", tmp_path / name)
+    output = tmp_path / os.fsdecode(output)
+    done("likelihood", tmp_path / name, "--steps", 1, "-o", output)
+    assert output.read_bytes().splitlines()[1].startswith(b"bad\xff,0,")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / name, output])
+    if len(output.name) > 200:   # what is unfinished has another name
+        done("likelihood", tmp_path / name, "--steps", 1, "-o", output, "--force")
+    else:
+        done("restore", tmp_path / name, "--degrade", "--operator", "gray", "--steps", 2, "--seeds", 0, "--solver",
+             "heun", "--method", "null-space", "-o", tmp_path / "r")
 
 
 def test_what_likelihood_refuses(folder, tmp_path):

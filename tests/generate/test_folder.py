@@ -375,3 +375,31 @@ def test_subfolders_of_a_thousand_seeds_are_resumed_and_replaced(tmp_path, model
     assert [str(path.relative_to(out)) for path in sorted(out.rglob("*.png"))] == ["000000/777777.png", "000005.png"]
     assert run(model_file, out, "--shards", "--subdirs").exit_code == 2
     assert run(model_file, tmp_path / "s.png", "--subdirs").exit_code == 2
+
+
+def test_a_record_of_somebody_else_is_kept(model_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text('{"my": "precious settings"}')
+    result = run(model_file, tmp_path / "out", "--seeds", "0")
+    assert result.exit_code == 1
+    assert "run.json is not of sde-onnx: choose another folder" in result.output
+    assert (tmp_path / "out" / "run.json").read_text() == '{"my": "precious settings"}'
+    assert run(model_file, tmp_path / "out", "--seeds", "0", "--force").exit_code == 0
+
+
+def test_an_empty_picture_is_made_again(model_file, tmp_path):
+    """A machine that loses its power may leave one."""
+    run(model_file, tmp_path / "out", "--seeds", "0-2")
+    whole = (tmp_path / "out" / "000001.png").read_bytes()
+    (tmp_path / "out" / "000001.png").write_bytes(b"")
+    result = run(model_file, tmp_path / "out", "--seeds", "0-2")
+    assert "2 of 3 images were there already" in result.output
+    assert (tmp_path / "out" / "000001.png").read_bytes() == whole
+
+
+def test_the_grid_of_the_folder_above_stands_beside_it(model_file, tmp_path, monkeypatch):
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    assert run(model_file, "..", "--seeds", "0", "--grid").exit_code == 0
+    assert (tmp_path / "above.png").exists()
+    assert list((tmp_path / "above" / "here").iterdir()) == []

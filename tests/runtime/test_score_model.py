@@ -78,6 +78,15 @@ class TestFilesThatAreNotOurs:
         (tmp_path / "m.onnx").write_bytes(content[: int(part * len(content))])
         self.refuses(read, tmp_path / "m.onnx", "or it is truncated")
 
+    @pytest.mark.parametrize("is_there", [True, False])
+    def test_weights_in_another_file(self, is_there, read, tmp_path, model_file):
+        """The hash of a file would say nothing of them."""
+        onnx.save(onnx.load(model_file), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin",
+                  size_threshold=1024)
+        if not is_there:
+            (tmp_path / "w.bin").unlink()
+        self.refuses(read, tmp_path / "m.onnx", "keeps weights in another file, expected all in one")
+
     def test_without_metadata(self, read, tmp_path, model_file):
         model = onnx.load(model_file)
         del model.metadata_props[:]
