@@ -33,6 +33,16 @@ def test_a_job_writes_lines_that_say_how_far_it_is(often, tmp_path):
     done("sample", "--provider", "cpu", "--seeds", "0-3", "--steps", 4, "-o", tmp_path / "quick.png")
 
 
+def test_restorations_in_steps_of_their_own_count_when_they_are_finished(often, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done("sample", "--provider", "cpu", "--seeds", 0, "--steps", 2, "-o", "p")
+    lines = done("restore", "p", "--provider", "cpu", "--operator", "gray", "--degrade", "--method", "null-space",
+                 "--solver", "rk45", "--rtol", 0.5, "--atol", 0.5, "--seeds", "0-1", "--batch-size", 1,
+                 "-o", "r").stderr.splitlines()
+    counts = [line.partition(" images")[0] for line in lines if " images, " in line]
+    assert set(counts) == {"0 of 2", "1 of 2", "2 of 2"}, lines
+
+
 def test_images_that_were_there_say_nothing_of_the_pace(often, capsys, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     with progress.ImagesBar(100) as bar:

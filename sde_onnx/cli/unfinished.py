@@ -39,7 +39,7 @@ class UnfinishedRun:
     """
 
     def __init__(self, place: Path, settings: Mapping[str, Any], shape: tuple[int, int, int, int]) -> None:
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         self._folder = place / f".unfinished-{digest[:12]}"
         self._shape = shape
         self._batches: list[NDArray[np.float32]] = []

@@ -72,6 +72,13 @@ def test_a_constant_image_is_no_division_by_zero():
     assert np.abs(run(write(Norm(), x), x)).max() < 0.1   # 1e-6 in the root leaves nothing but rounding
 
 
+@pytest.mark.parametrize(("largest", "is_plain"), [(4 * 8 * 8, True), (4 * 8 * 8 - 1, False)])
+def test_a_group_of_the_largest_size_is_plain(largest, is_plain, monkeypatch):
+    monkeypatch.setattr(norms, "LARGEST_PLAIN_GROUP", largest)
+    kinds = {node.op_type for node in write(Norm(), torch.ones(2, 16, 8, 8)).graph.node}
+    assert ("InstanceNormalization" in kinds, "Sqrt" in kinds) == (is_plain, not is_plain)
+
+
 def operators(network):
     return collections.Counter(node.op_type for node in to_onnx.build_model(network).graph.node)
 
