@@ -49,13 +49,15 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
             raise OutputError(f"{path} is also another file of this command: choose another name")
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder, expected a file name")
-        with suppress(FileNotFoundError):   # fails where no file could have the name
-            _nearest_folder(path).joinpath(path.name).lstat()
+        nearest = _nearest_folder(path)
+        for name in path.absolute().relative_to(nearest).parts:
+            with suppress(FileNotFoundError):   # another error where no file or folder could have the name
+                nearest.joinpath(name).lstat()
         with suppress(FileNotFoundError):
             path.lstat()   # finds a dangling link too
             if not force:
                 raise OutputError(f"{path} exists already: choose another name, or --force to replace it")
-        with tempfile.TemporaryFile(dir=_nearest_folder(path)):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OutputError:
         raise

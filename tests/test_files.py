@@ -50,8 +50,9 @@ def test_outputs_are_checked_before_the_work(tmp_path):
     check_writable(path, force=True)
     with pytest.raises(OutputError, match="is a folder"):
         check_writable(tmp_path, force=True)
-    with pytest.raises(OutputError, match="below cannot be written"):
-        check_writable(path / "below", force=False)
+    for nowhere in (path / "below", tmp_path / "newer" / ("n" * 256) / "result", tmp_path / "newer" / ("n" * 256)):
+        with pytest.raises(OutputError, match=f"{nowhere.name} cannot be written"):
+            check_writable(nowhere, force=False)
 
 
 def saved(save, *arguments, **arrays):

@@ -23,13 +23,16 @@ from sde_onnx.cli.interpolate import interpolate_command
 from sde_onnx.cli.likelihood import likelihood_command
 from sde_onnx.cli.restore import restore_command
 from sde_onnx.cli.sample import sample_command
-from sde_onnx.errors import SdeOnnxError, first_line
+from sde_onnx.errors import SdeOnnxError, escaped, first_line
 
 __all__ = ["main"]
 
 
 class _OneLineErrors(click.Group):
-    """Turns errors of the library, of memory and of standard streams into one line on stderr and exit status 1."""
+    """Turns errors of the library, of memory and of standard streams into one line on stderr and exit status 1.
+
+    Errors of usage have status 2, and lines of usage before theirs.
+    """
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         _open_streams()
@@ -48,6 +51,9 @@ class _OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            error.message = escaped(error.message)   # which quotes what was typed
+            raise
         except SdeOnnxError as error:
             raise click.ClickException(str(error)) from error
         except ImportError as error:

@@ -302,7 +302,7 @@ def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Se
             reading would find the outputs.
     """
     check_names(names)
-    if folder.is_dir() and os.path.realpath(folder) in map(os.path.realpath, inputs):
+    if os.path.isdir(folder) and os.path.realpath(folder) in map(os.path.realpath, inputs):
         raise OutputError(f"{folder} is where pictures are read from: choose another folder")
     for name in names:
         check_writable(folder / f"{name}.png", force=force, inputs=inputs)

@@ -395,3 +395,8 @@ def test_a_member_of_an_archive_that_is_no_array_is_refused(model_file, tmp_path
     for arguments in (("verify", tmp_path / "s.onnx", tmp_path / "a.npz"), ("decode", model_file, tmp_path / "a.npz"),
                       ("encode", model_file, tmp_path / "a.npz", "-o", tmp_path / "c.npz")):
         refuses("is no array", *arguments, *(["-o", tmp_path / "out"] if arguments[0] == "decode" else []))
+
+
+def test_an_error_of_usage_quotes_what_was_typed_in_one_line():
+    refused = refuses("expected a .png, a .npz or a folder", "sample", "-o", "a.b\x1b[2J\x85c", status=2)
+    assert refused.output.splitlines()[-1].startswith(r"Error: --output a.b\x1b[2J\x85c: expected a .png")

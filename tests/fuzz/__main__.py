@@ -15,6 +15,7 @@ from itertools import product
 
 from fuzz.harness import Failure, run_cases
 from fuzz.kinds import KINDS, SLOW, prepare
+from sde_onnx.errors import escaped
 
 SAID_EVERY = 5000   # cases
 
@@ -40,7 +41,7 @@ def main() -> None:
             found = distinct.setdefault((kind, short), [])
             found.append(failure)
             if len(found) == 1:
-                print(f"{kind} {failure.seed}: {failure.problem}", flush=True)
+                print(f"{kind} {failure.seed}: {escaped(failure.problem)}", flush=True)
     failed = Counter(dict.fromkeys(counts, 0))
     for (kind, _), found in distinct.items():
         failed[kind] += len(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import pickle
 import random
 import shutil
@@ -193,6 +194,39 @@ def pictures(seed: int, folder: Path) -> Case:
               "--seeds", "0", "-o", "out"), makes=("out",))))
 
 
+def file_names(seed: int, folder: Path) -> Case:
+    """Pictures and outputs of any names, in folders that are links to nothing or to themselves, or another's."""
+    random_ = random.Random(seed)
+    for name in ("model.onnx", "gradient.onnx", "codes.npz"):
+        shutil.copy(good_files() / name, folder)
+    (folder / "round").symlink_to("round")
+    (folder / "nowhere").symlink_to("missing")
+    (folder / "other").mkdir()
+    (folder / "other" / "run.json").write_text(random_.choice(('{"precious": 1}', "[]", "{}", "")))
+    stem = _odd_name(random_, most=251)
+    picture = f"{stem}.png"
+    shutil.copy(good_files() / "pictures" / "000000.png", folder / picture)
+    name, arguments, ending, makes = random_.choice((
+        ("encode", ["model.onnx", picture], ".npz", []),
+        ("likelihood", ["gradient.onnx", picture], random_.choice((".csv", ".json")), []),
+        ("restore", ["model.onnx", picture, "--operator", "gray", "--degrade", "--method", "null-space", "--seeds",
+                     "0"], "", [picture, stem]),
+        ("edit", ["model.onnx", picture, "--sigma", "1"], "", [f"{stem}-000000.png"]),
+        ("decode", ["model.onnx", "codes.npz"], "", ["000000.png"]),
+        ("sample", ["model.onnx", "--seeds", "0"], random_.choice((".png", ".npz", "")), ["000000.png", "run.json"])))
+    output = random_.choice(("", "", "", "round/", "nowhere/", "other/", "other/new/", "model.onnx/")) + (
+        f"{_odd_name(random_, most=300)}{ending}")
+    if not ending and random_.random() < 0.3:
+        output = random_.choice(("round", "nowhere", "other", "model.onnx"))
+    return Case((name, *arguments, "--steps", "2", "-o", output), makes=(output.split("/")[0], *makes))
+
+
+def _odd_name(random_: random.Random, *, most: int) -> str:
+    """A name of bytes, few or many, that begins with neither a dot nor a dash."""
+    some = random_.choice((b"abc", b"a b\t\n\x1b[2J", "aé日\u202e".encode(), bytes(set(range(1, 256)) - {ord("/")})))
+    return os.fsdecode(b"n" + bytes(random_.choices(some, k=random_.choice((1, 2, 8, most // 2, most - 16, most)) - 1)))
+
+
 def run_folders(seed: int, folder: Path) -> Case:
     """A folder of samples in which something was damaged, that a run is to go on with."""
     random_ = random.Random(seed)
@@ -364,5 +398,5 @@ def _as_text(tree: Any) -> str:
 
 KINDS: dict[str, Callable[[int, Path], Case]] = {function.__name__: function for function in (
     model_bytes, model_metadata, model_graph, sampler_metadata, archive_bytes, pictures, run_folders, diffusers_configs,
-    original_configs, pickles, library_calls, command_lines)}
+    original_configs, pickles, library_calls, command_lines, file_names)}
 SLOW = {"diffusers_configs": 20}   # of which each twentieth seed is taken: many are exported, which takes a second
