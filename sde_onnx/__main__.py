@@ -6,8 +6,6 @@ import signal
 import sys
 from types import FrameType
 
-from sde_onnx.runtime.endings import end_runs_on
-
 __all__ = ["run"]
 
 ENDINGS = ("SIGTERM", "SIGHUP")   # what a scheduler sends, and a terminal that is closed; Windows has the first alone
@@ -23,9 +21,12 @@ def run() -> None:
     for name in ENDINGS:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:   # not under nohup
             signal.signal(getattr(signal, name), _end)
-    end_runs_on({getattr(signal, name) for name in ("SIGINT", *ENDINGS) if hasattr(signal, name)})
     try:
-        from sde_onnx.cli import main
+        from sde_onnx.cli import main, open_streams
+        from sde_onnx.runtime.endings import end_runs_on
+
+        open_streams()   # before sockets take the places of those that were closed
+        end_runs_on({getattr(signal, name) for name in ("SIGINT", *ENDINGS) if hasattr(signal, name)})
     except KeyboardInterrupt:
         sys.exit("Aborted!")
     try:

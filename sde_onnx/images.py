@@ -23,7 +23,7 @@ __all__ = ["NO_PICTURE", "grid", "load_png", "open_picture", "panel", "picture_e
 UInt8Array = NDArray[np.uint8]
 NO_PICTURE = (*UNREADABLE, Image.DecompressionBombError)   # what Pillow raises on what it cannot read
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-PROGRAMS = ("EPS",)   # formats that are programs: Pillow has Ghostscript run them
+PROGRAMS = ("EPS", "IPTC")   # PostScript, which Pillow has Ghostscript run, and what may hold it
 
 
 def to_uint8(images: NDArray[np.float32]) -> UInt8Array:

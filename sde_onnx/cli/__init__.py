@@ -25,7 +25,7 @@ from sde_onnx.cli.restore import restore_command
 from sde_onnx.cli.sample import sample_command
 from sde_onnx.errors import SdeOnnxError, escaped, first_line
 
-__all__ = ["main"]
+__all__ = ["main", "open_streams"]
 
 
 class _OneLineErrors(click.Group):
@@ -35,7 +35,7 @@ class _OneLineErrors(click.Group):
     """
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
-        _open_streams()
+        open_streams()
         try:
             try:
                 return super().main(*arguments, **settings)
@@ -68,7 +68,7 @@ class _OneLineErrors(click.Group):
             raise click.ClickException(f"there is not enough memory for this: {first_line(error)}") from error
 
 
-def _open_streams() -> None:
+def open_streams() -> None:
     """Opens standard streams that were closed, lest a file takes their place; and lets them write any file's name."""
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["RECORD", "FolderRun"]
 
 RECORD, FORMAT, LOCK = "run.json", 2, ".run.lock"
-OUR_KEYS = {"settings", "sde_onnx"}   # one of which is in a record: of any format, of the first
 PICTURE, SHARD = re.compile(r"(\d{6,20})\.png"), re.compile(r"\d{6,20}-\d{6,20}\.npz")
 OURS = re.compile(rf"{PICTURE.pattern}|{SHARD.pattern}|run\.json")
 UNFINISHED = re.compile(r"\.(\d{6,20}(-\d{6,20})?|run)\.[0-9a-f]{8}\.(png|npz|json)")   # by files.replacing
@@ -123,7 +122,7 @@ class FolderRun:
         path, asked = self.folder / RECORD, set(seeds)
         images = [file for file in self._listed(OURS) if file.name != RECORD]
         found = read_json(path, OutputError) if path.exists() else {}
-        if path.exists() and OUR_KEYS.isdisjoint(found):
+        if path.exists() and not ("sde_onnx" in found or {"format", "settings"} <= found.keys()):   # of format 1, or 2
             raise OutputError(f"{path} is not of sde-onnx: {INSTEAD}")
         if path.exists() and not images and not is_shard and self._claims.alone():   # it ended before its first image
             self._remove_unfinished()

@@ -31,12 +31,13 @@ def ending(seconds: float | None = None) -> Iterator[RunOptions]:
     _under_way.append(options)
     try:
         if clock is not None:
+            clock.daemon = True   # a second Ctrl-C may come before it is cancelled
             clock.start()
         yield options
     finally:
-        _under_way.remove(options)
         if clock is not None:
             clock.cancel()
+        _under_way.remove(options)
 
 
 def end_runs_on(signals: set[int]) -> None:

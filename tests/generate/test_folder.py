@@ -377,13 +377,14 @@ def test_subfolders_of_a_thousand_seeds_are_resumed_and_replaced(tmp_path, model
     assert run(model_file, tmp_path / "s.png", "--subdirs").exit_code == 2
 
 
-def test_a_record_of_somebody_else_is_kept(model_file, tmp_path):
+@pytest.mark.parametrize("text", ['{"my": "precious settings"}', '{"settings": {"lr": 0.1}}'])
+def test_a_record_of_somebody_else_is_kept(text, model_file, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "run.json").write_text('{"my": "precious settings"}')
+    (tmp_path / "out" / "run.json").write_text(text)
     result = run(model_file, tmp_path / "out", "--seeds", "0")
     assert result.exit_code == 1
     assert "run.json is not of sde-onnx: choose another folder" in result.output
-    assert (tmp_path / "out" / "run.json").read_text() == '{"my": "precious settings"}'
+    assert (tmp_path / "out" / "run.json").read_text() == text
     assert run(model_file, tmp_path / "out", "--seeds", "0", "--force").exit_code == 0
 
 

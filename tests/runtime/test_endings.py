@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -58,6 +59,7 @@ def test_a_run_ends_when_its_time_is_over_and_the_next_has_its_own(endless):
 
 
 @pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="signals")
 @pytest.mark.parametrize(("name", "status", "said"), [("SIGINT", 1, "Aborted!\n"), ("SIGTERM", 128 + 15, "")])
 def test_a_signal_ends_an_evaluation_under_way(endless, tmp_path, name, status, said):
     """Python's handlers alone would wait for its end."""
