@@ -104,7 +104,7 @@ def write_golden(model: ScoreModel, path: Path, sampling: Sampling, *, operator:
 
 
 def verify(
-    sampler: str | os.PathLike[str], golden: str | os.PathLike[str], provider: str = "cpu", *, timeout: float = 3600.0
+    sampler: str | os.PathLike[str], golden: str | os.PathLike[str], provider: str = "cpu", *, timeout: float = 86400.0
 ) -> Comparison:
     """Runs a sampler or evaluation file for the seeds of a golden file.
 

@@ -92,7 +92,7 @@ def embed_command(
 @click.argument("sampler", type=click.Path(path_type=Path))
 @click.argument("golden", type=click.Path(path_type=Path))
 @click.option("--provider", type=PROVIDER, default="cpu", help="What runs the file.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0,
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=86400.0,
               help="Seconds that the file may run.")
 def verify_command(sampler: Path, golden: Path, provider: str, timeout: float) -> None:
     """Compare a sampler or evaluation file with golden values; exit status 1 if more than rounding differs.
