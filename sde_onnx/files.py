@@ -21,11 +21,11 @@ from sde_onnx.errors import OutputError, SdeOnnxError, first_line
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["UNREADABLE", "array_of", "arrays_of", "cache_folder", "check_room", "check_writable", "read_json",
-           "regular", "remove", "replacing", "sha256", "why_no_file"]
+__all__ = ["UNREADABLE", "array_of", "arrays_of", "cache_folder", "check_room", "check_writable", "is_one_of",
+           "read_json", "regular", "remove", "replacing", "sha256", "why_no_file"]
 
 PIPE = "a pipe or a device"   # the end of which may never come
-LARGE, PACKED = 2**28, 100   # bytes of an array in an archive, and times smaller that it may be there if it has more
+LARGE, PACKED = 2**28, 100   # arrays of more bytes may be so many times smaller in an archive, not more
 
 # What readers (JSON, numpy's archives, Pillow's pictures) raise on files that are cut off, damaged, or something else.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SyntaxError, MemoryError,
@@ -45,7 +45,7 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
             be written to.
     """
     try:
-        if os.path.realpath(path) in map(os.path.realpath, inputs):
+        if is_one_of(path, inputs):
             raise OutputError(f"{path} is also another file of this command: choose another name")
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder, expected a file name")
@@ -63,6 +63,12 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
         raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def is_one_of(path: Path, others: Iterable[Path]) -> bool:
+    """Whether a path leads to the same place as another, whatever links they go through; none need exist."""
+    place, *places = (os.path.normcase(os.path.realpath(each)) for each in (path, *others))
+    return place in places
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -83,8 +89,9 @@ def arrays_of(path: Path, *names: str, optional: tuple[str, ...] = ()) -> dict[s
         if isinstance(file, np.ndarray):
             raise ValueError("it is a single array, expected a .npz")
         with file:
-            _check_packing(file.zip)
-            found = {name: file[name] for name in file.files if not names or name in (*names, *optional)}
+            asked = [name for name in file.files if not names or name in (*names, *optional)]
+            _check_packing(file.zip, asked)
+            found = {name: file[name] for name in asked}
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"it holds no array `{missing[0]}`")
     if strange := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
@@ -108,12 +115,14 @@ def array_of(path: Path) -> NDArray[Any]:
     return found
 
 
-def _check_packing(archive: zipfile.ZipFile) -> None:
-    """``ValueError`` of an archive that unpacks to a great deal more than it is, as arrays of pictures never do."""
-    for member in archive.infolist():
-        if member.file_size > LARGE and member.file_size > PACKED * member.compress_size:
-            raise ValueError(f"{member.filename} takes {member.compress_size / 1e6:.1f} MB and unpacks to "
-                             f"{member.file_size / 1e6:,.0f}")
+def _check_packing(archive: zipfile.ZipFile, names: Iterable[str]) -> None:
+    """``ValueError`` where these arrays unpack to a great deal more than they take in the archive."""
+    members = [member for member in archive.infolist() if member.filename.removesuffix(".npy") in set(names)]
+    packed, size = (sum(sizes) for sizes in ([member.compress_size for member in members],
+                                             [member.file_size for member in members]))
+    if size > max(LARGE, PACKED * packed):
+        raise ValueError(f"its arrays take {packed / 1e6:.1f} MB and unpack to {size / 1e6:,.0f}: save them with "
+                         "`numpy.savez`")
 
 
 @contextmanager

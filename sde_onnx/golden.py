@@ -175,8 +175,8 @@ def verify(
                 image, x_error = session.run(["image"], inputs, options)[0], None
         except ORT_ERRORS as error:
             if options.terminate:
-                raise ModelFileError(f"{sampler} did not end in {timeout:g} s: give it more time, if it is no file "
-                                     "whose loop has no end") from None
+                raise ModelFileError(f"{sampler} did not end in {timeout:g} s: raise --timeout (timeout=), unless "
+                                     "its loop has no end") from None
             raise ProviderError(f"{chosen} failed on {sampler}: {first_line(error)}") from error
     difference = np.abs(image.astype(int) - expected["image"])
     return Comparison(float((difference == 0).mean()), int(difference.max()), x_error,

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from sde_onnx.checks import checked_path, checked_sequence, is_number
 from sde_onnx.errors import InputError, first_line, one_line
 from sde_onnx.files import UNREADABLE, arrays_of
-from sde_onnx.images import MODES, NO_PICTURE, open_picture, picture_endings, to_pil
+from sde_onnx.images import MODES, NO_PICTURE, open_picture, picture_suffixes, to_pil
 
 __all__ = ["Images", "check_images", "digest", "in_data_units", "is_array", "picture_files", "read_images"]
 
@@ -138,7 +138,7 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _pictures_of(folder: Path) -> list[Path]:
-    kinds = {*picture_endings(), ".npz"}
+    kinds = {*picture_suffixes(), ".npz"}
     try:
         return sorted(path for path in folder.iterdir()
                       if path.suffix.lower() in kinds and not path.name.startswith("."))

@@ -17,8 +17,8 @@ from PIL import Image
 from sde_onnx.errors import InputError, OutputError, first_line
 from sde_onnx.files import UNREADABLE, regular, replacing
 
-__all__ = ["NO_PICTURE", "grid", "load_png", "open_picture", "panel", "picture_endings", "psnr", "save_gif", "save_png",
-           "to_pil", "to_uint8"]
+__all__ = ["NO_PICTURE", "grid", "load_png", "open_picture", "panel", "picture_suffixes", "psnr", "save_gif",
+           "save_png", "to_pil", "to_uint8"]
 
 UInt8Array = NDArray[np.uint8]
 NO_PICTURE = (*UNREADABLE, Image.DecompressionBombError)   # what Pillow raises on what it cannot read
@@ -108,10 +108,10 @@ def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             yield picture
 
 
-def picture_endings() -> set[str]:
-    """The endings of names of files that :func:`open_picture` reads, in small letters."""
+def picture_suffixes() -> set[str]:
+    """The suffixes of names of files that :func:`open_picture` reads, in small letters."""
     kinds = Image.registered_extensions()   # also of what is only written, such as PDF
-    return {ending for ending, kind in kinds.items() if kind in Image.OPEN and kind not in PROGRAMS} | {".mpo"}
+    return {suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in PROGRAMS} | {".mpo"}
 
 
 def save_png(path: Path, image: UInt8Array) -> None:

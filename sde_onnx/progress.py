@@ -12,7 +12,7 @@ from sde_onnx.errors import InputError, first_line
 try:
     from tqdm import tqdm
 except ValueError as error:   # it reads its variables when it is imported
-    raise InputError(f"a variable TQDM_* of the environment is none of tqdm's values: {first_line(error)}") from None
+    raise InputError(f"an environment variable TQDM_* has a value that tqdm refuses: {first_line(error)}") from None
 
 if TYPE_CHECKING:
     from sde_onnx.solvers.plan import Step

@@ -1,5 +1,5 @@
 import io
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
@@ -89,6 +89,7 @@ def test_arrays_are_found_by_their_names(tmp_path):
     np.testing.assert_array_equal(array_of(tmp_path / "a.npy"), ONE)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links and their errors")
 def test_a_loop_of_links_is_told(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
@@ -100,14 +101,6 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is_is_not_read(tmp_path, mo
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**20), b=ONE)
     assert arrays_of(tmp_path / "a.npz")["a"].sum() == 0
     monkeypatch.setattr(files, "LARGE", 2**20)
-    with pytest.raises(ValueError, match=r"a.npy takes 0.0 MB and unpacks to 8"):
-        arrays_of(tmp_path / "a.npz", "b")
-
-
-def test_a_cache_is_where_an_absolute_path_says(monkeypatch, tmp_path):
-    monkeypatch.delenv("SDE_ONNX_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert files.cache_folder() == tmp_path / "sde-onnx"
-    for ignored in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert files.cache_folder() == Path.home() / ".cache" / "sde-onnx"
+    with pytest.raises(ValueError, match=r"its arrays take 0.0 MB and unpack to 8: save them with `numpy.savez`"):
+        arrays_of(tmp_path / "a.npz")
+    assert arrays_of(tmp_path / "a.npz", "b")["b"].sum() == 0   # of what is not read it is no matter

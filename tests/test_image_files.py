@@ -106,6 +106,15 @@ def test_a_program_in_a_pictures_place_is_not_run(rgb, tmp_path, monkeypatch):
     for operator in (f"mask:{tmp_path / 'a.png'}", f"kernel:{tmp_path / 'a.png'}"):
         with pytest.raises(InputError, match="cannot be read as a picture"):
             parse_operator(operator)
+    program = (tmp_path / "a.png").read_bytes()
+    sizes = {(3, 20): 16, (3, 30): 16}   # of an IPTC file, whose picture is what it holds
+    fields = {(3, 60): b"\1\0", (3, 65): b"\1", **{tag: size.to_bytes(2) for tag, size in sizes.items()},
+              (3, 120): b"\5", (8, 10): program}
+    (tmp_path / "i.png").write_bytes(b"".join(b"\x1c" + bytes(tag) + len(value).to_bytes(2) + value
+                                             for tag, value in fields.items()))
+    with pytest.raises(InputError, match="cannot identify image file"):
+        read_images([tmp_path / "i.png"], SHAPE)
+    (tmp_path / "i.png").unlink()
     assert not (tmp_path / "ran").exists()
     shutil.copyfile(tmp_path / "a.png", tmp_path / "b.eps")
     (tmp_path / "a.png").unlink()

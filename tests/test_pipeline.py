@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -156,6 +157,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "sde-onnx"
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert cache_folder() == Path.home() / ".cache" / "sde-onnx"
     monkeypatch.setenv("SDE_ONNX_CACHE", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own"
 

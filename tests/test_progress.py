@@ -143,5 +143,5 @@ def test_a_variable_that_tqdm_refuses_is_told_in_one_line(tmp_path):
     result = subprocess.run([*COMMAND, "sample", "--seeds", "0", "-o", "x.png"], cwd=tmp_path, capture_output=True,
                             text=True, env={**os.environ, "TQDM_MININTERVAL": "often"})
     assert result.returncode == 1
-    assert result.stderr.startswith("Error: a variable TQDM_* of the environment is none of tqdm's values: ")
+    assert result.stderr.startswith("Error: an environment variable TQDM_* has a value that tqdm refuses: ")
     assert result.stderr.count("\n") == 1

@@ -22,7 +22,7 @@ from sde_onnx.likelihood import Likelihood, lowest_bits_per_dim
 __all__ = ["PLOTS", "WRITERS", "Measurements", "plot_histogram"]
 
 Row = dict[str, Any]
-MOST_BYTES = 200   # of an output's name, if that of what is unfinished begins with it
+MOST_BYTES = 200   # the longest name of an output that what is unfinished repeats in its own; of a longer one, the hash
 COLUMNS = ("name", "seed", "bits_per_dim", "standard_error", "log_density", "evaluations")
 
 

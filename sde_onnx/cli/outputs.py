@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sde_onnx import images as pictures
 from sde_onnx.errors import InputError, OutputError, one_line
-from sde_onnx.files import check_room, check_writable, replacing
+from sde_onnx.files import check_room, check_writable, is_one_of, replacing
 from sde_onnx.generate.folder import RECORD, FolderRun
 from sde_onnx.generate.shards import Shard
 from sde_onnx.solvers.plan import Step
@@ -281,10 +281,10 @@ def check_names(names: Sequence[str]) -> None:
 
 def _names_a_file(name: object) -> bool:
     try:
-        return isinstance(name, str) and name != "" and Path(name).name == name and not CONTROLS.search(name) and (
-            os.fsencode(name) != b"")
-    except UnicodeEncodeError:   # half of a surrogate pair
+        os.fsencode(name)   # not of half of a surrogate pair
+    except (TypeError, UnicodeEncodeError):
         return False
+    return isinstance(name, str) and name != "" and Path(name).name == name and not CONTROLS.search(name)
 
 
 def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Sequence[Path]) -> list[Path]:
@@ -302,7 +302,7 @@ def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Se
             reading would find the outputs.
     """
     check_names(names)
-    if os.path.isdir(folder) and os.path.realpath(folder) in map(os.path.realpath, inputs):
+    if os.path.isdir(folder) and is_one_of(folder, inputs):
         raise OutputError(f"{folder} is where pictures are read from: choose another folder")
     for name in names:
         check_writable(folder / f"{name}.png", force=force, inputs=inputs)

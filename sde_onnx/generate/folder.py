@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -189,7 +190,7 @@ class FolderRun:
                 self._find_files()
             else:
                 paths = {seed: self._picture(seed) for seed in seeds}
-                self._files |= {seed: path for seed, path in paths.items() if _is_whole(path)}
+                self._files |= {seed: path for seed, path in paths.items() if _has_picture(path)}
         return all(seed in self._files for seed in seeds)
 
     def write(self, seeds: Sequence[int], images: NDArray[np.float32]) -> int:
@@ -235,7 +236,7 @@ class FolderRun:
 
     def _find_files(self) -> None:
         if not self.shards:
-            self._files = {int(path.stem): path for path in self._listed(PICTURE) if _is_whole(path)}
+            self._files = {int(path.stem): path for path in self._listed(PICTURE) if _has_picture(path)}
             return
         known = set(self._files.values())
         for path in self._listed(SHARD):
@@ -262,13 +263,15 @@ class FolderRun:
                               f"{now!r}. {INSTEAD[0].upper()}{INSTEAD[1:]}")
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a picture is there, and not empty: what a machine that lost its power may leave of a new file."""
-    if not os.path.exists(path):
+def _has_picture(path: Path) -> bool:
+    """Whether a picture is there. An empty file, which a machine that loses its power may leave, is none."""
+    try:
+        found = path.stat()
+    except OSError:
         return False
-    if not os.path.isfile(path):
+    if not stat.S_ISREG(found.st_mode):
         raise OutputError(f"{path} is no file: remove it")
-    return path.stat().st_size > 0
+    return found.st_size > 0
 
 
 def _subfolder_of(file: Path) -> str | None:

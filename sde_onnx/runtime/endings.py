@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -48,6 +49,8 @@ def end_runs_on(signals: set[int]) -> None:
     here, there = socket.socketpair()   # Windows takes no pipe here
     there.setblocking(False)
     signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+    if hasattr(os, "register_at_fork"):   # a child's signals are not this process's
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     threading.Thread(target=_end_on, args=(here, there, signals), name="signals", daemon=True).start()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -140,22 +141,26 @@ def telling_damage(name: str) -> Iterator[None]:
 
 
 METADATA_PROPS = 14   # the field of a ModelProto; each entry's key is field 1, its value field 2
-EXTERNAL = b"\x0a\x08location\x12"   # the key of a tensor's file, as an entry of StringStringEntryProto begins
+LOCATION = b"\x0a\x08location\x12"   # the key of a tensor's file, as a StringStringEntryProto begins
+EXTERNAL = re.compile(rb"j([\0-\x7f]|[\x80-\xff][\1-\x7f])\Z")   # before it: field 13 of a TensorProto, and a length
 
 
 def check_one_file(path: Path) -> None:
-    """``ModelFileError`` of an ONNX file that keeps its weights in others: what is kept of a run knows one by its hash.
+    """``ModelFileError`` of an ONNX file that keeps its weights in others.
 
-    Source: onnx.proto, TensorProto's external_data.
+    A run is gone on with by the same model alone, and a model is known by the hash of its file. Source: onnx.proto,
+    TensorProto's external_data, as protobuf's own writers write it.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            is_one = content.find(EXTERNAL) < 0
+            place = content.find(LOCATION)
+            while place >= 0 and not EXTERNAL.search(content[max(0, place - 3) : place]):   # an entry of metadata
+                place = content.find(LOCATION, place + 1)
     except ValueError:   # of an empty file, of which ONNX Runtime has more to say
         return
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}") from None
-    if not is_one:
+    if place >= 0:
         raise ModelFileError(f"{path} keeps weights in another file, expected all in one: "
                              "`onnx.save(onnx.load(FILE), NEW)` puts them together")
 

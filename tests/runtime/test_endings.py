@@ -73,7 +73,10 @@ def test_a_signal_ends_an_evaluation_under_way(endless, tmp_path, name, status, 
         time.sleep(0.01)
     time.sleep(1)
     process.send_signal(sign)
-    assert process.communicate(timeout=60)[1].endswith(said)
+    try:
+        assert process.communicate(timeout=60)[1].endswith(said)
+    finally:
+        process.kill()   # which would never end
     assert process.returncode == status
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
 
@@ -83,7 +86,7 @@ def test_verify_gives_a_file_so_much_time(kind, tmp_path):
     path, values = tmp_path / "s.onnx", tmp_path / "g.npz"
     done("embed", "-o", path, "--steps", 2, "--kind", kind, "--golden", values)
     file = _without_end(path, tmp_path / "endless.onnx", "image" if kind == "sampler" else "x_next")
-    refuses("endless.onnx did not end in 0.5 s: give it more time", "verify", file, values, "--timeout", 0.5)
+    refuses("endless.onnx did not end in 0.5 s: raise --timeout", "verify", file, values, "--timeout", 0.5)
     assert golden.verify(path, values, timeout=1e300).passed   # more than a clock can be set to
     with pytest.raises(golden.InputError, match="timeout is 0, expected seconds above 0"):
         golden.verify(path, values, timeout=0)

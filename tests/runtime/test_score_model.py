@@ -87,6 +87,13 @@ class TestFilesThatAreNotOurs:
             (tmp_path / "w.bin").unlink()
         self.refuses(read, tmp_path / "m.onnx", "keeps weights in another file, expected all in one")
 
+    def test_a_location_in_metadata_is_none_of_weights(self, read, tmp_path, model_file):
+        model = onnx.load(model_file)
+        for place in (model, model.graph, model.graph.node[0]):
+            place.metadata_props.add(key="location", value="j" * 200)
+        onnx.save(model, tmp_path / "m.onnx")
+        read(tmp_path / "m.onnx")
+
     def test_without_metadata(self, read, tmp_path, model_file):
         model = onnx.load(model_file)
         del model.metadata_props[:]
