@@ -52,8 +52,10 @@ class _OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            error.message = escaped(error.message)   # which quotes what was typed
-            raise
+            said = error.format_message()   # quotes what was typed
+            if escaped(said) == said:
+                raise
+            raise click.UsageError(escaped(said), error.ctx) from error
         except SdeOnnxError as error:
             raise click.ClickException(str(error)) from error
         except ImportError as error:

@@ -280,11 +280,13 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _names_a_file(name: object) -> bool:
-    try:
-        os.fsencode(name)   # not of half of a surrogate pair
-    except (TypeError, UnicodeEncodeError):
+    if not isinstance(name, str) or name == "" or Path(name).name != name or CONTROLS.search(name):
         return False
-    return isinstance(name, str) and name != "" and Path(name).name == name and not CONTROLS.search(name)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:   # half of a surrogate pair
+        return False
+    return True
 
 
 def picture_paths(folder: Path, names: Sequence[str], *, force: bool, inputs: Sequence[Path]) -> list[Path]:
