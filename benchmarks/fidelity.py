@@ -1,6 +1,5 @@
-"""How good images of digits are: a judge trained on real digits that the model has never seen.
-
-The judge is a small convolutional classifier. Its features give a Fréchet distance, as Inception's do for photographs:
+"""How far images of digits are from real ones: a Fréchet distance in the features of the judges of judge.py, as
+Inception's give one for photographs:
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))      over means and covariances of the features of two sets
 
@@ -18,9 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from environment import ROOT
 
@@ -29,57 +26,11 @@ from sde_onnx.images import to_uint8
 
 from data import colour, load_ink
 
-__all__ = ["Judge", "extrapolated_distance", "frechet_distance", "in_deviations", "real_digits"]
+__all__ = ["extrapolated_distance", "frechet_distance", "in_deviations", "real_digits"]
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]   # mean [K], covariance [K, K]
-FEATURES = 32
-TRAINING_STEPS = 1500
 SHARES = (1, 2, 4)   # parts that a set is cut into, for the extrapolation
 BLOCKS = 16          # that the jackknife leaves out in turn
-
-
-class Judge(nn.Module):
-    """A classifier of coloured digits, ``[N, 3, 16, 16]`` in [0, 1], trained when it is made; the same each time
-    on one kind of processor.
-
-    Args:
-        seed: of its initial weights and its batches.
-        data: see examples/digits/data.py; it is trained on what is held out.
-    """
-
-    def __init__(self, seed: int = 0, data: str = "digits") -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)   # another order of sums is another judge after some hundred steps
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.body = nn.Sequential(
-                nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(),
-                nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 16, FEATURES),
-                nn.ReLU(),
-            )
-            self.head = nn.Linear(FEATURES, 10)
-        self._train(generator, data)
-        torch.set_num_threads(threads)
-
-    def _train(self, generator: torch.Generator, data: str) -> None:
-        ink, labels = load_ink(16, held_out=True, data=data)
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=1e-2)
-        for _ in range(TRAINING_STEPS):
-            chosen = torch.randint(len(ink), (128,), generator=generator)
-            images = _shifted(colour(ink[chosen], generator), generator)
-            loss = F.cross_entropy(self.head(self.body(images)), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    @torch.no_grad()
-    def look(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Features ``[N, FEATURES]`` and probabilities ``[N, 10]`` of pictures ``[N, H, W, C]``."""
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        features = torch.cat([self.body(part) for part in images.split(512)])
-        return features.double().numpy(), torch.softmax(self.head(features), dim=1).double().numpy()
 
 
 def real_digits(
@@ -155,9 +106,3 @@ def in_deviations(features: NDArray[np.float64], real: NDArray[np.float64]) -> N
     deviations = real.std(axis=0)
     vary = deviations > 0.1 * deviations.max()
     return features[:, vary] / deviations[vary]
-
-
-def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each batch moved by up to a pixel, so that the judge does not hang on exact places."""
-    down, right = (int(step) for step in torch.randint(-1, 2, (2,), generator=generator))
-    return torch.roll(images, (down, right), dims=(2, 3))

@@ -17,25 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from judge import judges
 from numpy.typing import NDArray
 
 import sde_onnx
 from sde_onnx.images import to_uint8
 
 from environment import environment
-from fidelity import Judge, extrapolated_distance, in_deviations, real_digits
+from fidelity import extrapolated_distance, in_deviations, real_digits
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 COUNT = 512    # of each class
 REAL = 20_000  # real digits, of all classes
-JUDGES = 3
 
 
 class ClassMeasure:
     """Judges, and the real digits of each class that images are compared with."""
 
     def __init__(self) -> None:
-        self.judges = [Judge(seed) for seed in range(JUDGES)]
+        self.judges = judges()
         pixels, self.labels = real_digits(REAL, held_out=False)
         self.features = [judge.look(pixels)[0] for judge in self.judges]
 

@@ -15,9 +15,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from judge import judges
 
 from environment import environment
-from fidelity import Judge, frechet_distance, real_digits
+from fidelity import frechet_distance, real_digits
 from samples import cached_samples
 
 HALF = {"openvino": "bf16", "cuda": "fp16"}
@@ -37,7 +38,7 @@ def main() -> None:
                                         provider=arguments.provider, precision=precision,
                                         model_file=_model_file(arguments.provider, precision)).pixels
               for precision in ("fp32", half)}
-    judge = Judge()
+    judge = judges()[0]
     real, labels = real_digits(arguments.count, held_out=False)   # what the model was trained on; the judge was not
     real_features, real_p = judge.look(real)
     looks = {name: judge.look(pictures) for name, pictures in pixels.items()}

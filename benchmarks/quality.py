@@ -11,11 +11,10 @@ A Fréchet distance depends on the number of images, so it is extrapolated to in
 numbers compare. As many real images, the model's own training set in other colours, say what is left where nothing is
 wrong; real images that it has not seen, what another hand makes.
 
-Judges that are trained on another kind of processor are others, and so are their figures: an output of other judges is
-refused. Points that the output holds already are not run again, and images are kept in build/samples: a run that was
-stopped goes on where it was, and points can be added. What takes hours is measured in parts, each of its own seeds, and
-its figures are means of theirs. MODEL is the export of what
-`python examples/digits/train.py --data fashion` writes.
+Points that the output holds already are not run again, and images are kept in build/samples: a run that was stopped
+goes on where it was, and points can be added. An output of other judges than benchmarks/judges/ holds is refused. What
+takes hours is measured in parts, each of its own seeds, and its figures are means of theirs. MODEL is the export of
+what `python examples/digits/train.py --data fashion` writes.
 """
 
 from __future__ import annotations
@@ -28,22 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from judge import JUDGES, judges, weights_of
 from numpy.typing import NDArray
 from plots import plot_qualities
 from variants import VARIANTS
 
 import sde_onnx
+from sde_onnx.files import sha256
 from sde_onnx.guidance.measured_noise import measured_noise
 from sde_onnx.solvers.catalogue import QUALITIES
 from sde_onnx.solvers.plan import Plan
 
 from environment import environment
-from fidelity import Judge, extrapolated_distance, in_deviations, real_digits
+from fidelity import extrapolated_distance, in_deviations, real_digits
 from samples import cached_samples
 
 IMAGES = 4096      # a point, if it does not say otherwise
 REAL = 8192        # real images that they are compared with
-JUDGES = 3         # whose figures are averaged: one alone has features of its own
 LEAST_IMAGES = 512   # of which quarters still have some images for each of a judge's features
 PICTURED = 16      # seeds of the picture
 POINT = ("solver", "steps", "options")   # what a row is of
@@ -101,7 +101,7 @@ class Measure:
     """
 
     def __init__(self, data: str = "digits") -> None:
-        self.judges = [Judge(seed, data) for seed in range(JUDGES)]
+        self.judges = judges(data)
         pixels, labels = real_digits(REAL, held_out=False, data=data)
         looks = [judge.look(pixels) for judge in self.judges]
         self.features = [features for features, _ in looks]
@@ -128,11 +128,9 @@ class Measure:
         }
 
 
-def other_judges(result: dict[str, Any], accuracy: float) -> str | None:
-    """Why the figures of a result do not compare with those of judges of this accuracy on real images, if so."""
-    theirs = result.get("judge_accuracy_on_real", accuracy)
-    return None if theirs == accuracy else (
-        f"is of judges that are right in {theirs:.5f} of the real images, those trained here in {accuracy:.5f}")
+def by_other_judges(result: dict[str, Any], weights: str) -> bool:
+    """Whether the figures of a result are of other judges than those whose weights have this hash."""
+    return bool(result["rows"]) and result["judge_weights"] != weights
 
 
 def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -172,12 +170,14 @@ def main() -> None:
     metadata = sde_onnx.read_metadata(model)
     measure = Measure(arguments.data)
     result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"rows": []}
-    if (reason := other_judges(result, measure.accuracy)) is not None:
-        raise SystemExit(f"{arguments.output} {reason}: measure on its kind of processor, or into another output")
+    weights = sha256(weights_of(arguments.data))
+    if by_other_judges(result, weights):
+        raise SystemExit(f"{arguments.output} was measured by other judges than {weights_of(arguments.data)} holds: "
+                         "choose another output")
     result |= {
         "environment": environment(f"python benchmarks/quality.py --data {arguments.data}"), "data": arguments.data,
         "images": arguments.count, "compared_with": REAL,
-        "judges": JUDGES, "judge_accuracy_on_real": measure.accuracy,
+        "judges": JUDGES, "judge_weights": weights, "judge_accuracy_on_real": measure.accuracy,
         "model_steps": metadata.schedule.num_scales,
     } | {name: measure(real_digits(arguments.count, held_out=held_out, seed=1, data=arguments.data)[0])
          for name, held_out in (("real", False), ("unseen", True))}

@@ -1,9 +1,16 @@
-"""Figures of a point that was measured in parts."""
+"""Figures of a point that was measured in parts, and the judges that they are of."""
+
+import json
 
 import numpy as np
 import pytest
+from judge import judges, weights_of
 
-from quality import mean_of, other_judges
+from sde_onnx.files import sha256
+
+from environment import RESULTS
+from fidelity import real_digits
+from quality import by_other_judges, mean_of
 
 CLASSES = np.array([0.5, 0.5])
 
@@ -29,8 +36,19 @@ def test_one_part_is_itself():
 
 
 def test_figures_of_other_judges_do_not_compare():
-    """Those that an AVX-512 processor trains are others than those of AVX2."""
-    assert other_judges({"rows": []}, 0.98) is None
-    assert other_judges({"judge_accuracy_on_real": 0.98}, 0.98) is None
-    assert other_judges({"judge_accuracy_on_real": 0.98}, 0.983) == (
-        "is of judges that are right in 0.98000 of the real images, those trained here in 0.98300")
+    assert not by_other_judges({"rows": []}, "ab12")
+    assert not by_other_judges({"rows": [{}], "judge_weights": "ab12"}, "ab12")
+    assert by_other_judges({"rows": [{}], "judge_weights": "cd34"}, "ab12")
+
+
+@pytest.mark.parametrize("name", ["quality.json", "quality_fashion.json"])
+def test_every_committed_point_is_by_the_judges_that_are_kept(name):
+    result = json.loads((RESULTS / name).read_text())
+    assert result["judge_weights"] == sha256(weights_of(result["data"]))
+
+
+def test_the_kept_judges_are_as_good_as_the_table_says():
+    committed = json.loads((RESULTS / "quality.json").read_text())
+    pixels, labels = real_digits(committed["compared_with"], held_out=False)
+    right = [(judge.look(pixels)[1].argmax(axis=1) == labels).mean() for judge in judges()]
+    assert np.mean(right) == pytest.approx(committed["judge_accuracy_on_real"], abs=2e-4)
