@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,17 +94,21 @@ def psnr(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[
 
 
 @contextmanager
-def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """A picture of any format that Pillow reads by itself, whatever the name of its file.
+def open_picture(path: str | os.PathLike[str], formats: Collection[str] | None = None) -> Iterator[Image.Image]:
+    """A picture, whatever the name of its file.
+
+    Args:
+        path: the file.
+        formats: Pillow's names of those that it may be of: by default all that Pillow reads by itself.
 
     Raises:
         NO_PICTURE: what Pillow raises on what it cannot read; ``OSError`` for a pipe or a device.
     """
     Image.init()
-    formats = [name for name in Image.OPEN if name not in PROGRAMS]
+    able = [name for name in formats or Image.OPEN if name not in PROGRAMS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # what is far too large is an error
-        with Image.open(regular(path), formats=formats) as picture:
+        with Image.open(regular(path), formats=able) as picture:
             yield picture
 
 
@@ -123,7 +127,7 @@ def save_png(path: Path, image: UInt8Array) -> None:
 def load_png(path: Path) -> UInt8Array:
     """Reads a picture that :func:`save_png` wrote: ``[H, W, C]``; ``OutputError`` if it is none any more."""
     try:
-        with open_picture(path) as picture:
+        with open_picture(path, ["PNG"]) as picture:
             pixels = np.asarray(picture)
     except NO_PICTURE as error:
         raise OutputError(f"{path} is no picture any more ({first_line(error)}): remove it") from None

@@ -3,8 +3,8 @@ import pytest
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from sde_onnx.errors import InputError
-from sde_onnx.images import grid, panel, save_gif, save_png, to_pil, to_uint8
+from sde_onnx.errors import InputError, OutputError
+from sde_onnx.images import grid, load_png, panel, save_gif, save_png, to_pil, to_uint8
 
 
 def test_eight_bits_round_as_diffusers_does(rng):
@@ -20,6 +20,12 @@ def test_png_holds_the_pixels(channels, rng, tmp_path):
     picture = rng.integers(0, 256, (5, 7, channels), np.uint8)
     save_png(tmp_path / "p.png", picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "p.png")).reshape(picture.shape), picture)
+
+
+def test_only_a_png_is_read_as_one_of_ours(tmp_path):
+    to_pil(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png", format="GIF")
+    with pytest.raises(OutputError, match="0.png is no picture any more"):
+        load_png(tmp_path / "0.png")
 
 
 def test_a_grid_holds_each_picture_in_its_place(rng):

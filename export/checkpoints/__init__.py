@@ -26,7 +26,7 @@ from sde_onnx.solvers.options import OPTIONS
 from sde_onnx.solvers.schedule import VeSchedule
 
 __all__ = ["UNREADABLE", "Checkpoint", "check_fit", "dense", "digest_of", "fill", "load_network", "named_tensors",
-           "naming", "option_count", "option_number", "read_pickle", "read_weights"]
+           "naming", "option_count", "option_counts", "option_number", "read_pickle", "read_weights"]
 
 # What torch's and safetensors' readers raise on files that are cut off or hold something else.
 UNREADABLE = (*files.UNREADABLE, SafetensorError)
@@ -172,20 +172,28 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def option_number(options: Mapping[str, Any], name: str, default: float) -> float:
-    """A number of a config file, or its default; ``CheckpointError`` if it is something else."""
-    value = options.get(name, default)
+def option_number(options: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A number of a config file, or its default, if it has one; ``CheckpointError`` if it is something else."""
+    value = options[name] if default is None else options.get(name, default)
     if not is_number(value):
         raise CheckpointError(f"option {name} = {one_line(value)}, expected a number")
     return float(value)
 
 
-def option_count(options: Mapping[str, Any], name: str, default: int) -> int:
-    """A whole number of a config file, or its default; ``CheckpointError`` if it is something else."""
+def option_count(options: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number of a config file, or its default, if it has one; ``CheckpointError`` if it is something else."""
     value = option_number(options, name, default)
-    if value != int(value):
+    if not value.is_integer():
         raise CheckpointError(f"option {name} = {value!r}, expected a whole number")
     return int(value)
+
+
+def option_counts(options: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """A list of whole numbers of a config file; ``CheckpointError`` if it is something else."""
+    values = options[name]
+    if not isinstance(values, list | tuple) or not all(is_number(value, whole=True) for value in values):
+        raise CheckpointError(f"option {name} = {one_line(values)}, expected a list of whole numbers")
+    return tuple(values)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from sde_onnx.export.checkpoints import (
     named_tensors,
     naming,
     option_count,
+    option_counts,
     option_number,
     read_pickle,
 )
@@ -106,14 +107,16 @@ def network_config(tree: Mapping[str, Any]) -> NCSNppConfig:
     # The DDPM network reads none of NCSN++'s options, whatever its config names.
     options = {} if is_ddpm else model
     embedding: Any = "positional" if is_ddpm else model["embedding_type"]
-    sizes = {data["image_size"] // 2**level for level in range(len(model["ch_mult"]))}
+    image_size, base_channels, factors = option_count(data, "image_size"), option_count(model, "nf"), option_counts(
+        model, "ch_mult")
+    sizes = {image_size // 2**level for level in range(len(factors))}
     return NCSNppConfig(
-        image_size=data["image_size"],
+        image_size=image_size,
         image_channels=data["num_channels"],
-        channels=tuple(model["nf"] * factor for factor in model["ch_mult"]),
-        base_channels=model["nf"],
+        channels=tuple(base_channels * factor for factor in factors),
+        base_channels=base_channels,
         num_res_blocks=model["num_res_blocks"],
-        attn_resolutions=tuple(size for size in model["attn_resolutions"] if size in sizes),
+        attn_resolutions=tuple(size for size in option_counts(model, "attn_resolutions") if size in sizes),
         embedding=embedding,
         noise_levels=tuple(model[name] for name in LEVELS) if embedding == "positional" else None,
         resblock=options.get("resblock_type", "ddpm"),

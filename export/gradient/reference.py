@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sde_onnx.errors import GradientError
 from sde_onnx.export.graph.nodes import attributes_of, needed_for, read_by
+from sde_onnx.runtime.endings import ending
 
 __all__ = ["Reference", "evaluate"]
 
@@ -64,7 +65,8 @@ class Reference:
         if self._fixed:
             asked = {item.name for item in self._session.get_inputs()}
             given = {name: value for name, value in inputs.items() if name in asked}
-            fixed = dict(zip(self._fixed, self._session.run(self._fixed, given), strict=True))
+            with ending() as options:
+                fixed = dict(zip(self._fixed, self._session.run(self._fixed, given, options), strict=True))
         tensors = {name: _tensor(value, self.dtype) for name, value in {**inputs, **fixed}.items()}
         tensors[self.at].requires_grad_()
         result = evaluate(self.graph, {**self.constants, **tensors}, self.of, dtype=self.dtype)

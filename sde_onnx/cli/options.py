@@ -86,6 +86,8 @@ def split_model(context: click.Context, parameter: click.Parameter, paths: tuple
     files = list(paths[has_model:])
     if not files:
         raise click.UsageError(f"{paths[0]} is a model: give the files as well")
+    if models := [path for path in files if path.suffix.lower() == ".onnx"]:
+        raise click.UsageError(f"{models[0]} is a model: give one, before the files")
     return (paths[0] if has_model else None), files
 
 
