@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -53,6 +54,21 @@ def test_seeds_that_another_process_has_claimed_and_their_neighbours(tmp_path):
         assert path.exists()
     assert done == ["by the last"]
     assert not path.exists()
+
+
+def those_to_be_had(path, seeds):
+    claims = Claims(path)
+    with claims.at_work():
+        return [seed for seed in seeds if claims.claim([seed])]
+
+
+def test_what_is_given_back_is_for_others_and_its_neighbours_are_not(tmp_path):
+    path = tmp_path / ".run.lock"
+    claims = Claims(path)
+    with claims.at_work(), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        assert claims.claim([4, 5, 6, 7])
+        claims.release([5])
+        assert other.submit(those_to_be_had, path, [3, 4, 5, 6, 7, 8]).result() == [3, 5, 8]
 
 
 def test_a_lock_goes_where_the_last_fails(tmp_path):
