@@ -102,7 +102,8 @@ class NCSNppConfig:
         for name, values in counts.items():
             if not all(type(value) is int and 0 < value <= MOST_CHANNELS for value in values):
                 raise ConfigError(f"{name} {one_line(list(values))} are not all whole numbers of 1 to {MOST_CHANNELS}")
-        if self.image_size % 2 ** (len(self.channels) - 1) or self.image_size < 2 ** len(self.channels) // 2:
+        smallest = 2 ** (len(self.channels) - 1)
+        if self.image_size % smallest or self.image_size < smallest:
             raise ConfigError(
                 f"image_size {self.image_size} cannot be halved {len(self.channels) - 1} times, as the "
                 f"{len(self.channels)} levels of channels {self.channels} need"
