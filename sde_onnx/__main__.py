@@ -8,9 +8,9 @@ from types import FrameType
 
 __all__ = ["run"]
 
-ENDINGS = ("SIGTERM", "SIGHUP")   # what a scheduler sends, and a terminal that is closed; Windows has the first alone
-STATUS = 128                      # and the signal's number: that of a process that a signal has ended
-_signals: list[int] = []          # of ENDINGS, those that this process was sent
+TERMINATIONS = ("SIGTERM", "SIGHUP")   # of a scheduler, and of a terminal that is closed; Windows has the first alone
+STATUS = 128                           # and the signal's number: that of a process that a signal has ended
+_signals: list[int] = []               # of TERMINATIONS, those that this process was sent
 
 
 def run() -> None:
@@ -18,7 +18,7 @@ def run() -> None:
 
     An interruption while its modules are read is one line, as it is later.
     """
-    for name in ENDINGS:
+    for name in TERMINATIONS:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:   # not under nohup
             signal.signal(getattr(signal, name), _end)
     try:
@@ -26,7 +26,7 @@ def run() -> None:
         from sde_onnx.runtime.endings import end_runs_on
 
         open_streams()   # before sockets take the places of those that were closed
-        end_runs_on({getattr(signal, name) for name in ("SIGINT", *ENDINGS) if hasattr(signal, name)})
+        end_runs_on({getattr(signal, name) for name in ("SIGINT", *TERMINATIONS) if hasattr(signal, name)})
     except KeyboardInterrupt:
         sys.exit("Aborted!")
     try:
