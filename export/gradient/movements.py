@@ -75,7 +75,7 @@ def gather(write: GradientWriter, call: Call) -> Contributions:
         g = write.add("Unsqueeze", g, write.constant(np.array([axis])))
     elif indices.ndim > 1:
         raise GradientError("the rule is for one place or a list of places")
-    return [_put_back(write, g, call, axis, indices.reshape(-1))]
+    return [_put_back(write, g, call, axis, np.atleast_1d(indices))]
 
 
 def _put_back(write: GradientWriter, g: str, call: Call, axis: int, places: np.ndarray) -> str:

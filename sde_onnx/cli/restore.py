@@ -171,7 +171,7 @@ def restore_command(
                         continue
                     for step in bar.over(batch.steps, len(batch.seeds), count):   # noqa: B007  # the last one is the result
                         pass
-                    done, nfe = done + run.write(batch.seeds, np.clip(step.x_mean, 0, 1)), max(nfe, step.nfe)
+                    done, nfe = done + run.write(batch.seeds, step.x_mean), max(nfe, step.nfe)
             bar.write(run.panel(seeds, measurement, None if clean is None else clean[place]))
     if done < asked:
         click.echo(f"{asked - done} of {asked} images were there already")

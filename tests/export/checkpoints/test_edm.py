@@ -70,6 +70,9 @@ def test_the_file_gives_what_edm_gives(name, edm, exported):
 def test_plain_tensors_are_the_same_network(name, edm, tmp_path):
     """A dict with a config, and deepinv's form: no prefix, no config."""
     pickled = from_edm(edm / name / "network.pkl")
+    # Half of what EDM's sampler takes of data in [-1, 1]: section 5 and table 1 of the paper, and its generate.py.
+    least, most = {"EDMPrecond": (0.001, 40), "VEPrecond": (0.01, 50)}[pickled.network.preconditioning]
+    assert (pickled.schedule.sigma_min, pickled.schedule.sigma_max) == (least, most)
     plain = from_edm(edm / name / "network.pt", str(edm / name / "config.json"))
     weights = torch.load(edm / name / "network.pt", weights_only=True)
     torch.save({key.removeprefix("model."): value for key, value in weights.items()}, tmp_path / "deepinv.pt")

@@ -14,7 +14,7 @@ from onnx import parser
 
 from sde_onnx.errors import GradientError
 from sde_onnx.export.gradient import add_gradient
-from sde_onnx.export.gradient.reference import Reference
+from sde_onnx.export.gradient.reference import Reference, evaluate
 
 
 def model_of(text: str) -> onnx.ModelProto:
@@ -53,6 +53,22 @@ def test_only_what_lies_between_is_walked():
     assert added == ["Mul", "Mul", "Identity"]   # by a and by e^x; nothing of z, nor of c
     assert [item.name for item in model.graph.input] == ["x", "z", "weights"]
     assert [item.name for item in model.graph.output] == ["y", "gradient"]
+
+
+@pytest.mark.parametrize("condition", [
+    "Greater(x, low)", "GreaterOrEqual(x, low)", "Less(x, low)", "LessOrEqual(x, low)", "Equal(x, low)",
+    "And(above, below)", "Or(above, below)", "Not(above)",
+])
+def test_the_reference_compares_as_onnx_runtime_does(condition):
+    model = model_of(f"""g (float[6] x) => (float[6] y) <float[1] low = {{0}}, float[1] high = {{1}}> {{
+        above = Greater(x, low)  below = Less(x, high)  chosen = {condition}
+        twice = Add(x, x)  y = Where(chosen, twice, x)
+    }}""")
+    x = np.array([-1, 0, 0.5, 1, 2, -3], np.float32)
+    [y] = run(model, ["y"], {"x": x})
+    np.testing.assert_array_equal(evaluate(model.graph, {
+        "x": torch.from_numpy(x), **{item.name: torch.from_numpy(onnx.numpy_helper.to_array(item))
+                                     for item in model.graph.initializer}}, "y", dtype=torch.float32), y)
 
 
 @pytest.mark.parametrize("product", ["Mul(x, gate)", "Mul(gate, x)"])
