@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from judge import judges
 from numpy.typing import NDArray
 
 import sde_onnx
+from sde_onnx.files import sha256
 from sde_onnx.images import to_uint8
 
 from environment import environment
 from fidelity import extrapolated_distance, in_deviations, real_digits
+from judge import kept_judges, weights_of
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 COUNT = 512    # of each class
@@ -35,7 +36,7 @@ class ClassMeasure:
     """Judges, and the real digits of each class that images are compared with."""
 
     def __init__(self) -> None:
-        self.judges = judges()
+        self.judges = kept_judges()
         pixels, self.labels = real_digits(REAL, held_out=False)
         self.features = [judge.look(pixels)[0] for judge in self.judges]
 
@@ -79,7 +80,8 @@ def main() -> None:
               f"{row['frechet']:.3f} ± {row['frechet_standard_error']:.3f}")
     if arguments.output:
         about = environment("python benchmarks/guidance.py --output benchmarks/results/guidance.json")
-        arguments.output.write_text(json.dumps({"environment": about, "count": arguments.count, "rows": rows},
+        arguments.output.write_text(json.dumps({"environment": about, "judge_weights": sha256(weights_of("digits")),
+                                                "count": arguments.count, "rows": rows},
                                                indent=1) + "\n")
 
 

@@ -1,10 +1,10 @@
-"""Judges: small classifiers of coloured digits, trained on real ones that the model has never seen.
+"""Judges: small classifiers of digits or clothes in colour, trained on images that the model has never seen.
 
     python benchmarks/judge.py --data digits
 
-trains them and writes their weights to benchmarks/judges/. Everybody measures with the weights that are there: another
-kind of processor sums in another order, and after some hundred steps has trained others, with other figures. So after
-new ones everything that they measured has to be measured again.
+trains them and writes their weights to benchmarks/judges/, and benchmarks measure with what lies there. Trained again
+on another kind of processor, which sums in another order, they come out as others and give other figures: results by
+the old ones have to be measured again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sde_onnx.files import replacing
 
 from data import DATA, colour, load_ink
 
-__all__ = ["JUDGES", "Judge", "judges", "weights_of"]
+__all__ = ["JUDGES", "Judge", "kept_judges", "weights_of"]
 
 JUDGES = 3   # whose figures are averaged: one alone has features of its own
 FEATURES = 32
@@ -53,13 +53,14 @@ class Judge(nn.Module):
         return features.double().numpy(), torch.softmax(self.head(features), dim=1).double().numpy()
 
 
-def judges(data: str = "digits") -> list[Judge]:
-    """Those of which the weights are kept.
+def kept_judges(data: str = "digits") -> list[Judge]:
+    """The judges whose weights are kept.
 
     Args:
         data: see examples/digits/data.py; they were trained on what is held out.
     """
-    found = [Judge() for _ in range(JUDGES)]
+    with torch.random.fork_rng(devices=[]):   # initial weights are drawn, and give way to those that are kept
+        found = [Judge() for _ in range(JUDGES)]
     with np.load(weights_of(data)) as held:
         for number, judge in enumerate(found):
             judge.load_state_dict({name: torch.from_numpy(held[f"{number}.{name}"]) for name in judge.state_dict()})
@@ -67,20 +68,20 @@ def judges(data: str = "digits") -> list[Judge]:
 
 
 def weights_of(data: str) -> Path:
-    """The file of their weights."""
+    """The ``.npz`` of the weights of the judges of these data."""
     return ROOT / "benchmarks" / "judges" / f"{data}.npz"
 
 
 def train(seed: int, data: str) -> Judge:
-    """A new judge; the same each time on one kind of processor.
+    """A new judge; the same each time on one thread of one kind of processor.
 
     Args:
         seed: of its initial weights and its batches.
-        data: as of :func:`judges`.
+        data: as of :func:`kept_judges`.
     """
-    torch.set_num_threads(1)   # another order of sums is another judge after some hundred steps
-    torch.manual_seed(seed)
-    judge = Judge()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        judge = Judge()
     generator = torch.Generator().manual_seed(seed)
     ink, labels = load_ink(16, held_out=True, data=data)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=1e-2)
@@ -104,10 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DATA, default="digits")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)   # another order of sums is another judge after some hundred steps
     weights = {f"{seed}.{name}": value.numpy() for seed in range(JUDGES)
                for name, value in train(seed, arguments.data).state_dict().items()}
     with replacing(weights_of(arguments.data)) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **weights)
+        np.savez(file, **weights)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from judge import judges
+
+from sde_onnx.files import sha256
 
 from environment import environment
 from fidelity import frechet_distance, real_digits
+from judge import kept_judges, weights_of
 from samples import cached_samples
 
 HALF = {"openvino": "bf16", "cuda": "fp16"}
@@ -38,7 +40,7 @@ def main() -> None:
                                         provider=arguments.provider, precision=precision,
                                         model_file=_model_file(arguments.provider, precision)).pixels
               for precision in ("fp32", half)}
-    judge = judges()[0]
+    judge = kept_judges()[0]
     real, labels = real_digits(arguments.count, held_out=False)   # what the model was trained on; the judge was not
     real_features, real_p = judge.look(real)
     looks = {name: judge.look(pictures) for name, pictures in pixels.items()}
@@ -52,6 +54,7 @@ def main() -> None:
         "images": arguments.count,
         "solver": SOLVER,
         "steps": arguments.steps,
+        "judge_weights": sha256(weights_of("digits")),
         "judge_accuracy_on_real": float((real_p.argmax(axis=1) == labels).mean()),
         f"frechet_{half}_fp32": frechet_distance(looks[half][0], looks["fp32"][0]),
         "frechet_to_other_seeds": {name: frechet_distance(features[:middle], looks["fp32"][0][middle:])

@@ -27,10 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from judge import JUDGES, judges, weights_of
 from numpy.typing import NDArray
-from plots import plot_qualities
-from variants import VARIANTS
 
 import sde_onnx
 from sde_onnx.files import sha256
@@ -40,7 +37,10 @@ from sde_onnx.solvers.plan import Plan
 
 from environment import environment
 from fidelity import extrapolated_distance, in_deviations, real_digits
+from judge import JUDGES, kept_judges, weights_of
+from plots import plot_qualities
 from samples import cached_samples
+from variants import VARIANTS
 
 IMAGES = 4096      # a point, if it does not say otherwise
 REAL = 8192        # real images that they are compared with
@@ -101,7 +101,7 @@ class Measure:
     """
 
     def __init__(self, data: str = "digits") -> None:
-        self.judges = judges(data)
+        self.judges = kept_judges(data)
         pixels, labels = real_digits(REAL, held_out=False, data=data)
         looks = [judge.look(pixels) for judge in self.judges]
         self.features = [features for features, _ in looks]
@@ -130,7 +130,7 @@ class Measure:
 
 def by_other_judges(result: dict[str, Any], weights: str) -> bool:
     """Whether the figures of a result are of other judges than those whose weights have this hash."""
-    return bool(result["rows"]) and result["judge_weights"] != weights
+    return bool(result["rows"]) and result.get("judge_weights") != weights
 
 
 def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -168,12 +168,14 @@ def main() -> None:
         parser.error(f"--count {arguments.count} is too few, expected at least {LEAST_IMAGES}")
     model = arguments.model or sde_onnx.bundled_model()
     metadata = sde_onnx.read_metadata(model)
-    measure = Measure(arguments.data)
     result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"rows": []}
     weights = sha256(weights_of(arguments.data))
+    if result.get("data", arguments.data) != arguments.data:
+        parser.error(f"{arguments.output} is of --data {result['data']}: choose another --output")
     if by_other_judges(result, weights):
-        raise SystemExit(f"{arguments.output} was measured by other judges than {weights_of(arguments.data)} holds: "
-                         "choose another output")
+        parser.error(f"{arguments.output} was measured by other judges than those of {weights_of(arguments.data)}: "
+                     "choose another --output, or bring theirs back")
+    measure = Measure(arguments.data)
     result |= {
         "environment": environment(f"python benchmarks/quality.py --data {arguments.data}"), "data": arguments.data,
         "images": arguments.count, "compared_with": REAL,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plots import OURS_FP32, quality_name
-
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY, MODEL, QUALITIES, SOLVERS
+
+from plots import OURS_FP32, quality_name
 
 __all__ = ["evaluations_of", "headline_section", "is_quality", "qualities_section", "restarts_section",
            "second_section", "tried_section"]

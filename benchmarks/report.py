@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cuda_page import half_errors_section, noise_section
-from plots import TITLES, method_name, plot_quality, plot_restoration, plot_speed
 from quality_page import headline_section, qualities_section, restarts_section, second_section, tried_section
 from scale_page import scale_section
 from speed_page import bf16_section, cpu_section, gpu_section, machine, speed_section, winograd_section
 
 from environment import RESULTS, ROOT
+from plots import TITLES, method_name, plot_quality, plot_restoration, plot_speed
 
 README = ROOT / "README.md"
 PERFORMANCE_PAGE, CODES_PAGE, CUDA_PAGE, GRADIENT_PAGE, LIKELIHOOD_PAGE, SCALE_PAGE = (

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from plots import method_name
 from skimage.metrics import structural_similarity
 
 import sde_onnx
@@ -41,6 +40,7 @@ from sde_onnx.runtime.score_model import ScoreModel
 
 from environment import environment
 from fidelity import real_digits
+from plots import method_name
 
 IMAGES = 32
 DIGITS = ("box:5,5,6,6", "random:0.7", "down:2", "blur:1", "gray")

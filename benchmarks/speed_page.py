@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from plots import OURS, OURS_FP32, TITLES
 from quality_page import evaluations_of
 
 from sde_onnx.solvers.catalogue import DEFAULT_QUALITY
+
+from plots import OURS, OURS_FP32, TITLES
 
 __all__ = ["bf16_section", "cpu_section", "gpu_section", "machine", "speed_section", "winograd_section"]
 

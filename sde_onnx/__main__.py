@@ -8,7 +8,7 @@ from types import FrameType
 
 __all__ = ["run"]
 
-TERMINATIONS = ("SIGTERM", "SIGHUP")   # of a scheduler, and of a terminal that is closed; Windows has the first alone
+TERMINATIONS = ("SIGTERM", "SIGHUP")   # by a scheduler; by a terminal that closes, not on Windows
 STATUS = 128                           # and the signal's number: that of a process that a signal has ended
 _signals: list[int] = []               # of TERMINATIONS, those that this process was sent
 

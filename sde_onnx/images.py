@@ -105,7 +105,7 @@ def open_picture(path: str | os.PathLike[str], formats: Collection[str] | None =
         NO_PICTURE: what Pillow raises on what it cannot read; ``OSError`` for a pipe or a device.
     """
     Image.init()
-    able = [name for name in formats or Image.OPEN if name not in PROGRAMS]
+    able = [name for name in (Image.OPEN if formats is None else formats) if name not in PROGRAMS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # what is far too large is an error
         with Image.open(regular(path), formats=able) as picture:
@@ -125,12 +125,12 @@ def save_png(path: Path, image: UInt8Array) -> None:
 
 
 def load_png(path: Path) -> UInt8Array:
-    """Reads a picture that :func:`save_png` wrote: ``[H, W, C]``; ``OutputError`` if it is none any more."""
+    """Reads a PNG, as :func:`save_png` writes it: ``[H, W, C]``; ``OutputError`` if the file holds none."""
     try:
         with open_picture(path, ["PNG"]) as picture:
             pixels = np.asarray(picture)
     except NO_PICTURE as error:
-        raise OutputError(f"{path} is no picture any more ({first_line(error)}): remove it") from None
+        raise OutputError(f"{path} cannot be read as PNG ({first_line(error)}): move or remove it") from None
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

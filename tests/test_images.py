@@ -24,7 +24,7 @@ def test_png_holds_the_pixels(channels, rng, tmp_path):
 
 def test_only_a_png_is_read_as_one_of_ours(tmp_path):
     to_pil(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png", format="GIF")
-    with pytest.raises(OutputError, match="0.png is no picture any more"):
+    with pytest.raises(OutputError, match="0.png cannot be read as PNG .*: move or remove it"):
         load_png(tmp_path / "0.png")
 
 

@@ -191,9 +191,10 @@ def option_count(options: Mapping[str, Any], name: str, default: int | None = No
 def option_counts(options: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """A list of whole numbers of a config file; ``CheckpointError`` if it is something else."""
     values = options[name]
-    if not isinstance(values, list | tuple) or not all(is_number(value, whole=True) for value in values):
+    if not isinstance(values, list | tuple) or not all(is_number(value) and float(value).is_integer()
+                                                       for value in values):
         raise CheckpointError(f"option {name} = {one_line(values)}, expected a list of whole numbers")
-    return tuple(values)
+    return tuple(int(value) for value in values)
 
 
 @contextmanager
@@ -201,8 +202,8 @@ def naming(config: str) -> Iterator[None]:
     """Turns a missing option, or a value of the wrong type or range, into an error that names the config file."""
     try:
         yield
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise type(error)(f"{config}: {error}") from None
     except KeyError as error:
         raise CheckpointError(f"{config} has no option {error}") from None
     except (ArithmeticError, TypeError, ValueError) as error:

@@ -68,9 +68,9 @@ def from_score_sde(
     with naming(f"config {config}"):
         network = network_config({**tree, "model": model})
         schedule = VeSchedule(
-            sigma_min=option_number(model, "sigma_min", math.nan),
-            sigma_max=option_number(model, "sigma_max", math.nan),
-            num_scales=option_count(model, "num_scales", 0),
+            sigma_min=option_number(model, "sigma_min"),
+            sigma_max=option_number(model, "sigma_max"),
+            num_scales=option_count(model, "num_scales"),
             sampling_eps=SAMPLING_EPS,
         )
     contents = read_pickle(path)
@@ -107,15 +107,15 @@ def network_config(tree: Mapping[str, Any]) -> NCSNppConfig:
     # The DDPM network reads none of NCSN++'s options, whatever its config names.
     options = {} if is_ddpm else model
     embedding: Any = "positional" if is_ddpm else model["embedding_type"]
-    image_size, base_channels, factors = option_count(data, "image_size"), option_count(model, "nf"), option_counts(
-        model, "ch_mult")
+    image_size, base_channels = option_count(data, "image_size"), option_count(model, "nf")
+    factors = option_counts(model, "ch_mult")
     sizes = {image_size // 2**level for level in range(len(factors))}
     return NCSNppConfig(
         image_size=image_size,
-        image_channels=data["num_channels"],
+        image_channels=option_count(data, "num_channels"),
         channels=tuple(base_channels * factor for factor in factors),
         base_channels=base_channels,
-        num_res_blocks=model["num_res_blocks"],
+        num_res_blocks=option_count(model, "num_res_blocks"),
         attn_resolutions=tuple(size for size in option_counts(model, "attn_resolutions") if size in sizes),
         embedding=embedding,
         noise_levels=tuple(model[name] for name in LEVELS) if embedding == "positional" else None,

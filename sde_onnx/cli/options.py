@@ -81,13 +81,17 @@ def label_list(context: click.Context, parameter: click.Parameter, text: str | N
 
 def split_model(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]
                 ) -> tuple[Path | None, list[Path]]:
-    """A callback of arguments ``[MODEL] FILES...``: the model, if the first ends in .onnx, and the other files."""
+    """A callback of arguments ``[MODEL] FILES...``: the model, if the first ends in .onnx, and the other files.
+
+    Raises:
+        click.UsageError: no files, or a model among them.
+    """
     has_model = paths[0].suffix.lower() == ".onnx"
     files = list(paths[has_model:])
     if not files:
         raise click.UsageError(f"{paths[0]} is a model: give the files as well")
     if models := [path for path in files if path.suffix.lower() == ".onnx"]:
-        raise click.UsageError(f"{models[0]} is a model: give one, before the files")
+        raise click.UsageError(f"{models[0]} is a {'second model: give one' if has_model else 'model: put it first'}")
     return (paths[0] if has_model else None), files
 
 

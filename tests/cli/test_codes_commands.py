@@ -110,8 +110,9 @@ def test_bad_input_is_refused_in_one_line(pictures, codes, tmp_path):
     refuses("has no labels", "encode", pictures, "--label", "1,2", "-o", out / "c.npz")
     refuses("is no list of labels", "encode", pictures, "--label", "x", "-o", out / "c.npz", status=2)
     refuses("is a model: give the files as well", "encode", sde_onnx.bundled_model(), "-o", out / "c.npz", status=2)
-    refuses("is a model: give one, before the files", "encode", out, sde_onnx.bundled_model(), "-o", out / "c.npz",
-            status=2)
+    model = sde_onnx.bundled_model()
+    refuses("digits.onnx is a model: put it first", "encode", out, model, "-o", out / "c.npz", status=2)
+    refuses("digits.onnx is a second model: give one", "encode", model, model, "-o", out / "c.npz", status=2)
     refuses("expected a .npz", "encode", pictures, "-o", out / "c.png", status=2)
     refuses("Missing option '-o' / '--output'", "edit", pictures, "--sigma", 1, status=2)
     refuses("1 is not in the range x>=2", "interpolate", "--from", 1, "--to", 2, "--frames", 1, "-o", out / "c.png",
