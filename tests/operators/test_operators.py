@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from sde_onnx import operators
 from sde_onnx.errors import InputError, SdeOnnxError
-from sde_onnx.operators.operator import least_squares
+from sde_onnx.operators.operator import damped_inverse, least_squares
 
 SHAPE = (3, 12, 16)
 EXACT = 1e-10      # float64, closed forms
@@ -31,6 +31,15 @@ OPERATORS = {
     "mask, down": (operators.parse_operator("random:0.3,down:2"), ITERATED),
     "kernel, down": (operators.compose(operators.convolve(KERNEL / KERNEL.sum()), operators.down(2)), ITERATED),
 }
+
+
+@pytest.mark.parametrize("largest", [1e-6, 1, 1e6])
+def test_the_smallest_singular_values_are_none_by_their_share_of_the_largest(largest):
+    values = largest * np.array([1, 2e-4, -2e-4j, 5e-5, 0])
+    expected = np.array([1, 1 / 2e-4, 1 / -2e-4j, 0, 0]) / largest
+    np.testing.assert_allclose(damped_inverse(values, 0), expected, rtol=1e-12)
+    damped = values.conj() / (abs(values) ** 2 + largest**2)
+    np.testing.assert_allclose(damped_inverse(values, largest**2), damped, rtol=1e-12)
 
 
 @pytest.fixture(params=list(OPERATORS))

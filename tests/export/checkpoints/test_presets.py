@@ -25,6 +25,19 @@ def test_a_preset_is_what_the_recorded_config_says(name, golden):
                 assert value == (tuple(expected) if isinstance(expected, list) else expected), f"{section}.{option}"
 
 
+# Of each dataset in score_sde_pytorch's configs: image size, sigma_max and snr.
+DATASETS = {"cifar10": (32, 50, 0.16), "celeba": (64, 90, 0.17), "bedroom": (256, 378, 0.075),
+            "church": (256, 380, 0.075), "celebahq_256": (256, 348, 0.075), "ffhq_256": (256, 348, 0.075),
+            "celebahq": (1024, 1348, 0.15), "ffhq": (1024, 1348, 0.15)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_of_its_dataset(name):
+    dataset = name.partition("_ncsnpp")[0].removesuffix("_ddpm")
+    tree = PRESETS[name]
+    assert (tree["data"]["image_size"], tree["model"]["sigma_max"], tree["sampling"]["snr"]) == DATASETS[dataset]
+
+
 @pytest.mark.parametrize(("name", "millions"), [
     # Counted by diffusers' hub models of the same architectures, and by the benchmarks' networks.
     ("church_ncsnpp_continuous", 65.6), ("ffhq_ncsnpp_continuous", 105.8),
