@@ -117,6 +117,8 @@ def test_bad_input_is_refused_in_one_line(pictures, codes, tmp_path):
     refuses("Missing option '-o' / '--output'", "edit", pictures, "--sigma", 1, status=2)
     refuses("1 is not in the range x>=2", "interpolate", "--from", 1, "--to", 2, "--frames", 1, "-o", out / "c.png",
             status=2)
+    refuses("Missing option '--to'", "interpolate", "--from", 1, "-o", out / "c.png", status=2)
+    refuses("Missing option '--from'", "interpolate", "--to", 1, "-o", out / "c.png", status=2)
     refuses("expected a .png or a .gif", "interpolate", "--from", 1, "--to", 2, "-o", out / "c.jpg", status=2)
     refuses("holds 2 pictures, expected one", "interpolate", "--from", pictures, "--to", 2, "-o", out / "c.png",
             status=2)

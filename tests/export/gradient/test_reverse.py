@@ -55,6 +55,17 @@ def test_only_what_lies_between_is_walked():
     assert [item.name for item in model.graph.output] == ["y", "gradient"]
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 2), (1, 1, 2)])
+def test_what_was_reshaped_may_have_two_free_sizes(shape, rng):
+    text = "g (float[N, M, 2] x) => (float[K] y) <int64[1] all = {-1}> { flat = Reshape(x, all)  y = Exp(flat) }"
+    model = model_of(text)
+    add_gradient(model, "y", "x")
+    x = rng.standard_normal(shape, np.float32)
+    v = rng.standard_normal(x.size, np.float32)
+    [got] = run(model, ["vjp"], {"x": x, "v": v})
+    np.testing.assert_allclose(got, np.exp(x) * v.reshape(shape), rtol=1e-5)
+
+
 @pytest.mark.parametrize("condition", [
     "Greater(x, low)", "GreaterOrEqual(x, low)", "Less(x, low)", "LessOrEqual(x, low)", "Equal(x, low)",
     "And(above, below)", "Or(above, below)", "Not(above)",
