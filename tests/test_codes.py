@@ -106,6 +106,9 @@ def test_an_arc_keeps_the_length_and_its_ends(rng):
     angles = [np.vdot(even[index], even[index + 1]) for index in range(4)]
     np.testing.assert_allclose(angles, angles[0], rtol=1e-4)
     np.testing.assert_array_equal(spherical(first, first, np.array([0.3]))[0], first)
+    for latent in rng.standard_normal((50, 3, 8, 8), np.float32):   # the cosine of some comes out beyond 1, or below -1
+        np.testing.assert_allclose(spherical(latent, latent, np.array([0.5]))[0], latent, atol=1e-6)
+        assert np.isfinite(spherical(latent, -latent, np.array([0.5]))).all()
 
 
 def test_interpolation_goes_from_an_image_to_a_seed(gaussian, pictures):
