@@ -81,7 +81,7 @@ def solver_page() -> str:
         "# Solvers and their options",
         "",
         "Made by `make docs` from `sde_onnx/solvers/catalogue.py` and `sde_onnx/solvers/options.py`.",
-        "What solvers cost and lose: [quality.md](quality.md).",
+        "What solvers cost and lose, and what restarts are: [quality.md](quality.md).",
         "",
         "| solver | | steps | options |",
         "| --- | --- | --- | --- |",

@@ -118,7 +118,7 @@ OPTIONS: dict[str, Option] = {
     "rtol": Number("--rtol", "Relative tolerance of a step.", open=True),
     "atol": Number("--atol", "Absolute tolerance of a step.", open=True),
     "restarts": Number("--restarts", "How often the last steps are repeated, noise put in before. All are steps.",
-                       whole=True, unset="a third of the steps"),
+                       whole=True, unset="as many as a third of the steps makes"),
     "restart_steps": Number("--restart-steps", "Steps of each repetition.", whole=True, least=1),
     "restart_min": Number("--restart-min", "Restarts begin after the noise level nearest to this sigma.", open=True),
     "restart_max": Number("--restart-max", "The sigma that noise is put in up to.", open=True),
