@@ -80,7 +80,7 @@ CURVES = [
     *_curves("stochastic-heun", (50,), churn=(40.0,), churn_noise=(1.003,)),
     *_curves("sde-dpmpp-2m", (100,), eta=(4.0,), schedule=("geometric",)),
     Curve("pc", (50,)),
-    *_curves("sde-dpmpp-2m", (50,), eta=(3.0, 4.0)),
+    *_curves("sde-dpmpp-2m", (50,), eta=(2.0, 3.0, 4.0)),
     *_curves("restart", (25,), eta=(1.0,), restart_max=(0.08, 0.3)),
     *_curves("restart-heun", (26,), restarts=(2,)),
     Curve("dpmpp-2m", (12, 25)),
