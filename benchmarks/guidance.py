@@ -80,9 +80,9 @@ def main() -> None:
               f"{row['frechet']:.3f} ± {row['frechet_standard_error']:.3f}")
     if arguments.output:
         about = environment("python benchmarks/guidance.py --output benchmarks/results/guidance.json")
-        arguments.output.write_text(json.dumps({"environment": about, "judge_weights": sha256(weights_of("digits")),
-                                                "count": arguments.count, "rows": rows},
-                                               indent=1) + "\n")
+        result = {"environment": about, "judge_weights": sha256(weights_of("digits")), "count": arguments.count,
+                  "rows": rows}
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
