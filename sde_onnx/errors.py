@@ -23,9 +23,11 @@ __all__ = [
     "ProviderWarning",
     "SdeOnnxError",
     "SlowPrecisionWarning",
+    "counted",
     "escaped",
     "first_line",
     "one_line",
+    "shown_size",
 ]
 
 
@@ -100,6 +102,16 @@ class ProviderWarning(UserWarning):
 
 class SlowPrecisionWarning(UserWarning):
     """A precision was asked for that is slower here than float32."""
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things for a message: 1 image, 2 images."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def shown_size(size: int) -> str:
+    """A number of bytes for a message."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
 def escaped(text: str) -> str:

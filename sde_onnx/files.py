@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sde_onnx.errors import OutputError, SdeOnnxError, first_line
+from sde_onnx.errors import OutputError, SdeOnnxError, first_line, shown_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,7 +121,7 @@ def _check_packing(archive: zipfile.ZipFile, names: Iterable[str]) -> None:
     packed, size = (sum(sizes) for sizes in ([member.compress_size for member in members],
                                              [member.file_size for member in members]))
     if size > max(LARGE, PACKED * packed):
-        raise ValueError(f"its arrays take {packed / 1e6:.1f} MB and unpack to {size / 1e6:,.0f}: save them with "
+        raise ValueError(f"its arrays take {shown_size(packed)} and unpack to {shown_size(size)}: save them with "
                          "`numpy.savez`")
 
 
@@ -140,7 +140,7 @@ def check_room(path: Path, size: int) -> None:
     """``OutputError`` where the disk of an output has not so many bytes free."""
     free = shutil.disk_usage(_nearest_folder(path)).free
     if free < size:
-        raise OutputError(f"{path} needs {size / 1e6:,.1f} MB, its disk has {free / 1e6:,.1f} MB free")
+        raise OutputError(f"{path} needs {shown_size(size)}, its disk has {shown_size(free)} free")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sde_onnx.errors import InputError, OutputError, first_line, one_line
+from sde_onnx.errors import InputError, OutputError, counted, first_line, one_line, shown_size
 
 
 @pytest.mark.parametrize(("error", "said"), [
@@ -19,6 +19,12 @@ def test_a_value_is_not_all_of_a_long_one():
     assert one_line(list(range(100))) == repr(list(range(100)))[:77] + "..."
     assert len(one_line("x" * 78)) == 80
     assert one_line(10**5000) == "a very large int"
+
+
+def test_counts_and_sizes_are_for_people():
+    assert [counted(count, "image") for count in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [shown_size(size) for size in (101, 41_900, 100_000, 2_247_000_000)] == [
+        "0.1 kB", "41.9 kB", "0.1 MB", "2,247.0 MB"]
 
 
 @pytest.mark.parametrize("kind", [InputError, OutputError])

@@ -18,7 +18,7 @@ from sde_onnx.cli.options import (
     runtime_options,
     split_model,
 )
-from sde_onnx.errors import InputError
+from sde_onnx.errors import InputError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ def decode_command(
     for path, picture in zip(paths, to_uint8(images), strict=True):
         save_png(path, picture)
     run.remove()
-    click.echo(f"{output}: {len(paths)} images")
+    click.echo(f"{output}: {counted(len(paths), 'image')}")
 
 
 def _read_codes(path: Path) -> tuple[list[str], NDArray[np.float32], dict[str, Any]]:

@@ -18,6 +18,7 @@ from sde_onnx.cli.options import (
     seed_list,
     solver_options,
 )
+from sde_onnx.errors import counted
 
 __all__ = ["edit_command"]
 
@@ -91,4 +92,4 @@ def edit_command(
     for path, picture in zip(outputs, to_uint8(edited), strict=True):
         save_png(path, picture)
     run.remove()
-    click.echo(f"{output}: {len(outputs)} images, from sigma {sigma:g}")
+    click.echo(f"{output}: {counted(len(outputs), 'image')}, from sigma {sigma:g}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sde_onnx.cli.options import PROVIDER, given, request_options, solver_options
+from sde_onnx.errors import shown_size
 
 __all__ = ["embed_command", "verify_command"]
 
@@ -78,7 +79,7 @@ def embed_command(
     sampling = resolve(metadata, quality=quality, solver=solver, steps=steps, options=given(options))
     golden_model = None if golden is None else load(model, "cpu")   # refused, if it is, before the work
     embed(model, output, sampling, max_steps=max_steps, kind=kind, every=every, operator=operator, force=force)
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {kind} of {sampling}, nfe {sampling.evaluations}"
+    click.echo(f"{output}: {shown_size(output.stat().st_size)}, {kind} of {sampling}, nfe {sampling.evaluations}"
                f"{f', operator {operator}' * bool(operator)}{f', for {metadata.target}' * (metadata.target != 'any')}")
     if golden is not None and golden_model is not None:
         write_golden(golden_model, golden, sampling, operator=operator)

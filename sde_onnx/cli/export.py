@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from sde_onnx.cli.gradient import told_of_gradient
+from sde_onnx.errors import shown_size
 
 __all__ = ["export_command"]
 
@@ -79,7 +80,7 @@ def export_command(
     for case, error in metadata.parity.items():
         click.echo(f"relative error {error:.1e} at {case}{how}")
     inside = precision + f" for {target}" * (target != "any") + ", weights fp16" * (weights == "fp16")
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {inside}, sigma {metadata.schedule.sigma_min:g} to "
+    click.echo(f"{output}: {shown_size(output.stat().st_size)}, {inside}, sigma {metadata.schedule.sigma_min:g} to "
                f"{metadata.schedule.sigma_max:g}, snr {metadata.snr:g}")
     if gradient is None:
         return

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sde_onnx.errors import shown_size
+
 if TYPE_CHECKING:
     from sde_onnx.runtime.metadata import ModelMetadata
 
@@ -43,7 +45,7 @@ def gradient_command(model: Path, output: Path, of: str | None, at: str | None, 
         if target != "any":
             raise click.UsageError("--target is for model files, without --of and --at")
         export_gradient_of_graph(model, output, of, at, force=force)
-        click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, input v like {of}, output vjp like {at}")
+        click.echo(f"{output}: {shown_size(output.stat().st_size)}, input v like {of}, output vjp like {at}")
         return
     for line in told_of_gradient(export_gradient(model, output, target=target, force=force), output):
         click.echo(line)
@@ -55,4 +57,4 @@ def told_of_gradient(metadata: ModelMetadata, path: Path) -> list[str]:
               if case.startswith("vjp ")]
     label = ", label" * bool(metadata.labels)
     target = f", for {metadata.target}" * (metadata.target != "any")
-    return [*errors, f"{path}: {path.stat().st_size / 1e6:.1f} MB, x, sigma{label}, v to score, vjp{target}"]
+    return [*errors, f"{path}: {shown_size(path.stat().st_size)}, x, sigma{label}, v to score, vjp{target}"]

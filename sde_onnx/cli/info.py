@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sde_onnx.errors import shown_size
+
 if TYPE_CHECKING:
     from sde_onnx.runtime.metadata import ModelMetadata
 
@@ -63,7 +65,7 @@ def _lines(model: Path, metadata: ModelMetadata) -> list[tuple[str, str]]:
     error = "; ".join(f"{max(found):.1e} {name}" for found, name in zip(errors, told, strict=True) if found)
     samplings = [(name, resolve(metadata, quality=name)) for name in QUALITIES]
     return [
-        ("file", f"{model.name}, {model.stat().st_size / 1e6:.1f} MB, {metadata.precision}"
+        ("file", f"{model.name}, {shown_size(model.stat().st_size)}, {metadata.precision}"
                  f"{', weights fp16' * (metadata.weights == 'fp16')}, for {where}"),
         ("source", f"{metadata.source.get('name')}, sha256 {str(metadata.source.get('sha256'))[:12]}..."),
         ("network", ", ".join(network)),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sde_onnx.cli.options import flow_options, notes, resize_option, runtime_options
+from sde_onnx.errors import counted
 
 if TYPE_CHECKING:
     from sde_onnx.image_files import Images
@@ -76,7 +77,7 @@ def interpolate_command(
         save_png(output, grid(strip, zoom=zoom, columns=frames))
     else:
         save_gif(output, [grid(frame[None], zoom=zoom) for frame in strip])
-    click.echo(f"{output}: {frames} images")
+    click.echo(f"{output}: {counted(frames, 'image')}")
 
 
 def _picture_or_seed(text: str, image_shape: tuple[int, int, int], *, resize: bool) -> Images | int:

@@ -25,6 +25,7 @@ from sde_onnx.cli.options import (
     solver_options,
     split_model,
 )
+from sde_onnx.errors import counted
 from sde_onnx.generate.shards import Shard
 from sde_onnx.guidance.methods import METHODS, SOLVER
 
@@ -177,7 +178,7 @@ def restore_command(
         click.echo(f"{asked - done} of {asked} images were there already")
     if done:
         product_for = METHODS[restoration.method].product_for
-        click.echo(f"{done} images, {restoration}, nfe {nfe}"
+        click.echo(f"{counted(done, 'image')}, {restoration}, nfe {nfe}"
                    f"{f' with {restoration.products} products {product_for}' * bool(restoration.products)}, "
                    f"{score_model.provider} {score_model.precision}, {time.monotonic() - start:.1f} s")
 

@@ -20,6 +20,7 @@ from sde_onnx.cli.options import (
     shard_option,
     solver_options,
 )
+from sde_onnx.errors import counted
 from sde_onnx.generate.seeds import format_seeds
 from sde_onnx.generate.shards import WHOLE, Shard
 from sde_onnx.solvers.options import GUIDANCE
@@ -161,7 +162,7 @@ def _report(outputs: SampleOutput, mine: list[int], made: int, how: str) -> None
         click.echo(f"{len(mine) - made} of {len(mine)} images were there already")
     if made:
         of = "" if made < len(mine) else f", seeds {format_seeds(mine)}"
-        click.echo(f"{made} images{of}, {how}")
+        click.echo(f"{counted(made, 'image')}{of}, {how}")
 
 
 def _settings(

@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sde_onnx.checks import MOST_STEPS, checked_choice, checked_count
-from sde_onnx.errors import InputError, one_line
+from sde_onnx.errors import InputError, counted, one_line
 from sde_onnx.extras import require_scipy
-from sde_onnx.solvers.options import OPTIONS
+from sde_onnx.solvers.options import OPTIONS, named
 
 if TYPE_CHECKING:
     from sde_onnx.solvers.plan import Plan, Step
@@ -165,8 +165,11 @@ class Sampling:
     def __str__(self) -> str:
         """For people: what differs from the solver's own defaults is named."""
         own = SOLVERS[self.solver].options
-        named = "".join(f" {name} {value}" for name, value in self.options.items() if value != own[name])
-        return f"{self.solver}{named}, {self.steps or 'adaptive'} steps"
+        changed = "".join(f" {name} {value}" for name, value in self.options.items() if value != own[name])
+        steps = "adaptive steps" if self.steps is None else counted(self.steps, "step")
+        if self.plan is not None and "restarts" in self.options and self.options["restarts"] is None:
+            steps += f" with {counted(self.plan.restarts, 'restart')}"   # so many has the plan chosen
+        return f"{self.solver}{changed}, {steps}"
 
     @property
     def _function(self) -> Callable[..., Any]:
@@ -217,11 +220,14 @@ def resolve(
     if not hasattr(model, "solver_options"):
         raise InputError(f"model is {one_line(model)}, expected a model's metadata: of a loaded one `.metadata`, of a "
                          "file sde_onnx.read_metadata")
-    if quality is not None and (solver is not None or steps is not None):
-        raise InputError("a quality chooses the solver and its steps: leave out solver and steps")
     preset: Mapping[str, Any] = {}
     if quality is not None:
-        solver, steps, preset = QUALITIES[checked_choice("quality", quality, QUALITIES)]
+        chosen_solver, chosen_steps, preset = QUALITIES[checked_choice("quality", quality, QUALITIES)]
+        if solver is not None or steps is not None:
+            own = "".join(f", {name} {value}" for name, value in preset.items())
+            raise InputError(f"a quality chooses the solver and its steps, {quality} has solver {chosen_solver}{own}: "
+                             "leave out solver and steps, or the quality")
+        solver, steps = chosen_solver, chosen_steps
     solver = QUALITIES[DEFAULT_QUALITY][0] if solver is None else checked_choice("solver", solver, SOLVERS)
     options = {} if options is None else options
     if not isinstance(options, Mapping):
@@ -240,7 +246,7 @@ def _complete_options(solver: str, model_options: Mapping[str, Any], given: Mapp
         if name not in own:
             owners = [other for other, candidate in SOLVERS.items() if name in candidate.options]
             whose = f"belongs to {', '.join(owners)}" if owners else "is unknown"
-            raise InputError(f"option {name} {whose}; solver {solver} has {', '.join(own)}")
+            raise InputError(f"option {name} {whose}; solver {solver} has {', '.join(map(named, own))}")
     complete = {name: model_options[name] if default == MODEL else default for name, default in own.items()}
     return {name: OPTIONS[name].checked(name, value) for name, value in (complete | dict(given)).items()}
 

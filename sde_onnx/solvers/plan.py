@@ -119,6 +119,7 @@ class Plan:
     start: tuple[float, ...]              # the initial x is the sum of noise arrays times these deviations
     evaluations: tuple[Evaluation, ...]
     levels: tuple[float, ...]             # the noise level that each step starts from
+    restarts: int = 0                     # how often noise is put in to go down again: restart.py
 
 
 def run(plan: Plan, score: Score, noise: NoiseSource) -> Iterator[Step]:

@@ -10,6 +10,7 @@ Source: Xu et al. 2023, "Restart Sampling for Improving Generative Processes", s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from sde_onnx.errors import InputError
@@ -32,8 +33,8 @@ def multistep_plan(
         ve, schedule, rho, order, eta: see :func:`sde_onnx.solvers.multistep.plan`.
         steps, restarts, restart_steps, restart_min, restart_max: see :func:`way`.
     """
-    return multistep.along(way(ve, steps, schedule, rho, restarts, restart_steps, restart_min, restart_max),
-                           order=order, eta=eta)
+    taken = way(ve, steps, schedule, rho, restarts, restart_steps, restart_min, restart_max)
+    return replace(multistep.along(taken, order=order, eta=eta), restarts=_restarts(taken))
 
 
 def heun_plan(
@@ -44,7 +45,13 @@ def heun_plan(
 
     Arguments: :func:`multistep_plan`.
     """
-    return heun.along(way(ve, steps, schedule, rho, restarts, restart_steps, restart_min, restart_max))
+    taken = way(ve, steps, schedule, rho, restarts, restart_steps, restart_min, restart_max)
+    return replace(heun.along(taken), restarts=_restarts(taken))
+
+
+def _restarts(taken: list[tuple[float, float]]) -> int:
+    """How often a step starts above the end of the last."""
+    return sum(end < start for (_, end), (start, _) in pairwise(taken))
 
 
 def way(

@@ -40,7 +40,7 @@ def test_a_png_of_several_seeds_is_a_grid(model_file, model, tmp_path):
     assert picture.shape == (64, 64, 3)
     expected = sde_onnx.images.to_uint8(sde_onnx.sample(model, seeds=[0, 1, 2, 7], steps=3))
     np.testing.assert_array_equal(picture[32::2, 32::2], expected[3])
-    assert "4 images, seeds 0-2,7, restart, 3 steps, nfe 3, cpu fp32" in result.stdout
+    assert "4 images, seeds 0-2,7, restart, 3 steps with 0 restarts, nfe 3, cpu fp32" in result.stdout
     assert result.stderr == ""   # no progress bar without a terminal
 
 
@@ -140,17 +140,19 @@ def test_a_folder_is_no_file(command, tmp_path):
     refuses("is a file", *command, tmp_path / "file", status=2)
 
 
-BALANCED = "restart, 25 steps"
+BALANCED = "restart, 25 steps with 2 restarts"
 
 
 @pytest.mark.parametrize(("arguments", "chosen"), [
     (("--quality", "fast"), "sde-dpmpp-2m eta 1.0, 12 steps"), (("--quality", "balanced"), BALANCED),
     (("--quality", "fast", "--eta", 0.7), "sde-dpmpp-2m eta 0.7, 12 steps"),
     (("--quality", "reference"), "pc snr 0.16 n_corrector 1, 2000 steps"), ((), BALANCED),
-    (("--steps", 7), "restart, 7 steps"),
-    (("--rho", 4), "restart rho 4.0, 25 steps"), (("--solver", "restart"), BALANCED),
-    (("--quality", "fine"), "restart eta 2.0, 50 steps"),
+    (("--steps", 7), "restart, 7 steps with 0 restarts"),
+    (("--rho", 4), "restart rho 4.0, 25 steps with 2 restarts"), (("--solver", "restart"), BALANCED),
+    (("--quality", "fine"), "restart eta 2.0, 50 steps with 4 restarts"),
     (("--solver", "sde-dpmpp-2m"), "sde-dpmpp-2m, 25 steps"),
+    (("--restarts", 3), "restart restarts 3, 25 steps"),
+    (("--steps", 1, "--solver", "pc"), "pc snr 0.16 n_corrector 1, 1 step"),
     (("--solver", "heun"), "heun, 18 steps"), (("--solver", "adaptive-sde"), "adaptive-sde, adaptive steps"),
 ])
 def test_a_quality_is_a_solver_and_its_steps(arguments, chosen, model_file, monkeypatch, tmp_path):
@@ -172,11 +174,14 @@ def test_the_default_does_not_depend_on_whether_it_is_typed(model_file, tmp_path
 
 def test_a_quality_leaves_no_choice_of_solver_or_steps(model_file, tmp_path):
     for option in (("--solver", "heun"), ("--steps", 5)):
-        refuses("a quality chooses the solver and its steps: leave out solver and steps", "sample", model_file,
-                "--quality", "fast", *option, "-o", tmp_path / "s.png")
+        refuses("a quality chooses the solver and its steps, fast has solver sde-dpmpp-2m, eta 1.0: leave out solver "
+                "and steps, or the quality", "sample", model_file, "--quality", "fast", *option, "-o",
+                tmp_path / "s.png")
 
 
 def test_an_option_of_another_solver_is_refused(model_file, tmp_path):
+    refuses("solver pc has snr, n_corrector (--corrector-steps), predictor", "sample", model_file, "--quality",
+            "reference", "--eta", 1, "-o", tmp_path / "s.png")
     refuses("option churn belongs to stochastic-heun; solver heun has schedule, rho", "sample", model_file, "--solver",
             "heun", "--churn", 3, "-o", tmp_path / "s.png")
 
@@ -243,7 +248,7 @@ def test_info_is_for_people(model_file, for_cuda):
     megabytes = f"random16.onnx, {model_file.stat().st_size / 1e6:.1f} MB, "
     for expected in (megabytes, "fp32, for any provider", "NCSN++, ", "million parameters", "16x16, RGB",
                      "labels     none", "0.01 to 50, for data in [0, 1]", "relative to the network, at export",
-                     "--quality balanced: restart, 25 steps, 25 evaluations an image",
+                     "--quality balanced: restart, 25 steps with 2 restarts, 25 evaluations an image",
                      "--quality reference: pc snr 0.16 n_corrector 1, 2000 steps, 4000 evaluations an image"):
         assert expected in text
     assert "fp16, for cuda alone" in run("info", for_cuda).stdout
@@ -283,7 +288,7 @@ def test_export_without_the_extra_names_the_line_that_installs_it(checkpoint16, 
 
 def test_the_bundled_digits_are_the_default(tmp_path):
     result = sample("--steps", 2, "--seeds", 0, "-o", tmp_path / "s.png")
-    assert "1 images, seeds 0, restart, 2 steps, nfe 2" in result.stdout
+    assert "1 image, seeds 0, restart, 2 steps with 0 restarts, nfe 2" in result.stdout
     assert Image.open(tmp_path / "s.png").size == (16, 16)
 
 
@@ -349,10 +354,10 @@ def test_an_archive_of_bytes_is_that_of_adm(model_file, tmp_path):
 def test_an_archive_without_room_is_refused_before_the_work(model_file, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
     check_room(tmp_path / "s.npz", 100)
-    with pytest.raises(OutputError, match="s.npz needs 0.0 MB"):
+    with pytest.raises(OutputError, match="s.npz needs 0.1 kB"):
         check_room(tmp_path / "s.npz", 101)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
-    refuses("s.npz needs 3.1 MB, its disk has 0.0 MB free", "sample", model_file, "--seeds", "0-999", "-o",
+    refuses("s.npz needs 3.1 MB, its disk has 10.0 kB free", "sample", model_file, "--seeds", "0-999", "-o",
             tmp_path / "s.npz")
     sample(model_file, "--seeds", "0-2", "--steps", 2, "--uint8", "-o", tmp_path / "b.npz")
 

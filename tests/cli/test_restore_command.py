@@ -49,7 +49,7 @@ def test_a_folder_is_restored_and_resumed(clean, digits, tmp_path):
     assert "dB" in result.output
     (tmp_path / "out" / "digit1" / "000001.png").unlink()
     again = done(clean, "--degrade", "--operator", BOX, "--method", "null-space", "-o", tmp_path / "out")
-    assert "5 of 6 images were there already" in again.output and "1 images" in again.output
+    assert "5 of 6 images were there already" in again.output and "1 image," in again.output
     edited = tmp_path / "mask.png"
     for box, ends in (((4, 4, 9, 9), None), ((0, 0, 3, 3), "its operator_files is")):
         picture = Image.new("L", (16, 16), 255)
