@@ -61,26 +61,30 @@ def make_gradient(source: Path, path: Path, target: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORK_NAMES, default=["32"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    about = environment(shlex.join(["python", "benchmarks/gradients.py", "--networks", *arguments.networks, "--turns",
-                                    str(arguments.turns)]))
+    about = environment(shlex.join(["python", "benchmarks/gradients.py", "--networks", *arguments.networks, "--batches",
+                                    *map(str, arguments.batches), "--turns", str(arguments.turns)]))
     rows = []
     for name in arguments.networks:
         folder = prepare(name, [1])
         path, for_cpu = folder / "gradient.onnx", folder / "gradient-cpu.onnx"
         for file, target in ((path, "any"), (for_cpu, "cpu")):
             make_once(file, stamp_of_exports(), make_gradient, folder / "model.onnx", file, target)
-        cases = inputs(folder, 1, np.random.default_rng(0))
-        x, sigma = list(cases.values())[1]
         subjects = [Subject(REFERENCE, eager, (str(folder / "checkpoint" / "unet"),)),
                     Subject("sde-onnx", ours, (str(path),)), Subject("sde-onnx, --target cpu", ours, (str(for_cpu),))]
-        found = values(compare(subjects, x, sigma, cases, reference=REFERENCE, turns=arguments.turns))
-        for subject, result in found.items():
-            print(f"    {subject:32} {result['median'] * 1e3:9.1f} ms {result['ratio']:6.2f}x "
-                  f"error {max(result['errors'].values(), default=0):.1e} peak {result['peak_mb'] or 0:.0f} MB")
-        rows.append({"network": name, "batch": 1, "environment": about, "reference": REFERENCE, "subjects": found})
+        for batch in arguments.batches:
+            print(f"{name}, batch {batch}", flush=True)
+            cases = inputs(folder, batch, np.random.default_rng(0))
+            x, sigma = list(cases.values())[1]
+            found = values(compare(subjects, x, sigma, cases, reference=REFERENCE, turns=arguments.turns))
+            for subject, result in found.items():
+                print(f"    {subject:32} {result['median'] * 1e3:9.1f} ms {result['ratio']:6.2f}x "
+                      f"error {max(result['errors'].values(), default=0):.1e} peak {result['peak_mb'] or 0:.0f} MB")
+            rows.append({"network": name, "batch": batch, "environment": about, "reference": REFERENCE,
+                         "subjects": found})
     if arguments.output:
         arguments.output.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
