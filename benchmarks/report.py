@@ -23,7 +23,8 @@ PERFORMANCE_PAGE, CODES_PAGE, CUDA_PAGE, GRADIENT_PAGE, LIKELIHOOD_PAGE, SCALE_P
 PLOT, QUALITY_PLOT = ROOT / "docs" / "cpu.png", ROOT / "docs" / "quality.png"
 QUALITY_PAGE = ROOT / "docs" / "quality.md"
 EMBEDDING_PAGE = ROOT / "docs" / "embedding.md"
-GRADIENT_RESULTS = ["gradients.json", "gradients_avx2.json"]   # of a processor with AVX-512 and of one without
+# Of a processor with AVX-512, of the same kind at several batch sizes on another day, and of one without AVX-512.
+GRADIENT_RESULTS = ["gradients.json", "gradients_batches.json", "gradients_avx2.json"]
 RESTORATION_PAGE, RESTORATION_PLOT = ROOT / "docs" / "restoration.md", ROOT / "docs" / "restoration.png"
 
 
@@ -50,19 +51,19 @@ def result(name: str) -> dict[str, Any] | None:
 
 
 def gradient_section(*results: dict[str, Any] | None) -> str:
-    """The page's text on gradients, from what benchmarks/gradients.py has written on machines of several kinds."""
+    """The page's text on gradients, from what benchmarks/gradients.py has written in several runs."""
     measured = {name: result["rows"] for name, result in zip(GRADIENT_RESULTS, results, strict=True) if result}
     if not measured:
         return "Not measured yet."
     lines = []
     for rows in measured.values():
-        lines += [f"Score and product at batch 1 on {machine(rows)}:", "",
-                  "| network | | score and product | times faster | relative error | memory |",
-                  "| --- |" + " --- |" * 5]
+        lines += [f"Commit {rows[0]['environment']['commit'][:7]}, on {machine(rows)}:", "",
+                  "| network | batch | | score and product | times faster | relative error | memory |",
+                  "| --- |" + " --- |" * 6]
         for row in rows:
             for name, subject in row["subjects"].items():
-                lines.append(f"| {TITLES[row['network']]} | {name} | {subject['median'] * 1e3:.0f} ms | "
-                             f"{subject['ratio']:.2f} | "
+                lines.append(f"| {TITLES[row['network']]} | {row['batch']} | {name} | "
+                             f"{subject['median'] * 1e3:.0f} ms | {subject['ratio']:.2f} | "
                              + f"{max(subject['errors'].values()):.1e}" * (name != row["reference"])
                              + f" | {subject['peak_mb']:.0f} MB |")
         lines.append("")
