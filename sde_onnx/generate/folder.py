@@ -117,7 +117,11 @@ class FolderRun:
         if self.force:
             if self._claims.others():
                 raise OutputError(f"another process is writing into {self.folder}: wait for it, or stop it")
-            for file in (*self._listed(OURS), *self._listed(UNFINISHED)):
+            replaced = [*self._listed(OURS), *self._listed(UNFINISHED)]
+            for file in replaced:   # before the first of them is gone
+                if file.is_dir() and not file.is_symlink():
+                    raise OutputError(f"{file} is a folder: remove it")
+            for file in replaced:
                 remove(file)
             self.force = False   # they are replaced
         path, asked = self.folder / RECORD, set(seeds)

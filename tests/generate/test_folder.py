@@ -202,6 +202,16 @@ def test_a_folder_in_a_pictures_place_is_told(model_file, tmp_path):
     assert (result.exit_code, result.output) == (1, f"Error: {tmp_path / 'out' / '000001.png'} is no file: remove it\n")
 
 
+def test_replacing_removes_nothing_where_it_cannot_remove_all(model_file, tmp_path):
+    run(model_file, tmp_path / "out", "--seeds", "0")
+    (tmp_path / "out" / "000001.png").mkdir()
+    before = sorted((tmp_path / "out").iterdir())
+    result = run(model_file, tmp_path / "out", "--seeds", "0-1", "--force")
+    line = f"Error: {tmp_path / 'out' / '000001.png'} is a folder: remove it\n"
+    assert (result.exit_code, result.output) == (1, line)
+    assert sorted((tmp_path / "out").iterdir()) == before
+
+
 def test_other_files_and_folders_are_left_alone(model_file, tmp_path):
     """A file that is named as a subfolder of seeds, a folder of another name with pictures in it."""
     run(model_file, tmp_path / "out", "--seeds", "0", "--subdirs")
