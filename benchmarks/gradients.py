@@ -1,6 +1,8 @@
 """Times the score with its vector-Jacobian product: diffusers in PyTorch, and our gradient files. Interleaved.
 
     python benchmarks/gradients.py --networks 32 --turns 15 --output benchmarks/results/gradients.json
+    python benchmarks/gradients.py --networks 32 --batches 1 4 8 --turns 11 \
+        --output benchmarks/results/gradients_batches.json
 
 What is compared, for accuracy too, is the product with a fixed v. The networks are those of benchmarks/evaluations.py.
 """

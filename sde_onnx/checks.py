@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
-from sde_onnx.errors import InputError, one_line
+from sde_onnx.errors import InputError, counted, one_line
 
 __all__ = ["MOST_SEEDS", "MOST_STEPS", "MOST_THREADS", "checked_batch_size", "checked_choice", "checked_count",
-           "checked_model", "checked_number", "checked_path", "checked_sequence", "checked_threads", "is_number"]
+           "checked_each", "checked_model", "checked_number", "checked_path", "checked_sequence", "checked_threads",
+           "is_number"]
 
 MOST_STEPS = 20_000    # the paper's own samplers take 2,000; a plan holds an object for each
 MOST_IMAGES = 1 << 16  # at a time
@@ -83,6 +84,13 @@ def checked_sequence(name: str, value: Any, expected: str) -> None:
     is_one = isinstance(value, Sized) and hasattr(value, "__getitem__") and getattr(value, "shape", None) != ()
     if not is_one or isinstance(value, str | bytes | dict):
         raise InputError(f"{name} is {one_line(value)}, expected {expected}")
+
+
+def checked_each(values: Sized, noun: str, images: int, *, or_one: bool = False) -> None:
+    """``InputError`` unless there is a value for each of the images, or one for all where that will do."""
+    if len(values) != images and not (or_one and len(values) == 1):
+        expected = "one, or one for each image" if or_one else "one for each image"
+        raise InputError(f"{counted(len(values), noun)} for {counted(images, 'image')}: give {expected}")
 
 
 def checked_batch_size(value: Any) -> int | None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_count, checked_model, checked_number, is_number
+from sde_onnx.checks import checked_count, checked_each, checked_model, checked_number, is_number
 from sde_onnx.errors import InputError, one_line
 from sde_onnx.generate.sample import LabelsInTurn, batches_of, check_latents, choose_batch_size, last_images
 from sde_onnx.image_files import Images, check_images, in_data_units
@@ -244,8 +244,7 @@ def edit_batches(
     Arguments are checked before the first.
     """
     x = _data(images, model.metadata)
-    if len(check_seeds(seeds)) != len(x):
-        raise InputError(f"{len(seeds)} seeds for {len(x)} images: give one for each image")
+    checked_each(check_seeds(seeds), "seed", len(x))
     x = x + np.float32(sampling.schedule.sigma_max) * PortableNoise(seeds, model.metadata.image_shape)()
     batches = batches_of(model, seeds, sampling, labels=labels, latents=x, batch_size=batch_size)
     return last_images(batches, len(seeds), sampling.steps or 0, progress=progress)

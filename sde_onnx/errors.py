@@ -1,4 +1,4 @@
-"""The errors and warnings of sde-onnx: one root of errors, and a subclass where a caller may want to tell the cause.
+"""The errors and warnings of sde-onnx, one root and a subclass for each cause to be told, and how messages show things.
 
 A message says what was got, what was expected and what to do, in one line; the command line prints it as it is.
 """

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_choice, checked_count, checked_model
+from sde_onnx.checks import checked_choice, checked_count, checked_each, checked_model
 from sde_onnx.codes import LabelOfEach
 from sde_onnx.errors import InputError
 from sde_onnx.generate.sample import choose_batch_size
@@ -142,8 +142,7 @@ def log_likelihood_batches(
         raise InputError("dequantizations are of 8-bit images: float32 images have one value each")
     checked_choice("kind", kind, PROBE_KINDS)
     checked = check_seeds(range(len(images)) if seeds is None else seeds)
-    if len(checked) != len(images):
-        raise InputError(f"{len(checked)} seeds for {len(images)} images: give one for each image")
+    checked_each(checked, "seed", len(images))
     label = model.labels_for(labels, len(images)).get(LABEL)
     size = choose_batch_size(model, len(images), batch_size)
     integrate = _integrator(steps, rtol, atol)

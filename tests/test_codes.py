@@ -176,7 +176,7 @@ def test_labels_reach_the_network(golden, shared):
     (lambda model, x: interpolate(model, 0, 1, 1), "frames is 1"),
     (lambda model, x: interpolate(model, 0, 1, 10**10), "frames is 10000000000, expected a whole number of 2 to 10000"),
     (lambda model, x: interpolate(model, -1, 1, 2), "seed -1 does not fit"),
-    (lambda model, x: edit(model, x, [1], sigma=1.0), "1 seeds for 3 images"),
+    (lambda model, x: edit(model, x, [1], sigma=1.0), "1 seed for 3 images"),
     (lambda model, x: edit(model, x, [1, 2, 3], sigma=1e4), "sigma is 10000, expected more than 0.01 and at most"),
     (lambda model, x: edit(model, x, [1, 2, 3], sigma=0.001), "sigma is 0.001, expected more than"),
     (lambda model, x: edit(model, x, [1, 2, 3], sigma=float("nan")), "sigma is nan"),

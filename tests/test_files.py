@@ -101,6 +101,6 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is_is_not_read(tmp_path, mo
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**20), b=ONE)
     assert arrays_of(tmp_path / "a.npz")["a"].sum() == 0
     monkeypatch.setattr(files, "LARGE", 2**20)
-    with pytest.raises(ValueError, match=r"its arrays take 8.3 kB and unpack to 8.4 MB: save them with `numpy.savez`"):
+    with pytest.raises(ValueError, match=r"its arrays take \d\.\d kB and unpack to 8.4 MB: save them with"):
         arrays_of(tmp_path / "a.npz")
     assert arrays_of(tmp_path / "a.npz", "b")["b"].sum() == 0   # of what is not read it is no matter

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sde_onnx.errors import OutputError
+from sde_onnx.errors import OutputError, counted
 from sde_onnx.files import read_json, replacing
 from sde_onnx.generate.shards import WHOLE, Shard
 from sde_onnx.likelihood import Likelihood, lowest_bits_per_dim
@@ -95,13 +95,13 @@ class Measurements:
         """Writes the output, if all shards have measured theirs, and returns what there is to say of it."""
         if self._shard.count > 1:
             if self.rows and not self._unfinished(self._shard).exists():   # another one has put all together
-                return [f"{self._output}: {len(self._names)} images"]
+                return [f"{self._output}: {counted(len(self._names), 'image')}"]
             shards = [Shard(index, self._shard.count) for index in range(self._shard.count)]
             parts = [self._read(shard) for shard in shards]
             measured = sum(map(len, parts))
             if measured < len(self._names):
-                return [f"shard {self._shard}: {len(self.rows)} images; of all {len(self._names)} {measured} are "
-                        f"measured, and the last shard to end writes {self._output}"]
+                return [f"shard {self._shard}: {counted(len(self.rows), 'image')}; of all {len(self._names)} "
+                        f"{measured} are measured, and the last shard to end writes {self._output}"]
             self.rows, self.is_whole = [row for part in parts for row in part], True
         bits = np.array([row["bits_per_dim"] for row in self.rows])
         error = float(bits.std(ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else self.rows[0]["standard_error"]
@@ -116,7 +116,7 @@ class Measurements:
             if any_split.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         spread = "" if error is None else f" +- {error:.4f}"
-        return [f"{self._output}: {len(self.rows)} images",
+        return [f"{self._output}: {counted(len(self.rows), 'image')}",
                 f"{mean['bits_per_dim']:.4f}{spread} bits/dim on average, "
                 f"{np.mean([row['evaluations'] for row in self.rows]):.0f} evaluations an image",
                 f"with the exact score an image has at least {peak:.2f}, and images with noise of sigma_min "

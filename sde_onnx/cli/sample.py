@@ -132,7 +132,7 @@ def sample_command(
     mine = shard.blocks(seeds, batch_size)
     note_shard(shard, len(mine), len(seeds), "images")
     if not mine:
-        click.echo(f"shard {shard} has none of {len(seeds)} images, in batches of {batch_size}")
+        click.echo(f"shard {shard} has none of {counted(len(seeds), 'image')}, in batches of {batch_size}")
         return
     with notes():
         batches = sample_batches(score_model, mine, sampling=sampling, labels=labels, classifier=guide,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import checked_number
+from sde_onnx.checks import checked_each, checked_number
 from sde_onnx.errors import InputError
 from sde_onnx.guidance.measurement import Measurement
 from sde_onnx.image_files import Images, in_data_units, is_array
@@ -35,8 +35,7 @@ def degrade(images: Float32Array, operator: Operator, seeds: Sequence[int], *, n
         InputError: not a seed for each image, or a noise below 0.
     """
     _check_noise(noise)
-    if len(seeds) != len(images):
-        raise InputError(f"{len(seeds)} seeds for {len(images)} images: give one for each image")
+    checked_each(seeds, "seed", len(images))
     clean = operator.A(images)
     n = portable_normals(check_seeds(seeds), FIRST_DRAW, int(np.prod(clean.shape[1:]))).reshape(clean.shape)
     return np.where(hidden_by(operator, images.shape[1:]), clean, clean + np.float32(noise) * n).astype(np.float32)

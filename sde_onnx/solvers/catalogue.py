@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sde_onnx.checks import MOST_STEPS, checked_choice, checked_count
 from sde_onnx.errors import InputError, counted, one_line
 from sde_onnx.extras import require_scipy
-from sde_onnx.solvers.options import OPTIONS, named
+from sde_onnx.solvers.options import OPTIONS, shown_name
 
 if TYPE_CHECKING:
     from sde_onnx.solvers.plan import Plan, Step
@@ -225,8 +225,9 @@ def resolve(
         chosen_solver, chosen_steps, preset = QUALITIES[checked_choice("quality", quality, QUALITIES)]
         if solver is not None or steps is not None:
             own = "".join(f", {name} {value}" for name, value in preset.items())
-            raise InputError(f"a quality chooses the solver and its steps, {quality} has solver {chosen_solver}{own}: "
-                             "leave out solver and steps, or the quality")
+            count = _step_count(chosen_solver, model.schedule, chosen_steps, preset)
+            raise InputError(f"a quality chooses the solver and its steps, {quality} has solver {chosen_solver}, "
+                             f"{count} steps{own}: leave out solver and steps, or the quality")
         solver, steps = chosen_solver, chosen_steps
     solver = QUALITIES[DEFAULT_QUALITY][0] if solver is None else checked_choice("solver", solver, SOLVERS)
     options = {} if options is None else options
@@ -246,7 +247,8 @@ def _complete_options(solver: str, model_options: Mapping[str, Any], given: Mapp
         if name not in own:
             owners = [other for other, candidate in SOLVERS.items() if name in candidate.options]
             whose = f"belongs to {', '.join(owners)}" if owners else "is unknown"
-            raise InputError(f"option {name} {whose}; solver {solver} has {', '.join(map(named, own))}")
+            shown = shown_name(name) if owners else name
+            raise InputError(f"option {shown} {whose}; solver {solver} has {', '.join(map(shown_name, own))}")
     complete = {name: model_options[name] if default == MODEL else default for name, default in own.items()}
     return {name: OPTIONS[name].checked(name, value) for name, value in (complete | dict(given)).items()}
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_onnx.checks import MOST_SEEDS, checked_sequence
+from sde_onnx.checks import MOST_SEEDS, checked_each, checked_sequence
 from sde_onnx.errors import InputError, one_line
 from sde_onnx.solvers.protocols import Array, NoiseSource
 
@@ -243,8 +243,7 @@ class TorchNoise:
     """
 
     def __init__(self, generators: Sequence[Any], shape: tuple[int, ...]) -> None:
-        if len(generators) not in (1, shape[0]):
-            raise InputError(f"{len(generators)} generators for {shape[0]} images: give one, or one for each image")
+        checked_each(generators, "generator", shape[0], or_one=True)
         self.generators = generators
         self.shape = shape
         self.torch: Any = sys.modules["torch"]   # whoever made the generator has imported it; the runtime never does
@@ -275,8 +274,7 @@ def noise_source(generator: Any, shape: tuple[int, ...]) -> NoiseSource:
         return PortableNoise([int(generator) + index for index in range(shape[0])], shape[1:])
     several = list(generator) if isinstance(generator, list | tuple) else [generator]
     if several and all(isinstance(item, int | np.integer) for item in several):
-        if len(several) != shape[0]:
-            raise InputError(f"{len(several)} seeds for {shape[0]} images: give one for each image")
+        checked_each(several, "seed", shape[0])
         return PortableNoise(several, shape[1:])
     if several and all(_is_torch_generator(item) for item in several):
         return TorchNoise(several, shape)

@@ -14,7 +14,7 @@ from sde_onnx.checks import is_number
 from sde_onnx.errors import InputError, one_line
 
 __all__ = ["FLOW_TOLERANCE", "GUIDANCE", "LIKELIHOOD_STEPS", "OPTIONS", "PROBE_KINDS", "Choice", "Number", "Option",
-           "Switch", "named"]
+           "Switch", "shown_name"]
 
 # Of the probability flow, for codes and likelihoods; the commands show them in their help.
 FLOW_TOLERANCE = 1e-5       # of a step, relative and absolute
@@ -121,8 +121,8 @@ OPTIONS: dict[str, Option] = {
                        whole=True, unset="as many as a third of the steps makes"),
     "restart_steps": Number("--restart-steps", "Steps of each repetition.", whole=True, least=1),
     "restart_min": Number("--restart-min", "Restarts begin after the noise level nearest to this sigma.", open=True),
-    "restart_max": Number("--restart-max", "The sigma that noise is put in up to, at most the model's largest.",
-                          open=True),
+    "restart_max": Number("--restart-max",
+                          "Noise is put in up to this sigma, or up to the model's largest if that is less.", open=True),
     "churn": Number("--churn", "Noise put in, over all steps."),
     "churn_min": Number("--churn-min", "Noise is put in from this sigma on."),
     "churn_max": Number("--churn-max", "Noise is put in up to this sigma.", unset="none"),
@@ -130,7 +130,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def named(name: str) -> str:
+def shown_name(name: str) -> str:
     """An option for people: its name, and its flag where that has other words."""
     flag = OPTIONS[name].flag
     return name if flag == "--" + name.replace("_", "-") else f"{name} ({flag})"

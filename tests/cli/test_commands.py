@@ -174,8 +174,8 @@ def test_the_default_does_not_depend_on_whether_it_is_typed(model_file, tmp_path
 
 def test_a_quality_leaves_no_choice_of_solver_or_steps(model_file, tmp_path):
     for option in (("--solver", "heun"), ("--steps", 5)):
-        refuses("a quality chooses the solver and its steps, fast has solver sde-dpmpp-2m, eta 1.0: leave out solver "
-                "and steps, or the quality", "sample", model_file, "--quality", "fast", *option, "-o",
+        refuses("a quality chooses the solver and its steps, fast has solver sde-dpmpp-2m, 12 steps, eta 1.0: leave "
+                "out solver and steps, or the quality", "sample", model_file, "--quality", "fast", *option, "-o",
                 tmp_path / "s.png")
 
 

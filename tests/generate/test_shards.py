@@ -89,7 +89,7 @@ def test_batches_are_shared_out_where_the_user_names_no_size(tmp_path):
     for index in range(3):
         told = done("sample", "--seeds", "0-6", "--steps", 2, "--shard", f"{index}/3", "-o", tmp_path / "parts").stdout
         assert f"seeds {('0-2', '3-5', '6')[index]}," in told
-    assert "has none of 1 images" in done("sample", "--seeds", 7, "--steps", 2, "--shard", "1/2", "-o",
+    assert "has none of 1 image," in done("sample", "--seeds", 7, "--steps", 2, "--shard", "1/2", "-o",
                                           tmp_path / "one").stdout
 
 
