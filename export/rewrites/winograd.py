@@ -4,8 +4,9 @@
 
 Summed over channels, the product in the middle is a matrix product for each of the (m + 2)^2 places, of
 ``(m + 2)^2 / m^2`` multiplications a pixel where the convolution has 9: with m = 4 a fourth, with m = 2 four ninths.
-``B' d B`` of all tiles is a convolution with stride m of each channel alone, ``G g G'`` is of weights, which ONNX
-Runtime computes once, when it loads the file. Which convolutions are worth it was measured under its CPU provider.
+``B' d B`` of all tiles is a convolution with stride m of each channel alone, ``A' [...] A`` of all a transposed one.
+``G g G'`` is of weights, which ONNX Runtime computes once, when it loads the file. Which convolutions are worth it was
+measured under its CPU provider.
 
 Source: Winograd 1980, "Arithmetic Complexity of Computations"; Lavin and Gray 2016, "Fast Algorithms for Convolutional
 Neural Networks", section 4. The matrices are Toom and Cook's, of points -1/c, -c, c and 1/c, which keep rounding small:
@@ -102,14 +103,16 @@ def _write(writer: Nodes, node: onnx.NodeProto, m: int, of_image: list[int], res
     kernels = writer.reshape(writer.add("Transpose", weight, perm=[2, 3, 0, 1]), 1, 9, results, channels)
     kernels = writer.add("Conv", kernels, writer.constant(np.kron(g, g).reshape(places, 9, 1, 1).astype(np.float32)))
     products = writer.add("MatMul", kernels, tiles)
-    products = writer.reshape(products, -1, places, results * rows * columns)
-    y = writer.add("MatMul", writer.constant(np.kron(a.T, a.T).astype(np.float32)), products)
-    y = writer.reshape(y, -1, m * m * results, rows, columns)
+    # All results' rows of tiles below one another: a transposed convolution of one image makes them pixels.
+    products = writer.reshape(products, -1, places, results * rows, columns)
+    transform = writer.constant(np.kron(a, a).reshape(places, 1, m, m).astype(np.float32))
+    y = writer.add("ConvTranspose", products, transform, strides=[m, m], kernel_shape=[m, m])
     if bias and bias[0]:
-        y = writer.add("DepthToSpace", y, blocksize=m)
+        y = writer.reshape(y, -1, results, height, width)
         writer.add("Add", y, writer.reshape(bias[0], results, 1, 1), output=node.output[0])
     else:
-        writer.add("DepthToSpace", y, blocksize=m, output=node.output[0])
+        shape = writer.constant(np.array([-1, results, height, width]))
+        writer.add("Reshape", y, shape, output=node.output[0])
 
 
 def toom_cook(points: tuple[Fraction, ...]) -> tuple[Matrix, Matrix, Matrix]:
