@@ -170,7 +170,7 @@ REFUSED = {
     "a list": ({"images": [[1]]}, "images is list, expected a numpy array"),
     "values of 8 bits as floats": ({"images": np.full((1, 3, 16, 16), 255, np.float32)},
                                    "images holds 255 to 255, expected values about"),
-    "seeds": ({"seeds": [1, 2]}, "2 seeds for 1 image"),
+    "seeds": ({"seeds": [1, 2]}, "2 seeds for 1 image: give one for each image"),
     "probes": ({"probes": 0}, "probes is 0, expected a whole number of 1 to 10000"),
     "more probes than time": ({"probes": 10**10}, "probes is 10000000000, expected a whole number of 1 to 10000"),
     "more dequantizations": ({"dequantizations": 10**10}, "dequantizations is 10000000000, expected"),

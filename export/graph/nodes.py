@@ -43,9 +43,9 @@ class Nodes:
             self.constants[self._names[key]] = numpy_helper.from_array(value, self._names[key])
         return self._names[key]
 
-    def reshape(self, x: str, *shape: int) -> str:
+    def reshape(self, x: str, *shape: int, output: str | None = None) -> str:
         """Adds a Reshape; at most one size may be -1, and 0 keeps a size."""
-        return self.add("Reshape", x, self.constant(np.array(shape, np.int64)))
+        return self.add("Reshape", x, self.constant(np.array(shape, np.int64)), output=output)
 
     def cast(self, x: str, kind: int) -> str:
         """Adds a Cast to a type of ``onnx.TensorProto``."""

@@ -107,12 +107,10 @@ def _write(writer: Nodes, node: onnx.NodeProto, m: int, of_image: list[int], res
     products = writer.reshape(products, -1, places, results * rows, columns)
     transform = writer.constant(np.kron(a, a).reshape(places, 1, m, m).astype(np.float32))
     y = writer.add("ConvTranspose", products, transform, strides=[m, m], kernel_shape=[m, m])
-    if bias and bias[0]:
-        y = writer.reshape(y, -1, results, height, width)
+    has_bias = bool(bias and bias[0])
+    y = writer.reshape(y, -1, results, height, width, output=None if has_bias else node.output[0])
+    if has_bias:
         writer.add("Add", y, writer.reshape(bias[0], results, 1, 1), output=node.output[0])
-    else:
-        shape = writer.constant(np.array([-1, results, height, width]))
-        writer.add("Reshape", y, shape, output=node.output[0])
 
 
 def toom_cook(points: tuple[Fraction, ...]) -> tuple[Matrix, Matrix, Matrix]:

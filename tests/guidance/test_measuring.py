@@ -31,7 +31,7 @@ def test_noise_of_a_measurement_is_not_that_of_a_sample():
 
 
 def test_a_seed_for_each_image():
-    with pytest.raises(InputError, match="2 seeds for 1 image"):
+    with pytest.raises(InputError, match="2 seeds for 1 image: give one for each image"):
         degrade(np.zeros((1, *SHAPE), np.float32), operator_for("gray", SHAPE), [0, 1])
 
 
